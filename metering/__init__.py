@@ -1,0 +1,1 @@
+"""Token counting, the durable ledger and the usage reports made from it."""
