@@ -1,0 +1,207 @@
+"""Nothing that runs in a sandbox outlives the process that started it."""
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from coldstart import trees
+from coldstart.sandbox import Isolation, Sandbox, launch, probe
+
+ROOT = Path(__file__).resolve().parents[2]
+MODES = [True, False]
+
+# A command with a family: a child in a session of its own that ignores SIGTERM, whose own child outlives it.
+FAMILY = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.fork() == 0:
+        if os.fork() == 0:
+            print("family complete", flush=True)
+            time.sleep(1000)
+        os._exit(0)
+    time.sleep(1000)
+time.sleep(1000)
+"""
+
+# A process that starts a family in a sandbox, as the gateway starts an engine.
+KEEPER = """
+import asyncio, os, sys
+from pathlib import Path
+from coldstart.sandbox import Isolation, launch
+
+async def main(namespaces: bool, mark: str) -> None:
+    sandbox = await launch(
+        [sys.executable, "-S", "-c", sys.argv[3], mark],
+        isolation=Isolation(namespaces=namespaces),
+        env={"PATH": os.environ["PATH"]},
+        cwd=Path("/"),
+        output=1,
+    )
+    await sandbox.wait()
+
+asyncio.run(main(sys.argv[1] == "True", sys.argv[2]))
+"""
+
+
+def marked(mark: str) -> list[int]:
+    """The living processes whose command line or environment carries the mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+            state = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0]
+        except OSError:
+            continue
+        if mark.encode() in command and state != b"Z":
+            found.append(int(entry.name))
+    return found
+
+
+async def gone(mark: str, within_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not marked(mark):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def start(
+    command: list[str], tmp_path: Path, *, namespaces: bool = True
+) -> tuple[Sandbox, asyncio.StreamReader]:
+    reading, writing = os.pipe()
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb")
+    )
+    sandbox = await launch(
+        command,
+        isolation=Isolation(namespaces=namespaces),
+        env={"PATH": os.environ["PATH"], "GREETING": "hello"},
+        cwd=tmp_path,
+        output=writing,
+    )
+    os.close(writing)
+    assert transport is not None
+    return sandbox, reader
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-S", "-c", textwrap.dedent(code), *arguments]
+
+
+async def test_namespaces_are_to_be_had_here() -> None:
+    assert await probe() == Isolation(namespaces=True)
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_the_exit_status_and_output_are_the_commands_own(tmp_path: Path, namespaces: bool) -> None:
+    code = "import os; print(os.environ['GREETING'], os.getcwd(), len(os.environ)); raise SystemExit(3)"
+    sandbox, output = await start(python(code), tmp_path, namespaces=namespaces)
+    assert await sandbox.wait() == 3
+    words = (await output.read()).split()
+    assert words[:2] == [b"hello", str(tmp_path).encode()]
+    assert sandbox.pids() == []
+
+
+async def test_a_command_that_does_not_exist_says_so(tmp_path: Path) -> None:
+    sandbox, output = await start(["/nonexistent/engine"], tmp_path)
+    assert await sandbox.wait() == 127
+    assert b"cannot run /nonexistent/engine" in await output.read()
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_a_death_by_signal_is_128_and_the_signal(tmp_path: Path, namespaces: bool) -> None:
+    sandbox, _ = await start(python("import os; os.kill(os.getpid(), 9)"), tmp_path, namespaces=namespaces)
+    assert await sandbox.wait() == 128 + 9
+
+
+async def test_inside_there_is_one_family_loopback_and_a_private_shm(tmp_path: Path) -> None:
+    code = """
+    import os, socket
+    print(os.getpid(), sorted(int(p) for p in os.listdir("/proc") if p.isdigit()))
+    print(os.listdir("/dev/shm"), [name for _, name in socket.if_nameindex()])
+    server = socket.create_server(("127.0.0.1", 0))
+    socket.create_connection(server.getsockname()).close()
+    try:
+        socket.create_connection(("192.0.2.1", 80), 1)
+    except OSError as error:
+        print(error)
+    """
+    sandbox, output = await start(python(code), tmp_path)
+    assert await sandbox.wait() == 0
+    assert (await output.read()).decode().splitlines() == [
+        "2 [1, 2]",
+        "[] ['lo']",
+        "[Errno 101] Network is unreachable",
+    ]
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_terminate_reaches_the_command_and_takes_its_family(tmp_path: Path, namespaces: bool) -> None:
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    sandbox, output = await start(python(FAMILY, mark), tmp_path, namespaces=namespaces)
+    assert await output.readline() == b"family complete\n"
+    assert len(sandbox.pids()) >= 4
+    assert trees.memory_bytes(sandbox.pids()) > 1_000_000
+    sandbox.terminate()
+    assert await sandbox.wait() == 128 + signal.SIGTERM
+    assert await gone(mark)
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_kill_ends_a_family_that_ignores_sigterm(tmp_path: Path, namespaces: bool) -> None:
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    sandbox, output = await start(python(FAMILY, mark), tmp_path, namespaces=namespaces)
+    await output.readline()
+    started = time.monotonic()
+    await sandbox.kill()
+    assert time.monotonic() - started < 2
+    assert await gone(mark)
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_the_family_goes_with_its_supervisor(tmp_path: Path, namespaces: bool) -> None:
+    """In plain mode the subreaper's death takes the command; its grandchildren end with `Sandbox.kill`."""
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    code = FAMILY if namespaces else "import time; print('ready', flush=True); time.sleep(1000)"
+    sandbox, output = await start(python(code, mark), tmp_path, namespaces=namespaces)
+    await output.readline()
+    os.kill(sandbox.pid, signal.SIGKILL)
+    assert await sandbox.wait() == 128 + signal.SIGKILL
+    assert await gone(mark)
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+@pytest.mark.parametrize("after_ms", [0, 20, 60, 100, 130, 160, 190, 220, 260, 400, None])
+async def test_nothing_outlives_a_keeper_killed_at_any_moment(
+    tmp_path: Path, namespaces: bool, after_ms: int | None
+) -> None:
+    """``None``: once the whole family is there. The other moments cover the start from exec to family."""
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    keeper = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KEEPER, str(namespaces), mark, FAMILY),
+        stdout=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+    )
+    assert keeper.stdout is not None
+    if after_ms is None:
+        assert await keeper.stdout.readline() == b"family complete\n"
+        assert len(marked(mark)) >= 5
+    else:
+        await asyncio.sleep(after_ms / 1000)
+    keeper.kill()
+    await keeper.wait()
+    assert await gone(mark)
+    await asyncio.sleep(0.1)
+    assert not marked(mark)
