@@ -1,0 +1,141 @@
+"""The ASGI application: routes, the handlers of errors, and the lifespan that owns every resource."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from engines.client import EngineClients
+from engines.errors import EngineError
+from engines.host import EngineHost
+from gateway import administration, engines_api, health, inference, models, usage
+from gateway.authentication import authenticate
+from gateway.catalog import Catalog, load_model
+from gateway.config import Config
+from gateway.context import RequestContext, record_of
+from gateway.database import migrate, open_database
+from gateway.datadir import DataDirectory
+from gateway.errors import ApiError, answer_error, not_supported
+from gateway.services import Services
+from metering.errors import MeteringError
+from metering.ledger import open_ledger
+from metering.usage import UsageReports
+from tenants.errors import TenantError
+from tenants.store import TenantStore
+from tenants.types import KeyKind
+
+_NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
+
+
+def create_app(config: Config, data: DataDirectory) -> Starlette:
+    """The gateway for this configuration; ``data`` is held by the caller."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with open_services(config, data) as services:
+            app.state.services = services
+            yield
+
+    handled = (ApiError, HTTPException, TenantError, MeteringError, EngineError)
+    handlers = dict.fromkeys(handled, answer_error)
+    return Starlette(
+        routes=_routes(),
+        middleware=[Middleware(RequestContext)],
+        exception_handlers={**handlers, ClientDisconnect: _client_gone, Exception: answer_error},
+        lifespan=lifespan,
+    )
+
+
+@asynccontextmanager
+async def open_services(config: Config, data: DataDirectory) -> AsyncIterator[Services]:
+    """Opens what the gateway works with, in order, and closes it in the other."""
+    url = config.storage.database_url()
+    await migrate(url)
+    async with AsyncExitStack() as stack:
+        database = open_database(url)
+        stack.push_async_callback(database.dispose)
+        ledger = await stack.enter_async_context(open_ledger(url, database))
+        specs = [model.spec(data.environment) for model in config.models]
+        clients = EngineClients()
+        stack.push_async_callback(clients.aclose)
+        host = await stack.enter_async_context(EngineHost(specs, run_dir=data.run_folder))
+        started = int(time.time())
+        yield Services(
+            config=config,
+            database=database,
+            tenants=TenantStore(database, data.pepper()),
+            ledger=ledger,
+            reports=UsageReports(database),
+            host=host,
+            clients=clients,
+            catalog=Catalog(load_model(spec, started) for spec in specs),
+        )
+
+
+async def _client_gone(request: Request, _error: Exception) -> Response:
+    record_of(request.scope).client_gone = True
+    return Response(status_code=400)
+
+
+async def _not_yet(request: Request) -> Response:
+    await authenticate(request, KeyKind.PROJECT)
+    raise not_supported(f"{request.method} {request.url.path}")
+
+
+def _routes() -> list[Route]:
+    return [*_inference_routes(), *_administration_routes(), *_own_routes()]
+
+
+def _inference_routes() -> list[Route]:
+    return [
+        Route("/health/live", health.live, methods=["GET"]),
+        Route("/health/ready", health.ready, methods=["GET"]),
+        Route("/v1/models", models.list_models, methods=["GET"]),
+        Route("/v1/models/{id}", models.retrieve_model, methods=["GET"]),
+        Route("/v1/models/{id}", models.delete_model, methods=["DELETE"]),
+        Route("/v1/chat/completions", inference.chat_completions.__call__, methods=["POST"]),
+        Route("/v1/completions", inference.completions.__call__, methods=["POST"]),
+        Route("/v1/embeddings", inference.embeddings.__call__, methods=["POST"]),
+        Route("/tokenize", inference.tokenize.__call__, methods=["POST"]),
+        Route("/detokenize", inference.detokenize.__call__, methods=["POST"]),
+        *[
+            Route(f"/v1/{path}{rest}", _not_yet, methods=["GET", "POST", "DELETE"])
+            for path in _NOT_YET
+            for rest in ("", "/{rest:path}")
+        ],
+    ]
+
+
+def _administration_routes() -> list[Route]:
+    organization = "/v1/organization"
+    project = f"{organization}/projects/{{project}}"
+    return [
+        Route(f"{organization}/projects", administration.create_project, methods=["POST"]),
+        Route(f"{organization}/projects", administration.list_projects, methods=["GET"]),
+        Route(project, administration.retrieve_project, methods=["GET"]),
+        Route(f"{project}/archive", administration.archive_project, methods=["POST"]),
+        Route(f"{project}/service_accounts", administration.create_service_account, methods=["POST"]),
+        Route(f"{project}/api_keys", administration.list_keys, methods=["GET"]),
+        Route(f"{project}/api_keys/{{key}}", administration.retrieve_key, methods=["GET"]),
+        Route(f"{project}/api_keys/{{key}}", administration.delete_key, methods=["DELETE"]),
+        Route(f"{organization}/usage/completions", usage.completions.__call__, methods=["GET"]),
+        Route(f"{organization}/usage/embeddings", usage.embeddings.__call__, methods=["GET"]),
+    ]
+
+
+def _own_routes() -> list[Route]:
+    own = "/v1/torpor"
+    return [
+        Route(f"{own}/organizations", administration.create_organization, methods=["POST"]),
+        Route(f"{own}/organizations", administration.list_organizations, methods=["GET"]),
+        Route(f"{own}/engines", engines_api.list_engines, methods=["GET"]),
+        Route(f"{own}/engines/{{model}}/wake", engines_api.wake_engine, methods=["POST"]),
+        Route(f"{own}/engines/{{model}}/sleep", engines_api.sleep_engine, methods=["POST"]),
+        Route(f"{own}/usage", usage.project_usage, methods=["GET"]),
+    ]

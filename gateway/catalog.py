@@ -1,0 +1,100 @@
+"""The models of this installation, as a caller sees them."""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.spec import ModelSpec, Task
+from gateway.errors import ApiError, invalid_request, model_not_found
+from metering.errors import TemplateError
+from metering.prompts import ChatTemplate
+from metering.tokens import TokenCounter
+from tenants.types import Principal
+
+_log = logging.getLogger("torpor.catalog")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model with what the gateway itself knows of its tokens.
+
+    ``max_model_len`` is in tokens. ``counter`` and ``template`` are ``None`` for a model that somebody else
+    runs, and ``template`` for one that has none.
+    """
+
+    spec: ModelSpec
+    created: int
+    max_model_len: int | None
+    counter: TokenCounter | None
+    template: ChatTemplate | None
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    def card(self) -> dict[str, Any]:
+        """OpenAI's ``model`` object, with vLLM's ``max_model_len``."""
+        return {
+            "id": self.id,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "torpor",
+            "max_model_len": self.max_model_len,
+        }
+
+
+class Catalog:
+    """Resolves the name in a request to a model that the caller may use."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models = {model.id: model for model in models}
+
+    def visible(self, _principal: Principal) -> list[Model]:
+        """What the caller may use, in the order of the configuration."""
+        return list(self._models.values())
+
+    def resolve(self, _principal: Principal, name: str, task: Task | None = None) -> Model:
+        """Raises 404 where the caller has no such model, 400 where it cannot do the task."""
+        model = self._models.get(name)
+        if model is None:
+            raise model_not_found(name)
+        if task is not None and model.spec.task is not task:
+            raise _wrong_task(name, task)
+        return model
+
+
+def _wrong_task(name: str, wanted: Task) -> ApiError:
+    does = "generate text" if wanted is Task.GENERATE else "make embeddings"
+    return invalid_request(f"The model `{name}` does not {does}.", "model", "model_not_supported")
+
+
+def load_model(spec: ModelSpec, created: int) -> Model:
+    """Reads the tokenizer, the chat template and the context length from the model's folder."""
+    if spec.source is None:
+        return Model(spec, created, spec.max_model_len, None, None)
+    counter = TokenCounter.load(spec.source)
+    return Model(spec, created, spec.max_model_len or _context(spec.source), counter, _template(spec))
+
+
+def _template(spec: ModelSpec) -> ChatTemplate | None:
+    if spec.task is not Task.GENERATE or spec.source is None:
+        return None
+    try:
+        return ChatTemplate.load(spec.source)
+    except TemplateError as error:
+        _log.warning("model %s has no usable chat template: %s", spec.id, error)
+        return None
+
+
+def _context(folder: Path) -> int | None:
+    """The context length in tokens that vLLM derives where it is not told: of all that is given the least."""
+    settings = json.loads((folder / "config.json").read_text())
+    found = [settings.get("max_position_embeddings")]
+    sentence = folder / "sentence_bert_config.json"
+    if sentence.is_file():
+        found.append(json.loads(sentence.read_text()).get("max_seq_length"))
+    lengths = [length for length in found if isinstance(length, int)]
+    return min(lengths, default=None)

@@ -1,0 +1,154 @@
+"""What the commands share: the configuration, the keys, and a way to the API that needs no running gateway."""
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import httpx
+
+from gateway.config import Config, ConfigError, load_config
+from gateway.datadir import DataDirectory, DataDirectoryInUse
+
+T = TypeVar("T")
+DEFAULT_CONFIG = "torpor.toml"
+_TIMEOUT_S = 30.0
+
+
+class CommandError(Exception):
+    """What a command tells in one line before it ends with exit code 1."""
+
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=DEFAULT_CONFIG,
+    envvar="TORPOR_CONFIG",
+    show_default=True,
+    help="The configuration.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A configuration and its data directory."""
+
+    config: Config
+    data: DataDirectory
+
+    @classmethod
+    def load(cls, config_file: Path) -> "Installation":
+        """Raises `CommandError` where the configuration cannot be used."""
+        try:
+            config = load_config(config_file)
+        except ConfigError as error:
+            raise CommandError(str(error)) from None
+        return cls(config, DataDirectory(config.storage.data_dir.absolute()))
+
+    def credential(self, name: str) -> str:
+        """A key from the environment, else from the credentials of the demo organization."""
+        value = os.environ.get(name) or self.credentials().get(name)
+        if not value:
+            raise CommandError(f"set {name} to the key to use")
+        return value
+
+    def credentials(self) -> dict[str, str]:
+        """The ``export KEY=value`` lines of the credentials file; empty where there is none."""
+        try:
+            lines = self.data.credentials_file.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        pairs = (line.removeprefix("export ").partition("=") for line in lines if line.startswith("export "))
+        return {name: value for name, _, value in pairs}
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port of the gateway that this configuration describes."""
+        server = self.config.server
+        scheme = "https" if server.tls_certificate else "http"
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.host)  # noqa: S104
+        return f"{scheme}://{host}:{server.port}"
+
+    def http(self, key: str | None, timeout_s: float = _TIMEOUT_S) -> httpx.AsyncClient:
+        """A client of the running gateway."""
+        return httpx.AsyncClient(
+            base_url=self.origin,
+            headers=_bearer(key),
+            timeout=timeout_s,
+            trust_env=False,
+            verify=self._trust(),
+        )
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        certificate = self.config.server.tls_certificate
+        if certificate is None:
+            return False
+        context = ssl.create_default_context(cafile=str(certificate))
+        context.check_hostname = False
+        return context
+
+    @asynccontextmanager
+    async def api(self, key: str) -> AsyncIterator[httpx.AsyncClient]:
+        """The API of the running gateway; where none runs, the same routes on the database itself.
+
+        The data directory is held meanwhile, so that no gateway starts in between.
+        """
+        if self.data.running() is not None:
+            async with self.http(key) as client:
+                yield client
+            return
+        from gateway.app import create_app
+
+        with self.data.held():
+            app = create_app(replace(self.config, models=()), self.data)
+            async with app.router.lifespan_context(app):
+                transport = httpx.ASGITransport(app)
+                async with httpx.AsyncClient(
+                    transport=transport, base_url="http://torpor", headers=_bearer(key)
+                ) as client:
+                    yield client
+
+
+def _bearer(key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Runs a command's coroutine; what a user can do something about becomes a `CommandError`."""
+    try:
+        return asyncio.run(work())
+    except httpx.HTTPError as error:
+        raise CommandError(f"the gateway does not answer: {error or type(error).__name__}") from None
+    except DataDirectoryInUse as error:
+        raise CommandError(str(error)) from None
+
+
+def answer(response: httpx.Response) -> dict[str, Any]:
+    """The JSON of a good answer; an error envelope becomes a `CommandError`."""
+    try:
+        body: dict[str, Any] = response.json()
+    except ValueError:
+        raise CommandError(f"the gateway answered {response.status_code} without JSON") from None
+    if response.is_error:
+        error = body.get("error", {})
+        raise CommandError(f"{error.get('message', response.status_code)} ({error.get('code')})")
+    return body
+
+
+def print_table(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """Columns as wide as their widest cell; numbers to the right."""
+    cells = [heads, *[tuple("" if cell is None else str(cell) for cell in row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    for number, row in enumerate(cells):
+        aligned = [
+            cell.rjust(width) if number and isinstance(rows[number - 1][column], int) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(aligned).rstrip())

@@ -1,0 +1,186 @@
+"""``torpor doctor``: what this machine offers and lacks, each with what to do."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.cli.common import CommandError, Installation, config_option, json_option, run
+from gateway.database import migrate, open_database
+
+_GIB = 1024**3
+_CRIU_NEEDED = (4, 2)
+_CLONE_NEWNS = 0x00020000
+_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. ``level`` is ``ok``, ``lacks`` (something will not work) or ``fails``."""
+
+    subject: str
+    level: str
+    what: str
+    advice: str = ""
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    if sys.version_info[:2] < (3, 11):
+        return Finding("Python", "fails", version, "install Python 3.11 with its venv module")
+    return Finding("Python", "ok", version)
+
+
+def _vllm() -> Finding:
+    """vLLM is imported in a process of its own: it takes seconds and starts threads."""
+    code = "import vllm, torch; print(vllm.__version__, torch.__version__, torch.cuda.is_available())"
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and a constant
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("vLLM", "fails", "importing it takes more than two minutes", "see docs/operations.md")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return Finding("vLLM", "fails", last, "run `make setup`")
+    vllm, torch, cuda = done.stdout.split()[-3:]
+    device = "CUDA" if cuda == "True" else "CPU"
+    return Finding("vLLM", "ok", f"{vllm} with torch {torch} on the {device}")
+
+
+def _cpu() -> Finding:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*:(.*)$", info.read_text() if info.exists() else "", re.M)
+    flags = set(found[1].split()) if found else set()
+    count = os.cpu_count() or 1
+    if "avx512f" in flags:
+        return Finding("CPU", "ok", f"{count} cores, AVX-512{' with bf16' if 'avx512_bf16' in flags else ''}")
+    if "avx2" in flags:
+        return Finding("CPU", "lacks", f"{count} cores, AVX2 only", "engines run slower than with AVX-512")
+    return Finding("CPU", "fails", f"{count} cores without AVX2", "vLLM on the CPU needs AVX2 at least")
+
+
+def _memory() -> Finding:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+            break
+    else:
+        return Finding("memory", "lacks", "unknown", "/proc/meminfo does not tell")
+    shown = f"{available / _GIB:.1f} GiB available"
+    if available < 4 * _GIB:
+        return Finding("memory", "lacks", shown, "an engine of the default model takes about 3 GiB")
+    return Finding("memory", "ok", shown)
+
+
+def _criu() -> Finding:
+    path = shutil.which("criu")
+    advice = "not needed yet: snapshots will need CRIU 4.2 or newer"
+    if path is None:
+        return Finding("CRIU", "lacks", "not installed", advice)
+    done = subprocess.run(
+        [path, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
+    found = re.search(r"(\d+)\.(\d+)", done.stdout)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    shown = ".".join(map(str, version))
+    return (
+        Finding("CRIU", "ok", shown) if version >= _CRIU_NEEDED else Finding("CRIU", "lacks", shown, advice)
+    )
+
+
+def _namespaces() -> Finding:
+    """Whether this process may make namespaces, tried in a child."""
+    code = f"import ctypes, os; os._exit(0 if ctypes.CDLL(None).unshare({_CLONE_NEWNS}) == 0 else 1)"
+    done = subprocess.run([sys.executable, "-c", code], timeout=_TIMEOUT_S, check=False)  # noqa: S603
+    if done.returncode:
+        return Finding(
+            "namespaces",
+            "lacks",
+            "not permitted",
+            "run as root, so that engines are isolated from the network",
+        )
+    return Finding("namespaces", "ok", "permitted")
+
+
+def _port(installation: Installation) -> Finding:
+    server = installation.config.server
+    running = installation.data.running()
+    if running is not None:
+        return Finding("port", "ok", f"{server.port}, held by the running gateway (process {running[0]})")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((server.host, server.port))
+        except OSError as error:
+            return Finding(
+                "port", "fails", f"{server.port}: {error.strerror}", "set TORPOR_PORT to a free one"
+            )
+    return Finding("port", "ok", f"{server.port} is free")
+
+
+def _database(installation: Installation) -> Finding:
+    url = installation.config.storage.database_url()
+    shown = url.partition(":")[0].partition("+")[0]
+
+    async def ask() -> None:
+        await migrate(url)
+        database = open_database(url)
+        try:
+            async with database.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        finally:
+            await database.dispose()
+
+    installation.data.create()
+    try:
+        run(ask)
+    except (SQLAlchemyError, OSError) as error:
+        reason = type(error).__name__
+        return Finding("database", "fails", f"{shown}: {reason}", "check [storage] database and its server")
+    return Finding("database", "ok", shown)
+
+
+def _models(installation: Installation) -> Finding:
+    names = ", ".join(model.id for model in installation.config.models)
+    if not names:
+        return Finding("models", "lacks", "none", "add a [[models]] table to the configuration")
+    return Finding("models", "ok", names)
+
+
+_CHECKS: tuple[Callable[[], Finding], ...] = (_python, _vllm, _cpu, _memory, _criu, _namespaces)
+_INSTALLATION_CHECKS: tuple[Callable[[Installation], Finding], ...] = (_port, _database, _models)
+
+
+@click.command()
+@config_option
+@json_option
+def doctor(config_file: Path, as_json: bool) -> None:
+    """Tell what this machine offers and lacks. Exit code 1 where something needed fails."""
+    findings = [check() for check in _CHECKS]
+    try:
+        installation = Installation.load(config_file)
+    except CommandError as error:
+        findings.append(Finding("configuration", "fails", str(error), "run `torpor setup`, or mend the file"))
+    else:
+        findings.append(Finding("configuration", "ok", str(config_file)))
+        findings += [check(installation) for check in _INSTALLATION_CHECKS]
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            advice = f" - {finding.advice}" if finding.advice else ""
+            click.echo(f"{finding.level:5}  {finding.subject:13}  {finding.what}{advice}")
+    if any(finding.level == "fails" for finding in findings):
+        raise CommandError("this machine lacks something that Torpor needs; see the lines marked 'fails'")

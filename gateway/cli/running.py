@@ -1,0 +1,105 @@
+"""``torpor serve|stop|wait``: the life of the gateway's process."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import click
+import httpx
+
+from gateway.cli.common import CommandError, Installation, config_option, run
+from gateway.datadir import DataDirectoryInUse
+from gateway.server import AddressInUse
+from gateway.server import serve as serve_gateway
+
+_POLL_S = 0.2
+
+
+@click.command()
+@config_option
+def serve(config_file: Path) -> None:
+    """Run the gateway in the foreground until SIGTERM or SIGINT."""
+    installation = Installation.load(config_file)
+    try:
+        with installation.data.held():
+            serve_gateway(installation.config, installation.data)
+    except (DataDirectoryInUse, AddressInUse) as error:
+        raise CommandError(str(error)) from None
+
+
+@click.command()
+@config_option
+def stop(config_file: Path) -> None:
+    """End the gateway of this data directory, and with it every engine."""
+    installation = Installation.load(config_file)
+    data = installation.data
+    running = data.running()
+    if running is None:
+        click.echo("no gateway is running")
+        return
+    pid, _ = running
+    data.terminate(pid)
+    drain_s = installation.config.server.drain_timeout_s
+    deadline = time.monotonic() + drain_s + 30
+    while data.running() is not None:
+        if time.monotonic() > deadline:
+            raise CommandError(f"the gateway (process {pid}) did not end within {drain_s + 30:g} s")
+        time.sleep(_POLL_S)
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    click.echo(f"the gateway (process {pid}) has ended")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@click.command()
+@click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds.")
+@config_option
+def wait(timeout_s: float, config_file: Path) -> None:
+    """Wait until the default model has answered a request."""
+    installation = Installation.load(config_file)
+    run(lambda: _wait(installation, timeout_s))
+
+
+async def _wait(installation: Installation, timeout_s: float) -> None:
+    started = time.monotonic()
+    key = installation.credential("TORPOR_API_KEY")
+    models = [model.id for model in installation.config.models]
+    if not models:
+        raise CommandError("the configuration names no model")
+    async with installation.http(key, timeout_s=timeout_s) as client:
+        await _until_listening(installation, client, started + timeout_s)
+        click.echo(f"the gateway listens; waking {models[0]} (a cold start takes about half a minute)")
+        body = {"model": models[0], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+        asking = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+        while not (await asyncio.wait({asking}, timeout=5))[0]:
+            click.echo(f"  still waking, {time.monotonic() - started:.0f} s")
+        response = asking.result()
+    if response.is_error:
+        raise CommandError(f"{models[0]} did not answer: {response.text}")
+    click.echo(f"{models[0]} answered after {time.monotonic() - started:.0f} s")
+
+
+async def _until_listening(installation: Installation, client: httpx.AsyncClient, deadline: float) -> None:
+    seen = False
+    while time.monotonic() < deadline:
+        running = installation.data.running() is not None
+        if seen and not running:
+            raise CommandError("the gateway has ended; its log says why")
+        seen = seen or running
+        try:
+            response = await client.get("/health/ready")
+        except httpx.TransportError:
+            await asyncio.sleep(_POLL_S)
+            continue
+        if response.is_success:
+            return
+        await asyncio.sleep(_POLL_S)
+    raise CommandError("the gateway did not begin to listen in time; its log says why")

@@ -1,0 +1,114 @@
+"""``torpor setup|hello``: a configuration, a database, a demo tenant with its keys, and how to use them."""
+
+import shutil
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import click
+
+from gateway.cli.common import CommandError, Installation, config_option, run
+from gateway.database import migrate, open_database
+from gateway.datadir import DataDirectoryInUse, replace_private
+from tenants.errors import NotFound
+from tenants.store import TenantStore
+from tenants.types import Organization, Project
+
+_DEMO = "demo"
+_QUESTION = "What is the capital of France?"
+
+
+@click.command()
+@config_option
+def setup(config_file: Path) -> None:
+    """Write the configuration, the database and the demo tenant's keys, each where it is missing."""
+    if not config_file.exists():
+        with as_file(files("gateway") / "torpor.example.toml") as example:
+            shutil.copyfile(example, config_file)
+        click.echo(f"wrote {config_file}")
+    installation = Installation.load(config_file)
+    kept = installation.credentials()
+    base_url = f"{installation.origin}/v1"
+    if not kept:
+        try:
+            with installation.data.held():
+                kept = run(lambda: _make_demo(installation))
+        except DataDirectoryInUse as error:
+            raise CommandError(str(error)) from None
+        click.echo(f"made the organization {_DEMO!r}, its project and its keys")
+    if kept.get("TORPOR_BASE_URL") != base_url:
+        lines = {"TORPOR_BASE_URL": base_url, **{k: v for k, v in kept.items() if k != "TORPOR_BASE_URL"}}
+        text = "".join(f"export {name}={value}\n" for name, value in lines.items())
+        replace_private(installation.data.credentials_file, text)
+        click.echo(f"wrote {installation.data.credentials_file}")
+
+
+async def _make_demo(installation: Installation) -> dict[str, str]:
+    url = installation.config.storage.database_url()
+    await migrate(url)
+    database = open_database(url)
+    try:
+        store = TenantStore(database, installation.data.pepper())
+        organization = await _organization(store)
+        project = await _project(store, organization)
+        _, root = await store.rotate_root_key()
+        _, admin = await store.create_admin_key(organization.id, "demo admin key")
+        _, inference = await store.create_project_key(organization.id, project.id, "demo key")
+    finally:
+        await database.dispose()
+    return {"TORPOR_API_KEY": inference, "TORPOR_ADMIN_KEY": admin, "TORPOR_ROOT_KEY": root}
+
+
+async def _organization(store: TenantStore) -> Organization:
+    """The demo organization; it is there already where an earlier run was cut short."""
+    try:
+        return await store.get_organization(_DEMO)
+    except NotFound:
+        return await store.create_organization(_DEMO)
+
+
+async def _project(store: TenantStore, organization: Organization) -> Project:
+    page = await store.list_projects(organization.id, after=None, limit=1)
+    return page.items[0] if page.items else await store.create_project(organization.id, _DEMO)
+
+
+@click.command()
+@config_option
+def hello(config_file: Path) -> None:
+    """Print a curl line and a Python snippet that talk to the running gateway."""
+    installation = Installation.load(config_file)
+    models = installation.config.models
+    if not models:
+        raise CommandError("the configuration names no model")
+    credentials = _shown(installation.data.credentials_file)
+    python = _shown(Path(sys.executable))
+    body = f'{{"model": "{models[0].id}", "messages": [{{"role": "user", "content": "{_QUESTION}"}}]}}'
+    click.echo(
+        f"""
+Torpor answers at {installation.origin}/v1. Its keys are in {credentials}.
+
+With curl:
+
+. {credentials} && curl -sS "$TORPOR_BASE_URL/chat/completions" -H "Authorization: Bearer $TORPOR_API_KEY" \
+-H "Content-Type: application/json" -d '{body}'
+
+With Python:
+
+. {credentials} && {python} - <<'END'
+import os, openai
+client = openai.OpenAI(base_url=os.environ["TORPOR_BASE_URL"], api_key=os.environ["TORPOR_API_KEY"])
+question = [{{"role": "user", "content": "{_QUESTION}"}}]
+answer = client.chat.completions.create(model="{models[0].id}", messages=question, temperature=0)
+print(answer.choices[0].message.content)
+END
+"""
+    )
+
+
+def _shown(path: Path) -> str:
+    """The path as it is typed from here."""
+    try:
+        relative = path.absolute().relative_to(Path.cwd())
+    except ValueError:
+        return str(path)
+    return f"./{relative}"

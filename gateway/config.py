@@ -1,0 +1,338 @@
+"""The configuration: one TOML file into frozen dataclasses, overridable by environment.
+
+``docs/configuration.md`` documents every key; a test holds it to that.
+"""
+
+import os
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from engines.errors import InvalidModel
+from engines.spec import ModelSpec, Task, check_model
+from gateway.toml_source import TomlSource
+
+_DOCUMENT = "docs/configuration.md"
+_GIB = 1024**3
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message is one line that says where and what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """``[server]``: where the gateway listens, and what it does to a connection. Times are in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    log_level: str = "info"
+    log_format: str = "text"
+    trusted_proxies: tuple[str, ...] = ()
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    max_header_bytes: int = 32 * 1024
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 10.0
+    keep_alive_s: float = 75.0
+    drain_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageConfig:
+    """``[storage]``: the data directory and the database."""
+
+    data_dir: Path = Path(".torpor")
+    database: str | None = None
+
+    def database_url(self) -> str:
+        """The SQLAlchemy URL: the configured one, or SQLite in the data directory."""
+        return self.database or f"sqlite+aiosqlite:///{self.data_dir / 'torpor.db'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """``[limits]``: what one request may take."""
+
+    max_body_bytes: int = 4 * 1024 * 1024
+    max_json_depth: int = 64
+    wake_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """One ``[[models]]`` table: a model that Torpor runs (``source``) or only routes to (``url``)."""
+
+    id: str
+    source: Path | None = None
+    task: Task = Task.GENERATE
+    engine_args: tuple[str, ...] = ()
+    kv_cache_gib: float = 1.0
+    max_model_len: int | None = None
+    max_running: int = 32
+    start_timeout_s: float = 300.0
+    preload: bool = False
+    url: str | None = None
+    api_key_env: str | None = None
+
+    def spec(self, environment: Mapping[str, str]) -> ModelSpec:
+        """What ``engines`` needs to know of the model."""
+        return ModelSpec(
+            id=self.id,
+            task=self.task,
+            source=self.source,
+            engine_args=self.engine_args,
+            max_model_len=self.max_model_len,
+            memory_bytes=int(self.kv_cache_gib * _GIB),
+            start_timeout_s=self.start_timeout_s,
+            preload=self.preload,
+            url=self.url.rstrip("/").removesuffix("/v1") if self.url else None,
+            api_key=environment.get(self.api_key_env) if self.api_key_env else None,
+            max_running=self.max_running,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    models: tuple[ModelConfig, ...] = ()
+
+
+SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
+    {"server": ServerConfig, "storage": StorageConfig, "limits": LimitsConfig, "models": ModelConfig}
+)
+
+
+def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Config:
+    """Reads the file, applies ``TORPOR_SECTION__KEY`` and ``TORPOR_PORT``, and checks all of it.
+
+    Relative paths are relative to the file's folder. Raises `ConfigError`.
+    """
+    environment = os.environ if environment is None else environment
+    source = _read(path)
+    loader = _Loader(path, source)
+    document = source.document
+    loader.check_sections(document)
+    tables = {name: dict(document.get(name, {})) for name in ("server", "storage", "limits")}
+    overridden = _overrides(environment)
+    for section, key, variable, text in overridden:
+        if section not in tables:
+            raise ConfigError(f"{variable}: there is no section [{section}] ({_DOCUMENT})")
+        tables[section][key] = _Override(variable, text)
+    config = Config(
+        server=loader.table(ServerConfig, "server", tables["server"]),
+        storage=loader.table(StorageConfig, "storage", tables["storage"]),
+        limits=loader.table(LimitsConfig, "limits", tables["limits"]),
+        models=tuple(
+            loader.table(ModelConfig, "models", table, index)
+            for index, table in enumerate(document.get("models", []))
+        ),
+    )
+    _check(config, loader, environment)
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class _Override:
+    variable: str
+    text: str
+
+
+def _read(path: Path) -> TomlSource:
+    try:
+        return TomlSource.read(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `torpor setup` writes one") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _overrides(environment: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
+    found = []
+    for name, value in sorted(environment.items()):
+        if name == "TORPOR_PORT":
+            found.append(("server", "port", name, value))
+        elif name.startswith("TORPOR_") and "__" in name:
+            section, _, key = name.removeprefix("TORPOR_").lower().partition("__")
+            found.append((section, key, name, value))
+    return found
+
+
+class _Loader:
+    """Turns tables into dataclasses, and says where a fault is."""
+
+    def __init__(self, path: Path, source: TomlSource) -> None:
+        self._path = path
+        self._source = source
+
+    def fault(self, section: str, key: str | None, what: str, index: int = 0) -> ConfigError:
+        line = self._source.line(section, key, index)
+        table = f"[[{section}]]" if section == "models" else f"[{section}]"
+        where = f"{self._path}:{line}" if line else str(self._path)
+        subject = f"{table} {key}" if key else table
+        return ConfigError(f"{where}: {subject}: {what} (see {_DOCUMENT}#{section})")
+
+    def check_sections(self, document: Mapping[str, Any]) -> None:
+        for name, value in document.items():
+            if name not in SECTIONS:
+                hint = _hint(name, SECTIONS)
+                line = self._source.line(name, None) or self._source.line("", name)
+                where = f"{self._path}:{line}" if line else str(self._path)
+                raise ConfigError(f"{where}: {name}: unknown section{hint} (see {_DOCUMENT})")
+            wanted = list if name == "models" else dict
+            if not isinstance(value, wanted):
+                form = "an array of tables, [[models]]" if name == "models" else f"a table, [{name}]"
+                raise self.fault(name, None, f"must be {form}")
+
+    def table(self, kind: type[Any], section: str, values: Any, index: int = 0) -> Any:
+        if not isinstance(values, dict):
+            raise self.fault(section, None, "must be a table", index)
+        hints = get_type_hints(kind)
+        known = {item.name: item for item in fields(kind)}
+        result = {}
+        for key, value in values.items():
+            if key not in known:
+                variable = f"{value.variable}: " if isinstance(value, _Override) else ""
+                fault = self.fault(section, key, f"unknown key{_hint(key, known)}", index)
+                raise ConfigError(f"{variable}{fault}")
+            result[key] = self._value(section, key, hints[key], value, index)
+        for item in known.values():
+            required = item.default is MISSING and item.default_factory is MISSING
+            if required and item.name not in result:
+                raise self.fault(section, item.name, "is required", index)
+        return kind(**result)
+
+    def _value(self, section: str, key: str, hint: Any, value: Any, index: int) -> Any:
+        try:
+            if isinstance(value, _Override):
+                return _from_text(hint, value.text, Path.cwd())
+            return _convert(hint, value, self._path.resolve().parent)
+        except ValueError as error:
+            if isinstance(value, _Override):
+                raise ConfigError(f"{value.variable}: {error} (see {_DOCUMENT}#{section})") from None
+            raise self.fault(section, key, str(error), index) from None
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+_NAMES: Mapping[type[Any], str] = types.MappingProxyType(
+    {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}
+)
+
+
+def _convert(hint: Any, value: Any, base: Path) -> Any:
+    """The TOML value as the hinted type; raises ValueError naming what was wanted."""
+    hint = _without_none(hint)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"must be an array of strings, not {value!r}")
+        return tuple(value)
+    if hint is Task:
+        return _task(value)
+    if hint is Path and isinstance(value, str):
+        return (base / value).resolve()
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"must be {_NAMES[hint]}, not {value!r}")
+    return value
+
+
+def _from_text(hint: Any, text: str, base: Path) -> Any:
+    """The value of an environment variable as the hinted type."""
+    hint = _without_none(hint)
+    if get_origin(hint) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"must be true or false, not {text!r}")
+        return text.lower() == "true"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise ValueError(f"must be {_NAMES[hint]}, not {text!r}") from None
+    return _convert(hint, text, base)
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) is types.UnionType:
+        return next(option for option in get_args(hint) if option is not type(None))
+    return hint
+
+
+def _task(value: Any) -> Task:
+    try:
+        return Task(value)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(Task)}, not {value!r}") from None
+
+
+def _check(config: Config, loader: _Loader, environment: Mapping[str, str]) -> None:
+    """What a single value's type cannot say."""
+    server = config.server
+    if not 0 < server.port < 65536:
+        raise loader.fault("server", "port", f"must be between 1 and 65535, not {server.port}")
+    if server.log_format not in ("json", "text"):
+        raise loader.fault("server", "log_format", f"must be json or text, not {server.log_format!r}")
+    if server.log_level not in ("debug", "info", "warning", "error"):
+        raise loader.fault("server", "log_level", "must be debug, info, warning or error")
+    if (server.tls_certificate is None) != (server.tls_key is None):
+        raise loader.fault("server", "tls_certificate", "tls_certificate and tls_key go together")
+    for name in ("tls_certificate", "tls_key"):
+        path = getattr(server, name)
+        if path is not None and not path.is_file():
+            raise loader.fault("server", name, f"no such file: {path}")
+    for section, table in (("server", server), ("limits", config.limits)):
+        for item in fields(table):
+            value = getattr(table, item.name)
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and not 0 < value < float("inf")
+            ):
+                raise loader.fault(section, item.name, f"must be more than 0, not {value!r}")
+    _check_models(config, loader, environment)
+
+
+def _check_models(config: Config, loader: _Loader, environment: Mapping[str, str]) -> None:
+    seen: set[str] = set()
+    for index, model in enumerate(config.models):
+        if not _is_name(model.id):
+            raise loader.fault("models", "id", "must match [A-Za-z0-9._-]{1,64}", index)
+        if model.id in seen:
+            raise loader.fault("models", "id", f"there are two models {model.id!r}", index)
+        seen.add(model.id)
+        if (model.source is None) == (model.url is None):
+            raise loader.fault("models", "source", "give either source or url", index)
+        if model.url is not None and not model.url.startswith(("http://", "https://")):
+            raise loader.fault(
+                "models", "url", f"must start with http:// or https://, not {model.url!r}", index
+            )
+        if model.api_key_env and model.api_key_env not in environment:
+            raise loader.fault("models", "api_key_env", f"{model.api_key_env} is not set", index)
+        for key in ("kv_cache_gib", "max_running", "start_timeout_s"):
+            if not 0 < getattr(model, key) < float("inf"):
+                raise loader.fault("models", key, "must be more than 0", index)
+        if model.max_model_len is not None and model.max_model_len < 1:
+            raise loader.fault("models", "max_model_len", "must be more than 0", index)
+        try:
+            check_model(model.spec(environment))
+        except InvalidModel as error:
+            raise loader.fault("models", "source", str(error), index) from None
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text) <= 64 and text.isascii() and all(c.isalnum() or c in "._-" for c in text)

@@ -1,0 +1,138 @@
+"""What is known of a request while it is served, the headers made from it, and its line in the log."""
+
+import logging
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from metering.types import Timings, Usage
+from tenants.types import Principal
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_log = logging.getLogger("torpor.access")
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Facts of one request, filled in on its way. Durations are in milliseconds, ``None`` where not reached."""
+
+    request_id: str
+    started: float = field(default_factory=time.perf_counter)
+    started_at: float = field(default_factory=time.time)
+    principal: Principal | None = None
+    model: str | None = None
+    tier: str | None = None
+    auth_ms: float | None = None
+    queue_ms: float | None = None
+    wake_ms: float | None = None
+    ttft_ms: float | None = None
+    usage: Usage | None = None
+    outcome: str | None = None
+    client_gone: bool = False
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request's headers were read."""
+        return (time.perf_counter() - self.started) * 1000
+
+    def timings(self) -> Timings:
+        """The durations as the ledger keeps them."""
+        return Timings(
+            queue_ms=self.queue_ms,
+            wake_ms=self.wake_ms,
+            ttft_ms=self.ttft_ms,
+            total_ms=self.elapsed_ms(),
+            tier=self.tier,
+        )
+
+    def server_timing(self) -> str:
+        """The value of ``Server-Timing``: what is known by now."""
+        known = (
+            ("auth", self.auth_ms),
+            ("queue", self.queue_ms),
+            ("wake", self.wake_ms),
+            ("ttft", self.ttft_ms),
+        )
+        return ", ".join(f"{name};dur={value:.2f}" for name, value in known if value is not None)
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record that `RequestContext` put into the scope."""
+    record: RequestRecord = scope["state"]["record"]
+    return record
+
+
+class RequestContext:
+    """ASGI middleware: gives a request its record, its answer the headers, and the log its line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = RequestRecord(_request_id(scope))
+        scope.setdefault("state", {})["record"] = record
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=message["headers"])
+                headers["x-request-id"] = record.request_id
+                headers["openai-processing-ms"] = str(round(record.elapsed_ms()))
+                if timing := record.server_timing():
+                    headers["server-timing"] = timing
+                if record.tier is not None:
+                    headers["x-torpor-engine"] = record.tier
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            _log_request(scope, record, 499 if record.client_gone else status)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if _SANE_ID.fullmatch(given):
+                return given
+    return "req_" + secrets.token_hex(16)
+
+
+def _log_request(scope: Scope, record: RequestRecord, status: int) -> None:
+    who, usage = record.principal, record.usage
+    client = scope.get("client")
+    fields = {
+        "request_id": record.request_id,
+        "method": scope["method"],
+        "path": scope["path"][:256],
+        "status": status,
+        "client": client[0] if client else None,
+        "organization": who.organization_id if who else None,
+        "project": who.project_id if who else None,
+        "key": who.key_id if who else None,
+        "model": record.model,
+        "outcome": record.outcome,
+        "input_tokens": usage.input_tokens if usage else None,
+        "cached_tokens": usage.cached_tokens if usage else None,
+        "output_tokens": usage.output_tokens if usage else None,
+        "tier": record.tier,
+        "queue_ms": _rounded(record.queue_ms),
+        "wake_ms": _rounded(record.wake_ms),
+        "ttft_ms": _rounded(record.ttft_ms),
+        "total_ms": _rounded(record.elapsed_ms()),
+    }
+    known = {name: value for name, value in fields.items() if value is not None}
+    _log.info("request", extra={"fields": known})
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

@@ -1,0 +1,124 @@
+"""The data directory: its lock, its secrets, and the files that other commands look for."""
+
+import fcntl
+import os
+import secrets
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PEPPER_BYTES = 32
+
+
+class DataDirectoryInUse(Exception):
+    """Another process holds the data directory."""
+
+
+class DataDirectory:
+    """A folder, mode 0700, that one gateway (or one writing command) holds at a time."""
+
+    def __init__(self, path: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.path = path
+        self.environment = os.environ if environment is None else environment
+
+    @property
+    def run_folder(self) -> Path:
+        """Where engines keep their sockets."""
+        return self.path / "run"
+
+    @property
+    def credentials_file(self) -> Path:
+        """``export KEY=value`` lines of the demo organization, mode 0600."""
+        return self.path / "credentials.env"
+
+    @property
+    def pid_file(self) -> Path:
+        """The running gateway's process id, and its port."""
+        return self.path / "gateway.pid"
+
+    def create(self) -> None:
+        """Makes the folder where there is none."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the lock; raises `DataDirectoryInUse` where another process does.
+
+        The kernel gives the lock back however the process ends.
+        """
+        self.create()
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataDirectoryInUse(
+                    f"{self.path} is in use by another gateway; stop it first (`torpor stop`)"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def pepper(self) -> bytes:
+        """The secret under which keys are hashed: made once, 32 random bytes, mode 0600."""
+        file = self.path / "pepper"
+        if not file.exists():
+            self.create()
+            beside = self.path / f".pepper.{os.getpid()}"
+            _write_new(beside, secrets.token_hex(_PEPPER_BYTES))
+            with suppress(FileExistsError):
+                os.link(beside, file)
+            beside.unlink()
+        return bytes.fromhex(file.read_text())
+
+    def announce(self, port: int) -> None:
+        """Writes the pid file of this process."""
+        replace_private(self.pid_file, f"{os.getpid()} {_start_time(os.getpid())} {port}\n")
+
+    def withdraw(self) -> None:
+        """Removes the pid file."""
+        self.pid_file.unlink(missing_ok=True)
+
+    def running(self) -> tuple[int, int] | None:
+        """Process id and port of the gateway that announced itself here, or ``None``.
+
+        A file left by a killed gateway is told apart by the start time of the process, which no later
+        process under the same id shares.
+        """
+        try:
+            pid, started, port = map(int, self.pid_file.read_text().split())
+        except (FileNotFoundError, ValueError):
+            return None
+        return (pid, port) if _start_time(pid) == started else None
+
+    def terminate(self, pid: int) -> None:
+        """Asks the gateway to end; it may be gone already."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def _start_time(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot (field 22 of proc(5)'s stat)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *rest = stat.rpartition(")")[2].split()
+    return None if state == "Z" else int(rest[18])
+
+
+def _write_new(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_private(path: Path, text: str) -> None:
+    """Writes the file whole, mode 0600, by rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    _write_new(beside, text)
+    beside.replace(path)

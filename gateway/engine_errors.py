@@ -1,0 +1,52 @@
+"""What an engine answers when it refuses or fails, turned into the gateway's own envelope."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from gateway.errors import ApiError, engine_failed, invalid_request, not_supported
+
+_PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
+_MAX_MESSAGE = 1000
+
+
+def refusal(status: int, body: bytes) -> ApiError:
+    """The error for an answer of the engine that is not 200."""
+    try:
+        payload = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        payload = None
+    error = payload.get("error", payload) if isinstance(payload, dict) else None
+    return engine_error(error if isinstance(error, dict) else {}, status)
+
+
+def engine_error(error: dict[str, Any], status: int | None = None) -> ApiError:
+    """The error for an engine's error object; ``status`` is the answer's, else the object's ``code``."""
+    code = error.get("code")
+    status = status or (code if isinstance(code, int) else 500)
+    message = _clean(error.get("message") or error.get("detail"))
+    param = error.get("param")
+    if status in (400, 413, 422):
+        named = "context_length_exceeded" if _is_length(message) else None
+        return invalid_request(message, param if isinstance(param, str) else None, named)
+    if status == 501:
+        return not_supported("What this request asks for")
+    if status in (429, 503):
+        return ApiError(
+            503,
+            "server_error",
+            "engine_unavailable",
+            "The engine is overloaded. Send the request again in a moment.",
+            headers={"retry-after": "1"},
+        )
+    return engine_failed()
+
+
+def _is_length(message: str) -> bool:
+    return "context length" in message or "max_model_len" in message or "maximum model length" in message
+
+
+def _clean(message: Any) -> str:
+    text = message if isinstance(message, str) else "The engine refused the request."
+    return _PATH.sub("<path>", text)[:_MAX_MESSAGE]

@@ -1,0 +1,61 @@
+"""``/v1/torpor/engines``: what the host's engines are doing, and waking or stopping one."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from coldstart.tiers import SleepTier
+from engines.host import EngineStatus
+from gateway.authentication import authenticate
+from gateway.bodies import read_json
+from gateway.errors import invalid_request
+from gateway.services import Services, services_of
+from tenants.types import KeyKind
+
+
+def engine_object(status: EngineStatus) -> dict[str, Any]:
+    """Torpor's ``engine`` object. Memory in bytes, times in unix seconds, durations in milliseconds."""
+    return {
+        "id": status.id,
+        "object": "torpor.engine",
+        "state": status.state,
+        "tier": status.tier,
+        "memory_bytes": status.memory_bytes,
+        "in_flight": status.in_flight,
+        "failure": status.failure,
+        "replicas": [],
+        "wakes": [
+            {"at": wake.at, "from": wake.tier, "ms": {"total": round(wake.total_s * 1000, 1)}}
+            for wake in status.wakes
+        ],
+    }
+
+
+async def list_engines(request: Request) -> Response:
+    """``GET /v1/torpor/engines``."""
+    await authenticate(request, KeyKind.ROOT, KeyKind.ADMIN)
+    engines = [engine_object(status) for status in services_of(request).host.status()]
+    return JSONResponse({"object": "list", "data": engines})
+
+
+async def wake_engine(request: Request) -> Response:
+    """``POST /v1/torpor/engines/{model}/wake``: answers when it is awake."""
+    services, name = await _root(request)
+    return JSONResponse(engine_object(await services.host.wake(name)))
+
+
+async def sleep_engine(request: Request) -> Response:
+    """``POST /v1/torpor/engines/{model}/sleep`` with ``{"tier": ...}``: answers when it sleeps."""
+    services, name = await _root(request)
+    config = services.config
+    body = await read_json(request, config.limits, config.server.body_timeout_s)
+    tiers = [tier.value for tier in SleepTier if tier is not SleepTier.HOT]
+    if body.get("tier") not in tiers:
+        raise invalid_request(f"'tier' must be one of {', '.join(tiers)}.", "tier", "invalid_value")
+    return JSONResponse(engine_object(await services.host.sleep(name, SleepTier(body["tier"]))))
+
+
+async def _root(request: Request) -> tuple[Services, str]:
+    await authenticate(request, KeyKind.ROOT)
+    return services_of(request), request.path_params["model"]

@@ -1,0 +1,187 @@
+"""The error envelope, and the one table that turns what the other folders raise into HTTP.
+
+The envelope is OpenAI's: ``{"error": {"message", "type", "param", "code"}}``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engines.errors import EngineBroken, EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
+from metering.errors import InvalidQuery
+from metering.errors import StorageUnavailable as LedgerUnavailable
+from tenants.errors import Conflict, InvalidCredential, InvalidValue, NotFound
+from tenants.errors import StorageUnavailable as TenantStorageUnavailable
+
+JSON = "application/json"
+
+
+@dataclass
+class ApiError(Exception):
+    """An error as a client sees it.
+
+    ``message`` never carries a path, a stack or another tenant's name. ``headers`` are added to the answer.
+    """
+
+    status: int
+    type: str
+    code: str | None
+    message: str
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def envelope(self) -> dict[str, Any]:
+        """The wire form."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def body(self) -> bytes:
+        """The wire form as JSON."""
+        return msgspec.json.encode(self.envelope())
+
+    def response(self) -> Response:
+        """The answer to a request that has not been answered yet."""
+        return Response(self.body(), self.status, self.headers, JSON)
+
+    def event(self) -> bytes:
+        """The form that it has in a stream that has begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+def invalid_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request cannot be served as it is."""
+    return ApiError(400, "invalid_request_error", code, message, param)
+
+
+def model_not_found(name: str) -> ApiError:
+    """404: the same answer for a model that does not exist and for one that the caller may not use."""
+    shown = name if len(name) <= 128 else name[:128] + "..."
+    return ApiError(
+        404,
+        "invalid_request_error",
+        "model_not_found",
+        f"The model `{shown}` does not exist or you do not have access to it.",
+        "model",
+    )
+
+
+def not_supported(what: str) -> ApiError:
+    """501: part of OpenAI's API that this gateway does not have."""
+    return ApiError(501, "server_error", "not_supported", f"{what} is not supported by this gateway yet.")
+
+
+def insufficient_scope(message: str) -> ApiError:
+    """403: the key is good, but not for this."""
+    return ApiError(403, "permission_error", "insufficient_scope", message)
+
+
+def engine_failed() -> ApiError:
+    """502: the engine died while it worked on the request."""
+    return ApiError(
+        502,
+        "server_error",
+        "engine_failed",
+        "The engine failed while it was working on this request. The request may be sent again.",
+    )
+
+
+def shutting_down() -> ApiError:
+    """503: the gateway is draining."""
+    return ApiError(
+        503,
+        "server_error",
+        "shutting_down",
+        "The gateway is shutting down. Send the request again in a moment.",
+        headers={"retry-after": "5"},
+    )
+
+
+def internal_error() -> ApiError:
+    """500: a fault of the gateway's own; the log has the details."""
+    return ApiError(
+        500,
+        "server_error",
+        "internal_error",
+        "The gateway failed to handle this request. Its log has the details under the request id.",
+    )
+
+
+def _storage_unavailable() -> ApiError:
+    return ApiError(
+        503,
+        "server_error",
+        "storage_unavailable",
+        "The gateway cannot reach its storage, so nothing can be metered. Send the request again later.",
+        headers={"retry-after": "2"},
+    )
+
+
+_CREDENTIAL_MESSAGES = {
+    "missing": "No API key was provided. Send it as 'Authorization: Bearer YOUR_KEY'.",
+    "unknown": "Incorrect API key provided.",
+    "expired": "The API key provided has expired.",
+    "revoked": "The API key provided has been revoked.",
+    "archived": "The project of the API key provided is archived.",
+}
+
+
+def _credential(error: InvalidCredential) -> ApiError:
+    message = _CREDENTIAL_MESSAGES[error.reason]
+    headers = {"www-authenticate": "Bearer"}
+    return ApiError(401, "authentication_error", "invalid_api_key", message, headers=headers)
+
+
+def _unavailable(error: EngineUnavailable) -> ApiError:
+    headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
+    return ApiError(503, "server_error", "engine_unavailable", str(error), headers=headers)
+
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the order of the classes
+    """What the error of another folder is on the wire.
+
+    An error that the table does not know is a fault of the gateway's own: 500 ``internal_error``.
+    """
+    match error:
+        case ApiError():
+            return error
+        case HostClosing():
+            return shutting_down()
+        case EngineUnavailable():
+            return _unavailable(error)
+        case EngineBroken():
+            return engine_failed()
+        case UnknownModel():
+            return model_not_found(error.model_id)
+        case UnsupportedTier():
+            return invalid_request(str(error), "tier", "unsupported_tier")
+        case InvalidCredential():
+            return _credential(error)
+        case InvalidValue() | InvalidQuery():
+            return invalid_request(error.message, error.param, "invalid_value")
+        case Conflict():
+            return invalid_request(str(error), code="already_exists")
+        case NotFound():
+            return ApiError(404, "invalid_request_error", "not_found", str(error))
+        case TenantStorageUnavailable() | LedgerUnavailable():
+            return _storage_unavailable()
+        case HTTPException():
+            code = _HTTP_CODES.get(error.status_code, "invalid_request")
+            message = f"{error.detail}. See GET /v1/models for what can be called."
+            return ApiError(error.status_code, "invalid_request_error", code, message)
+        case _:
+            return internal_error()
+
+
+async def answer_error(_request: Request, error: Exception) -> Response:
+    """Starlette's exception handler for everything that an endpoint raises."""
+    return translate(error).response()

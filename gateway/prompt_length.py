@@ -1,0 +1,89 @@
+"""Refuses a prompt that the model's context cannot hold, before any engine is woken for it."""
+
+import asyncio
+from typing import Any
+
+from gateway.bodies import ChatCall, CompletionCall, EmbeddingCall, Generation
+from gateway.catalog import Model
+from gateway.errors import ApiError, invalid_request
+from metering.errors import TemplateError
+
+_TEMPLATE_MARGIN = 512
+"""More tokens than a chat template adds around a message; only decides whether counting can be saved."""
+_IN_THREAD_BYTES = 16 * 1024
+
+
+async def check_prompt_length(model: Model, call: Any, body: dict[str, Any], body_bytes: int) -> None:
+    """Raises 400 ``context_length_exceeded`` where the prompt and the answer asked for do not fit.
+
+    A token stands for at least one byte of the body, so that a short body needs no counting.
+    """
+    limit = model.max_model_len
+    if limit is None or model.counter is None or body.get("truncate_prompt_tokens") is not None:
+        return
+    answer = _answer_tokens(call)
+    if answer >= limit:
+        raise _exceeded(limit, 1, answer)
+    messages = len(call.messages) if isinstance(call, ChatCall) else 1
+    if body_bytes + _TEMPLATE_MARGIN + 16 * messages + answer <= limit:
+        return
+    if body_bytes > _IN_THREAD_BYTES:
+        longest = await asyncio.to_thread(_longest_prompt, model, call, body)
+    else:
+        longest = _longest_prompt(model, call, body)
+    if longest + max(answer, 1 if isinstance(call, Generation) else 0) > limit:
+        raise _exceeded(limit, longest, answer)
+
+
+def _exceeded(limit: int, prompt: int, answer: int) -> ApiError:
+    asked = f" and {answer} for the answer" if answer else ""
+    param = "max_tokens" if prompt < limit and answer else "messages"
+    return invalid_request(
+        f"This model's maximum context length is {limit} tokens. However, your request asks for {prompt} "
+        f"tokens of input{asked}. Please reduce either.",
+        param,
+        "context_length_exceeded",
+    )
+
+
+def _answer_tokens(call: Any) -> int:
+    if not isinstance(call, Generation):
+        return 0
+    return call.max_completion_tokens or call.max_tokens or 0
+
+
+def _longest_prompt(model: Model, call: Any, body: dict[str, Any]) -> int:
+    """Tokens of the longest prompt of the request; 0 where only the engine can tell."""
+    if isinstance(call, ChatCall):
+        return _chat_tokens(model, body)
+    prompts = call.prompt if isinstance(call, CompletionCall) else call.input
+    if isinstance(call, CompletionCall | EmbeddingCall):
+        return max((_prompt_tokens(model, prompt) for prompt in _each(prompts)), default=0)
+    return 0
+
+
+def _each(prompts: str | list[Any]) -> list[Any]:
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]
+    return prompts
+
+
+def _prompt_tokens(model: Model, prompt: str | list[int]) -> int:
+    if isinstance(prompt, list):
+        return len(prompt)
+    return model.counter.count(prompt) if model.counter is not None else 0
+
+
+def _chat_tokens(model: Model, body: dict[str, Any]) -> int:
+    if model.template is None or model.counter is None:
+        return 0
+    try:
+        text = model.template.render(
+            body["messages"],
+            tools=body.get("tools"),
+            add_generation_prompt=body.get("add_generation_prompt", True),
+            chat_template_kwargs=body.get("chat_template_kwargs"),
+        )
+    except TemplateError:
+        return 0
+    return model.counter.count(text, add_special_tokens=bool(body.get("add_special_tokens")))

@@ -1,0 +1,134 @@
+"""uvicorn's HTTP protocol with the limits that it lacks, refusing in the envelope.
+
+A head larger than ``max_header_bytes`` is a 431, one that takes longer than ``header_timeout_s`` a 408, one
+that the parser refuses a 400. Each ends the connection.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gateway.errors import ApiError, invalid_request
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection. The limits come as class attributes of a subclass made by `guarded_protocol`."""
+
+    max_header_bytes: int
+    header_timeout_s: float
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._in_head = False
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._refusal: ApiError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._refusal is None and self._in_head and self._head_bytes > self.max_header_bytes:
+            self._refusal = _too_large(self.max_header_bytes)
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+
+    def send_400_response(self, _msg: str) -> None:
+        """What uvicorn calls when the parser refuses."""
+        self._refuse(
+            self._refusal or invalid_request("This is not a valid HTTP request.", code="invalid_http")
+        )
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+        if self._head_timer is None:
+            self._watch_head()
+
+    def on_headers_complete(self) -> None:
+        self._unwatch_head()
+        self._in_head = False
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.max_header_bytes:
+            self._refusal = _too_large(self.max_header_bytes)
+        if self._refusal is None:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._refusal is None:
+            super().on_message_complete()
+
+    def _watch_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.header_timeout_s, self._head_timed_out)
+
+    def _unwatch_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_timed_out(self) -> None:
+        self._head_timer = None
+        if not self._in_head:
+            self.transport.close()
+            return
+        self._refuse(
+            ApiError(
+                408,
+                "invalid_request_error",
+                "request_timeout",
+                f"The headers did not arrive within {self.header_timeout_s:g} seconds.",
+            )
+        )
+
+    def _refuse(self, error: ApiError) -> None:
+        self._refusal = error
+        self._unwatch_head()
+        if self.transport.is_closing():
+            return
+        answered = self.cycle is None or self.cycle.response_complete
+        if answered:
+            body = error.body()
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
+                body
+            )
+            self.transport.write(STATUS_LINE[error.status] + head + body)
+        self.transport.close()
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        431,
+        "invalid_request_error",
+        "headers_too_large",
+        f"The request's line and headers are larger than {limit} bytes, the most that this gateway accepts.",
+    )
+
+
+def guarded_protocol(max_header_bytes: int, header_timeout_s: float) -> type[GuardedProtocol]:
+    """The protocol class with these limits, as uvicorn wants it: a class that it calls itself."""
+    limits = {"max_header_bytes": max_header_bytes, "header_timeout_s": header_timeout_s}
+    return type("GuardedProtocol", (GuardedProtocol,), limits)

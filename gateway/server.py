@@ -1,0 +1,98 @@
+"""The gateway's process: listens, serves, and drains when it is asked to end."""
+
+import asyncio
+import logging
+import signal
+import socket
+
+import uvicorn
+from starlette.applications import Starlette
+
+from gateway.app import create_app
+from gateway.config import Config
+from gateway.datadir import DataDirectory
+from gateway.logs import configure_logging
+from gateway.protocol import guarded_protocol
+from gateway.services import Services
+
+_log = logging.getLogger("torpor.server")
+_AFTER_DRAIN_S = 5
+
+
+class AddressInUse(Exception):
+    """Another program listens where the gateway was told to."""
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn's server; on shutdown it lets streams finish within the time to drain, then ends them."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette, data: DataDirectory, settings: Config) -> None:
+        super().__init__(config)
+        self._app = app
+        self._data = data
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        server = self._settings.server
+        scheme = "https" if server.tls_certificate else "http"
+        self._data.announce(server.port)
+        _log.info("listening on %s://%s:%d", scheme, server.host, server.port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        services: Services = self._app.state.services
+        services.draining = True
+        drain_s = self._settings.server.drain_timeout_s
+        _log.info("draining %d requests, %g s at most", len(services.running), drain_s)
+        expiry = asyncio.get_running_loop().call_later(drain_s, services.expire)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            expiry.cancel()
+            self._data.withdraw()
+
+
+def serve(config: Config, data: DataDirectory) -> None:
+    """Serves until SIGINT or SIGTERM. The caller holds the data directory.
+
+    Raises `AddressInUse`.
+    """
+    server = config.server
+    configure_logging(server.log_level, server.log_format)
+    app = create_app(config, data)
+    settings = uvicorn.Config(
+        app,
+        http=guarded_protocol(server.max_header_bytes, server.header_timeout_s),
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=round(server.keep_alive_s),
+        timeout_graceful_shutdown=round(server.drain_timeout_s + _AFTER_DRAIN_S),
+        proxy_headers=bool(server.trusted_proxies),
+        forwarded_allow_ips=list(server.trusted_proxies),
+        ssl_certfile=server.tls_certificate,
+        ssl_keyfile=server.tls_key,
+    )
+    # uvicorn raises the signal again when it has drained; the process is to end with 0 then.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with _listener(server.host, server.port) as listener:
+        GatewayServer(settings, app, data, config).run(sockets=[listener])
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """Bound before anything is started, so that a port in use stops the start at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise AddressInUse(
+            f"cannot listen on {host}:{port}: {error.strerror}; set [server] port, or TORPOR_PORT"
+        ) from None
+    listener.set_inheritable(False)
+    return listener

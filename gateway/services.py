@@ -1,0 +1,46 @@
+"""What the endpoints work with, made once and owned by the app's lifespan."""
+
+from dataclasses import dataclass, field
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import Request
+
+from engines.client import EngineClients
+from engines.host import EngineHost
+from gateway.catalog import Catalog
+from gateway.config import Config
+from gateway.exchange import Door, Exchange
+from metering.ledger import Ledger
+from metering.usage import UsageReports
+from tenants.store import TenantStore
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """The parts of a running gateway."""
+
+    config: Config
+    database: AsyncEngine
+    tenants: TenantStore
+    ledger: Ledger
+    reports: UsageReports
+    host: EngineHost
+    clients: EngineClients
+    catalog: Catalog
+    running: set[Exchange] = field(default_factory=set)
+    draining: bool = False
+
+    def door(self) -> Door:
+        """What an exchange goes through."""
+        return Door(self.host, self.clients, self.ledger, self.running)
+
+    def expire(self) -> None:
+        """Ends what is still running: the time to drain is over."""
+        for exchange in tuple(self.running):
+            exchange.expire()
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app that serves the request."""
+    services: Services = request.app.state.services
+    return services

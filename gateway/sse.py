@@ -1,0 +1,123 @@
+"""Server-sent events on their way through: split into whole events, read for usage, otherwise left alone.
+
+The wire format is WHATWG's (an event ends with an empty line); the payloads are those of OpenAI's and
+vLLM's chunk objects. Nothing that is only forwarded is decoded.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+from metering.types import Usage
+
+DONE = b"data: [DONE]\n\n"
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+# A quote inside a JSON string is escaped, so these bytes can only be structure, never text of a model.
+_USAGE = re.compile(rb',\s*"usage":\s*(null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_CHOICE = re.compile(rb'"choices":\s*\[(?:\]|\{"index":\s*(\d+))')
+_MAX_EVENT = 16 * 1024 * 1024
+
+
+class EventTooLarge(Exception):
+    """The engine sent an event that has no end."""
+
+
+class EventSplitter:
+    """Cuts a byte stream into whole events, each with the empty line that ends it."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The events that are complete now. Raises `EventTooLarge` past 16 MiB without an end."""
+        if self._rest:
+            data = self._rest + data
+        events = []
+        start = 0
+        for end in _EVENT_END.finditer(data):
+            events.append(data[start : end.end()])
+            start = end.end()
+        self._rest = data[start:]
+        if len(self._rest) > _MAX_EVENT:
+            raise EventTooLarge
+        return events
+
+
+class StreamTap:
+    """Reads the usage that a stream reports on its way, and takes it out where the client did not ask.
+
+    With ``include_usage`` the closing usage chunk stays, with ``continuous`` the usage of every chunk does.
+    After the end, ``done`` says that the engine finished by itself, ``error`` holds its error object if it
+    sent one. ``final`` is the usage of the closing chunk, for all choices together.
+    """
+
+    def __init__(self, *, include_usage: bool, continuous: bool) -> None:
+        self._include_usage = include_usage
+        self._continuous = continuous
+        self._output_by_choice: dict[int, int] = {}
+        self._input = 0
+        self.final: Usage | None = None
+        self.done = False
+        self.error: dict[str, Any] | None = None
+
+    @property
+    def seen(self) -> Usage:
+        """The tokens reported so far, the output summed over the choices."""
+        return self.final or Usage(
+            input_tokens=self._input, output_tokens=sum(self._output_by_choice.values())
+        )
+
+    def pass_on(self, event: bytes) -> bytes:
+        """What of the event goes to the client; nothing of an error or of the closing ``[DONE]``."""
+        if event.startswith(b"data: [DONE]"):
+            self.done = True
+            return b""
+        if event.startswith((b'data: {"error"', b'data: {"object":"error"')):
+            self.error = _error_of(event)
+            return b""
+        found = _USAGE.search(event)
+        if found is None:
+            return event
+        return self._with_usage(event, found)
+
+    def _with_usage(self, event: bytes, found: re.Match[bytes]) -> bytes:
+        without = event[: found.start()] + event[found.end() :]
+        choice = _CHOICE.search(event)
+        closing = choice is not None and choice[1] is None
+        if found[1] == b"null":
+            return event if self._include_usage else without
+        usage = usage_of(msgspec.json.decode(found[1]))
+        if closing:
+            self.final = usage
+            return event if self._include_usage else b""
+        index = int(choice[1]) if choice is not None else 0
+        self._output_by_choice[index] = usage.output_tokens
+        self._input = max(self._input, usage.input_tokens)
+        return event if self._continuous else without
+
+
+def usage_of(reported: Any) -> Usage:
+    """OpenAI's ``usage`` object as a `Usage`; what is missing counts as 0."""
+    if not isinstance(reported, dict):
+        return Usage()
+    details = reported.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return Usage(
+        input_tokens=_count(reported.get("prompt_tokens")),
+        cached_tokens=_count(cached),
+        output_tokens=_count(reported.get("completion_tokens")),
+    )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _error_of(event: bytes) -> dict[str, Any]:
+    try:
+        payload = msgspec.json.decode(event.removeprefix(b"data:"))
+    except msgspec.DecodeError:
+        return {}
+    error = payload.get("error", payload) if isinstance(payload, dict) else None
+    return error if isinstance(error, dict) else {}
