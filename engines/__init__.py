@@ -1,1 +1,1 @@
-"""What a model is, the vLLM process that serves it, the pool of engines on a host and the client that talks to one."""
+"""What a model is, the vLLM process that serves it, the host's pool of engines, the client of one."""

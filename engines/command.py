@@ -1,0 +1,103 @@
+"""How an engine is started: its command line and its environment."""
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from engines.spec import ModelSpec, Task
+
+_GIB = 1 << 30
+_DEFAULT_KV_CACHE = _GIB
+# What an engine may see of the gateway's environment. Everything else stays out: keys, proxies, hub tokens.
+_INHERITED = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "OMP_NUM_THREADS",
+    "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_LOGGING_LEVEL",
+)
+#: Idle connections are closed by the engine after so long; the client gives them up much earlier.
+KEEP_ALIVE_S = 120
+
+
+def _on_cpu() -> bool:
+    """The CPU build of vLLM installs itself under another name."""
+    try:
+        distribution("vllm")
+    except PackageNotFoundError:
+        return True
+    return False
+
+
+def arguments(spec: ModelSpec, socket: Path) -> list[str]:
+    """vLLM's arguments for the model, with the server on the Unix socket."""
+    chosen = {
+        "--model": str(spec.source),
+        "--served-model-name": spec.id,
+        "--uds": str(socket),
+        "--scheduling-policy": "priority",
+        "--max-num-seqs": str(spec.max_running),
+        "--worker-extension-cls": "engines.worker.WorkerExtension",
+    }
+    if spec.max_model_len is not None:
+        chosen["--max-model-len"] = str(spec.max_model_len)
+    flags = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--disable-fastapi-docs"]
+    if spec.task is Task.EMBED:
+        chosen["--runner"] = "pooling"
+    else:
+        flags.append("--enable-prefix-caching")
+    if _on_cpu():
+        chosen["--dtype"] = "bfloat16"
+        flags.append("--enforce-eager")
+        chosen["--kv-cache-memory-bytes"] = str(spec.memory_bytes or _DEFAULT_KV_CACHE)
+    elif spec.memory_bytes:
+        chosen["--kv-cache-memory-bytes"] = str(spec.memory_bytes)
+    return [word for pair in chosen.items() for word in pair] + flags + list(spec.engine_args)
+
+
+def command(spec: ModelSpec, socket: Path) -> list[str]:
+    """The argv of an engine."""
+    return [sys.executable, "-m", "engines.launcher", *arguments(spec, socket)]
+
+
+def environment(folder: Path, cache: Path) -> dict[str, str]:
+    """The environment of an engine that owns ``folder`` and shares ``cache`` with the other engines."""
+    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    cores = str(len(os.sched_getaffinity(0)))
+    environment.setdefault("PATH", os.defpath)
+    environment.setdefault("LANG", "C.UTF-8")
+    environment.setdefault("OMP_NUM_THREADS", cores)
+    # vLLM would keep a core for its scheduler and pin the rest: several engines would share the same pins.
+    environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    return environment | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "PYTHONUNBUFFERED": "1",
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "XDG_CACHE_HOME": str(cache),
+        "HF_HOME": str(cache / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "VLLM_CONFIG_ROOT": str(folder),
+        "VLLM_RPC_BASE_PATH": str(folder),
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_LOGGING_COLOR": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NO_COLOR": "1",
+    }

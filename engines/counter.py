@@ -1,0 +1,136 @@
+"""Exact token counts for each request, kept inside the engine's API server process.
+
+One *attempt* is one HTTP call of the gateway, named by its ``X-Request-Id``. It may hold several prompts (a
+list of them) and several sequences for a prompt (``n`` choices). vLLM's own ``usage`` counts a prompt once
+however many choices it has, and sums over prompts and choices: so does this. ``cached_tokens`` is summed over
+the prompts, each as its first sequence found it, where vLLM's ``usage`` reports that of one prompt only.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+_CAPACITY = 8192
+
+
+class Counts(TypedDict):
+    """The wire form of an attempt's counts."""
+
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    finished: bool
+
+
+@dataclass(slots=True)
+class _Attempt:
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    #: By prompt: how many of its tokens came from the prefix cache; None until its first report.
+    cached: dict[str, int | None] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
+    #: Aborted sequences whose last tokens may still be on their way from the engine core.
+    aborted: set[str] = field(default_factory=set)
+
+    @property
+    def finished(self) -> bool:
+        return self.calls == 0 and not self.running
+
+
+@dataclass(slots=True)
+class _Sequence:
+    attempt: _Attempt
+    prompt_id: str
+
+
+class RequestCounter:
+    """Counts by attempt, the newest ``capacity`` finished ones and all that run. Not thread-safe."""
+
+    def __init__(self, capacity: int = _CAPACITY) -> None:
+        self._capacity = capacity
+        self._attempts: OrderedDict[str, _Attempt] = OrderedDict()
+        self._sequences: dict[str, _Sequence] = {}
+
+    def begin(self, attempt_id: str) -> None:
+        """An HTTP call of the attempt has come in."""
+        attempt = self._attempts.setdefault(attempt_id, _Attempt())
+        attempt.calls += 1
+        self._attempts.move_to_end(attempt_id)
+        self._evict()
+
+    def end(self, attempt_id: str) -> None:
+        """The HTTP call is over, answered or not."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is not None:
+            attempt.calls -= 1
+
+    def admit(self, attempt_id: str, sequence_id: str, prompt_id: str, prompt_tokens: int) -> None:
+        """A sequence of the attempt goes to the engine core. Sequences of one prompt share ``prompt_id``."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is None or sequence_id in self._sequences:
+            return
+        if prompt_id not in attempt.cached:
+            attempt.cached[prompt_id] = None
+            attempt.input_tokens += prompt_tokens
+        attempt.running.add(sequence_id)
+        self._sequences[sequence_id] = _Sequence(attempt, prompt_id)
+
+    def observe(self, sequence_id: str, tokens: int, cached: int | None, finished: bool) -> None:
+        """The engine core reports ``tokens`` new ones; ``cached`` comes with a sequence's first report."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            return
+        attempt = sequence.attempt
+        attempt.output_tokens += tokens
+        if cached is not None:
+            # A choice that starts later hits what the prompt's first one just computed: take the least.
+            known = attempt.cached[sequence.prompt_id]
+            attempt.cached[sequence.prompt_id] = cached if known is None else min(known, cached)
+        if finished:
+            attempt.running.discard(sequence_id)
+            attempt.aborted.discard(sequence_id)
+            del self._sequences[sequence_id]
+
+    def abort(self, sequence_ids: Iterable[str]) -> None:
+        """The sequences have been told to stop. What still arrives of them is counted."""
+        for sequence_id in sequence_ids:
+            sequence = self._sequences.get(sequence_id)
+            if sequence is not None:
+                sequence.attempt.running.discard(sequence_id)
+                sequence.attempt.aborted.add(sequence_id)
+
+    def aborted(self, attempt_id: str) -> frozenset[str]:
+        """The attempt's sequences of which tokens may still be on their way."""
+        attempt = self._attempts.get(attempt_id)
+        return frozenset(attempt.aborted) if attempt else frozenset()
+
+    def forget(self, sequence_ids: Iterable[str]) -> None:
+        """Nothing more will come of these aborted sequences."""
+        for sequence_id in sequence_ids:
+            sequence = self._sequences.pop(sequence_id, None)
+            if sequence is not None:
+                sequence.attempt.aborted.discard(sequence_id)
+
+    def counts(self, attempt_id: str) -> Counts | None:
+        """What is known of the attempt so far; None when it is not known (any more)."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is None:
+            return None
+        return Counts(
+            input_tokens=attempt.input_tokens,
+            cached_tokens=sum(cached or 0 for cached in attempt.cached.values()),
+            output_tokens=attempt.output_tokens,
+            finished=attempt.finished,
+        )
+
+    def _evict(self) -> None:
+        """Drop the oldest finished attempts. Running ones stay: the engine bounds their number."""
+        excess = len(self._attempts) - self._capacity
+        if excess <= 0:
+            return
+        finished = (key for key, attempt in self._attempts.items() if attempt.finished)
+        for attempt_id in [key for key, _ in zip(finished, range(excess), strict=False)]:
+            attempt = self._attempts.pop(attempt_id)
+            self.forget(tuple(attempt.aborted))

@@ -1,0 +1,54 @@
+"""What engines/ raises.
+
+::
+
+    EngineError
+    ├── UnknownModel
+    ├── InvalidModel
+    ├── UnsupportedTier
+    ├── EngineBroken
+    └── EngineUnavailable
+        └── HostClosing
+"""
+
+
+class EngineError(Exception):
+    """Root of what engines/ raises."""
+
+
+class UnknownModel(EngineError):
+    """The host has no model of this name."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f"there is no model {model_id[:80]!r}")
+        self.model_id = model_id
+
+
+class InvalidModel(EngineError):
+    """A model's files are missing or cannot be read. For the operator: the message names the path."""
+
+
+class UnsupportedTier(EngineError):
+    """This host cannot put an engine to sleep in that tier."""
+
+
+class EngineBroken(EngineError):
+    """The connection to an engine failed: refused, reset, silent for too long, or ended in mid answer."""
+
+
+class EngineUnavailable(EngineError):
+    """No engine could be woken in time, or its starts keep failing. The message is safe to show a client.
+
+    ``retry_after_s``: seconds after which another attempt may succeed.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class HostClosing(EngineUnavailable):
+    """The host is not open (any more)."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down", 5.0)

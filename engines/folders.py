@@ -1,0 +1,95 @@
+"""The folders that engines run in: private, short enough for Unix sockets, and gone when their engine is."""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+# A Unix socket's path has at most 107 bytes; vLLM puts sockets named by a UUID (36 bytes) into the folder.
+_LONGEST_FOLDER = 107 - 1 - 36 - 2
+_PREFIX = "engine-"
+_RANDOM = 8
+
+
+class RunFolder:
+    """One engine's folder (mode 0700), locked for as long as this process lives."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock: int | None = lock
+
+    async def remove(self) -> None:
+        """Delete it with all that it holds. Idempotent."""
+        if self._lock is None:
+            return
+        lock, self._lock = self._lock, None
+        await asyncio.to_thread(shutil.rmtree, self.path, ignore_errors=True)
+        os.close(lock)
+
+
+class RunFolders:
+    """Makes the folders below ``run_dir``, or below a short private one in the system's temp directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir.absolute()
+        self._base = _base(self._run_dir)
+        #: For what engines keep from one start to the next.
+        self.cache = self._run_dir / "cache"
+
+    def open(self) -> None:
+        """Make what is missing, and clear away what an earlier process left behind. Raises OSError."""
+        for folder in (self._run_dir, self._base, self.cache):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _require_private(folder)
+        for leftover in self._base.glob(f"{_PREFIX}*"):
+            _remove_dead(leftover)
+
+    def close(self) -> None:
+        """Remove the folder in the temp directory when it is empty."""
+        if self._base != self._run_dir:
+            try:
+                self._base.rmdir()
+            except OSError:
+                return
+
+    def make(self) -> RunFolder:
+        """A new folder."""
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._base))
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return RunFolder(path, lock)
+
+
+def _base(run_dir: Path) -> Path:
+    if len(os.fsencode(run_dir)) + 1 + len(_PREFIX) + _RANDOM <= _LONGEST_FOLDER:
+        return run_dir
+    digest = hashlib.blake2s(os.fsencode(run_dir), digest_size=6).hexdigest()
+    return Path(tempfile.gettempdir()) / f"torpor-{os.getuid()}-{digest}"
+
+
+def _require_private(folder: Path) -> None:
+    """Others who may write to the temp directory must not have put something of theirs in our place."""
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not a folder of this user")
+    folder.chmod(0o700)
+
+
+def _remove_dead(folder: Path) -> None:
+    """Remove the folder unless a living process holds its lock."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)

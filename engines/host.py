@@ -1,0 +1,203 @@
+"""The only door to engines: a host's pool of them, woken by whoever needs one."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from coldstart import sandbox
+from coldstart.tiers import SleepTier
+from engines.actor import Engine, EngineActor, HostPolicy
+from engines.errors import EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
+from engines.folders import RunFolders
+from engines.process import EngineProcess, EngineSite
+from engines.spec import EngineAddress, ModelSpec
+from engines.status import EngineLease, EngineState, EngineStatus
+
+EngineMaker = Callable[[ModelSpec, EngineSite], Engine]
+
+_logger = logging.getLogger("torpor.engine")
+
+
+class _RemoteEngine:
+    """An engine that somebody else runs: always hot, and nothing to do for it but count."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.address = EngineAddress(url=spec.url, api_key=spec.api_key)
+        self.leases: set[EngineLease] = set()
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(
+            id=self.spec.id, state=EngineState.READY, tier=SleepTier.HOT, in_flight=len(self.leases)
+        )
+
+
+class EngineHost:
+    """The engines of this machine. Use it as an async context manager: leaving it ends every engine.
+
+    ``make`` and ``policy`` are for tests and measurements.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        *,
+        run_dir: Path,
+        policy: HostPolicy | None = None,
+        make: EngineMaker = EngineProcess,
+    ) -> None:
+        self._specs = tuple(specs)
+        self._folders = RunFolders(run_dir)
+        self._policy = policy or HostPolicy()
+        self._make = make
+        self._actors: dict[str, EngineActor] = {}
+        self._remote = {spec.id: _RemoteEngine(spec) for spec in self._specs if spec.remote}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: list[asyncio.Task[None]] = []
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        """Clear away what an earlier process left, and begin to start the models that are to be preloaded.
+
+        Raises OSError when the folder for running engines cannot be made.
+        """
+        await asyncio.to_thread(self._folders.open)
+        local = [spec for spec in self._specs if not spec.remote]
+        isolation = await sandbox.probe() if local else sandbox.Isolation(namespaces=False)
+        if local and not isolation.namespaces:
+            _logger.warning("engines run without namespaces of their own: %s", isolation.reason)
+        site = EngineSite(self._folders, isolation)
+        for spec in local:
+            actor = EngineActor(spec, lambda spec=spec: self._make(spec, site), self._policy)  # type: ignore[misc]
+            self._actors[spec.id] = actor
+            task = asyncio.create_task(actor.run(), name=f"engine {spec.id}")
+            task.add_done_callback(_report)
+            self._running.append(task)
+        self._open = True
+        for spec in local:
+            if spec.preload:
+                task = asyncio.create_task(self._preload(spec.id))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = False
+        for actor in self._actors.values():
+            actor.close()
+        closing = asyncio.gather(*self._running, *self._tasks, return_exceptions=True)
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing  # it is bounded, and no engine may be left
+            raise
+        finally:
+            await asyncio.to_thread(self._folders.close)
+
+    @asynccontextmanager
+    async def acquire(
+        self, model_id: str, adapter: str | None = None, *, timeout_s: float | None = None
+    ) -> AsyncIterator[EngineLease]:
+        """A lease on the model's engine, woken if need be, which stays awake until the context is left.
+
+        Waits no longer than ``timeout_s``, or the time that the model's start may take. Raises
+        `UnknownModel`, `EngineUnavailable`, `HostClosing`.
+        """
+        if adapter is not None:
+            raise UnknownModel(adapter)
+        remote = self._remote.get(model_id)
+        if remote is not None:
+            lease = EngineLease(model_id, remote.address, SleepTier.HOT, 0.0)
+            remote.leases.add(lease)
+            try:
+                yield lease
+            finally:
+                remote.leases.discard(lease)
+            return
+        actor = self._actor(model_id)
+        lease = await self._lease(actor, actor.spec.start_timeout_s if timeout_s is None else timeout_s)
+        try:
+            yield lease
+        finally:
+            actor.give_back(lease)
+
+    async def _lease(self, actor: EngineActor, timeout_s: float) -> EngineLease:
+        asked = actor.ask(lease=True)
+        try:
+            async with asyncio.timeout(timeout_s):
+                lease = await asked
+        except TimeoutError as error:
+            _return_unclaimed(actor, asked)
+            raise EngineUnavailable(
+                f"the engine of model {actor.spec.id} could not be woken in time", actor.expected_start_s()
+            ) from error
+        except asyncio.CancelledError:
+            _return_unclaimed(actor, asked)
+            raise
+        if lease is None:
+            raise HostClosing
+        return lease
+
+    def status(self) -> list[EngineStatus]:
+        """Every engine as it is now, in the order of the configuration."""
+        return [self._status(spec.id) for spec in self._specs]
+
+    async def wake(self, model_id: str) -> EngineStatus:
+        """Start the engine unless it runs. Raises `UnknownModel`, `EngineUnavailable`."""
+        if model_id not in self._remote:
+            await self._actor(model_id).ask(lease=False)
+        return self._status(model_id)
+
+    async def sleep(self, model_id: str, tier: SleepTier) -> EngineStatus:
+        """Let the engine's requests end (for a bounded time) and put it to sleep.
+
+        Raises `UnknownModel`, and `UnsupportedTier` for all but ``COLD`` and for remote engines.
+        """
+        if model_id in self._remote:
+            raise UnsupportedTier(f"the engine of model {model_id} is run by somebody else")
+        actor = self._actor(model_id)
+        if tier is not SleepTier.COLD:
+            raise UnsupportedTier(f"this host cannot put engines to sleep in tier {tier}")
+        return await actor.sleep()
+
+    def _actor(self, model_id: str) -> EngineActor:
+        if not self._open:
+            raise HostClosing
+        try:
+            return self._actors[model_id]
+        except KeyError:
+            raise UnknownModel(model_id) from None
+
+    def _status(self, model_id: str) -> EngineStatus:
+        remote = self._remote.get(model_id)
+        if remote is not None:
+            return remote.status()
+        actor = self._actors.get(model_id)
+        if actor is None:
+            return EngineStatus(id=model_id, state=EngineState.COLD, tier=SleepTier.COLD)
+        return actor.status()
+
+    async def _preload(self, model_id: str) -> None:
+        try:
+            await self.wake(model_id)
+        except EngineUnavailable as error:
+            _logger.warning("%s is not preloaded: %s", model_id, error)
+
+
+def _return_unclaimed(actor: EngineActor, asked: asyncio.Future[EngineLease | None]) -> None:
+    """The lease was granted in the same moment in which the caller gave up."""
+    if asked.done() and not asked.cancelled() and asked.exception() is None:
+        lease = asked.result()
+        if lease is not None:
+            actor.give_back(lease)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _logger.critical("the task of %s died", task.get_name(), exc_info=error)

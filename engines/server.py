@@ -1,0 +1,194 @@
+"""vLLM's OpenAI server with a counter of tokens built in. Imported in the engine's API server process alone.
+
+Two seams of vLLM are used: the class that receives every output of the engine core (`OutputProcessor`, where
+a subclass counts), and the function that builds the application (which gets one more middleware). The
+middleware names the attempt for all that its HTTP call starts, through a context variable: so the counter
+needs to know nothing of the ids that vLLM derives (``chatcmpl-{id}``, ``cmpl-{id}-{prompt}``, random ends).
+"""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.api_server import entry
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.logger import configure_logging_from_args
+from vllm.utils import length_from_prompt_token_ids_or_embeds
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine import async_llm
+from vllm.v1.engine.output_processor import OutputProcessor
+
+from engines.counter import RequestCounter
+
+COUNTS_PATH = "/torpor/requests/"
+_HEADER = b"x-request-id"
+_LONGEST_ID = 128
+_WATCH_S = 0.1
+_LAST_WORDS_S = 0.5
+_ENGINE_DEAD = 70
+
+_attempt: ContextVar[str | None] = ContextVar("attempt", default=None)
+_logger = logging.getLogger("vllm.torpor")
+
+
+class CountingOutputProcessor(OutputProcessor):  # type: ignore[misc]
+    """vLLM's own, reporting each sequence and each of its tokens to a counter."""
+
+    def __init__(self, counter: RequestCounter, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._counter = counter
+
+    def add_request(
+        self, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
+    ) -> None:
+        attempt_id = _attempt.get()
+        if attempt_id is not None:
+            self._counter.admit(
+                attempt_id,
+                request.request_id,
+                request.request_id if parent_req is None else parent_req.request_id,
+                length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds),
+            )
+        super().add_request(request, prompt, parent_req, request_index, queue)
+
+    def process_outputs(self, engine_core_outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        processed = super().process_outputs(engine_core_outputs, *args, **kwargs)
+        stopped = frozenset(processed.reqs_to_abort)
+        for output in engine_core_outputs:
+            stats = output.prefill_stats
+            self._counter.observe(
+                output.request_id,
+                # Counted after vLLM has cut off what was generated beyond a stop string.
+                len(output.new_token_ids),
+                None if stats is None else stats.num_cached_tokens,
+                output.finish_reason is not None or output.request_id in stopped,
+            )
+        return processed
+
+    def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
+        aborted: list[str] = super().abort_requests(request_ids, internal)
+        self._counter.abort(aborted)
+        return aborted
+
+
+class AttemptMiddleware:
+    """Names the attempt of each HTTP call, and answers ``GET /torpor/requests/{attempt_id}``."""
+
+    def __init__(self, app: ASGIApp, counter: RequestCounter) -> None:
+        self._app = app
+        self._counter = counter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"].startswith(COUNTS_PATH):
+            await self._answer(scope, send)
+            return
+        attempt_id = _attempt_id(scope)
+        if attempt_id is None:
+            await self._app(scope, receive, send)
+            return
+        token = _attempt.set(attempt_id)
+        self._counter.begin(attempt_id)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._counter.end(attempt_id)
+            _attempt.reset(token)
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        attempt_id = scope["path"].removeprefix(COUNTS_PATH)
+        aborted = self._counter.aborted(attempt_id)
+        if aborted:
+            await _catch_up(scope["app"].state.engine_client)
+            self._counter.forget(aborted)
+        counts = self._counter.counts(attempt_id)
+        body = json.dumps(counts or {"error": "unknown request"}).encode()
+        start: Message = {
+            "type": "http.response.start",
+            "status": 404 if counts is None else 200,
+            "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
+        }
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+
+def _attempt_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == _HEADER and 0 < len(value) <= _LONGEST_ID:
+            return str(value, "latin-1")
+    return None
+
+
+async def _catch_up(engine: Any) -> None:
+    """Return when every output that the engine core sent before now has been counted.
+
+    The core answers this question after the aborts that were sent before it, on the socket of the outputs:
+    what it had generated until it knew of them is in the queue by then.
+    """
+    await engine.is_paused()
+    outputs: asyncio.Queue[Any] = engine.engine_core.outputs_queue
+    while not outputs.empty():  # noqa: ASYNC110 (vLLM's own queue and task: there is no event to wait for)
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.001)
+
+
+async def _end_with(engine: Any) -> None:
+    """End this process when the engine core has died. vLLM's own watch takes up to five seconds for it."""
+    while not engine.errored:  # noqa: ASYNC110 (vLLM offers no event for it)
+        await asyncio.sleep(_WATCH_S)
+    await asyncio.sleep(_LAST_WORDS_S)  # the error events of running streams
+    _logger.error("the engine core has died")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_ENGINE_DEAD)
+
+
+def _counted(build_app: Callable[..., Any], counter: RequestCounter) -> Callable[..., Any]:
+    def build(*args: Any, **kwargs: Any) -> Any:
+        app = build_app(*args, **kwargs)
+        app.add_middleware(AttemptMiddleware, counter=counter)
+        return app
+
+    return build
+
+
+def _watched(build_and_serve: Callable[..., Any]) -> Callable[..., Any]:
+    async def serve(engine_client: EngineClient, *args: Any, **kwargs: Any) -> Any:
+        watch = asyncio.create_task(_end_with(engine_client))
+        shutdown = await build_and_serve(engine_client, *args, **kwargs)
+        watch.cancel()
+        return shutdown
+
+    return serve
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
+    """vLLM's own parsing and checking of its arguments."""
+    parser = make_arg_parser(FlexibleArgumentParser(description="An engine of Torpor"))
+    args: Namespace = parser.parse_args(list(arguments))
+    configure_logging_from_args(args)
+    validate_parsed_serve_args(args)
+    return args
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Run vLLM's server with these arguments until SIGTERM, under the standard event loop (no io_uring)."""
+    cli_env_setup()
+    args = parse(arguments)
+    counter = RequestCounter()
+    async_llm.OutputProcessor = partial(CountingOutputProcessor, counter)
+    entry.build_app = _counted(entry.build_app, counter)
+    entry.build_and_serve = _watched(entry.build_and_serve)
+    asyncio.run(entry.run_server(args))

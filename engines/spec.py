@@ -1,0 +1,138 @@
+"""What a model is, where its engine is reached, and whether its files are complete."""
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from engines.errors import InvalidModel
+
+# A checkpoint is whole when it has one of these, as transformers and vLLM look for them.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json", "*.tiktoken")
+# The names under which configurations keep the longest sequence; the first that is there counts.
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+
+
+class Task(StrEnum):
+    """What an engine is asked for."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A model as the configuration describes it: one that this host starts, or one behind a ``url``."""
+
+    id: str
+    task: Task = Task.GENERATE
+    #: Folder of weights and tokenizer; None for a remote engine.
+    source: Path | None = None
+    #: Passed to vLLM after Torpor's own, so that they win.
+    engine_args: tuple[str, ...] = ()
+    #: Longest sequence in tokens; None: what the model's own configuration says.
+    max_model_len: int | None = None
+    #: Bytes of KV cache; 0 is 1 GiB.
+    memory_bytes: int = 0
+    #: How long a cold start may take.
+    start_timeout_s: float = 300.0
+    #: Start together with the gateway.
+    preload: bool = False
+    #: Base address (without ``/v1``) of an OpenAI-compatible engine that somebody else runs.
+    url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    #: How many sequences run at once; more wait in the engine.
+    max_running: int = 32
+
+    @property
+    def remote(self) -> bool:
+        """Whether somebody else runs the engine."""
+        return self.url is not None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddress:
+    """Where an engine answers: the path of a Unix socket, or a base URL with an optional bearer key."""
+
+    uds: str | None = None
+    url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.uds is None) == (self.url is None):
+            raise ValueError("an engine has either a socket or a URL")
+
+
+def check_model(spec: ModelSpec) -> None:
+    """Check that the files of a local model are there: folder, config.json, tokenizer, weights.
+
+    Raises `InvalidModel` with what is missing and where. A remote model has nothing to check.
+    """
+    if spec.remote:
+        return
+    if spec.source is None:
+        raise InvalidModel(f"model {spec.id}: neither a source nor a url is given")
+    folder = spec.source
+    if not folder.is_dir():
+        raise InvalidModel(f"model {spec.id}: {folder} is no folder")
+    _configuration(spec)
+    for what, patterns in (("tokenizer", _TOKENIZERS), ("weights", _WEIGHTS)):
+        if not any(path.is_file() and path.stat().st_size for p in patterns for path in folder.glob(p)):
+            raise InvalidModel(f"model {spec.id}: no {what} in {folder} (looked for {', '.join(patterns)})")
+    _check_shards(spec, folder)
+
+
+def _check_shards(spec: ModelSpec, folder: Path) -> None:
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidModel(f"model {spec.id}: {index} is no index of weights") from error
+        for shard in sorted(shards):
+            if not (folder / shard).is_file():
+                raise InvalidModel(f"model {spec.id}: {index.name} names {shard}, which {folder} lacks")
+
+
+def _configuration(spec: ModelSpec) -> dict[str, Any]:
+    if spec.source is None:
+        raise InvalidModel(f"model {spec.id}: there is no folder")
+    path = spec.source / "config.json"
+    try:
+        configuration = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InvalidModel(f"model {spec.id}: {path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"model {spec.id}: {path} cannot be read: {error}") from error
+    if not isinstance(configuration, dict):
+        raise InvalidModel(f"model {spec.id}: {path} is no JSON object")
+    return configuration
+
+
+def context_length(spec: ModelSpec) -> int | None:
+    """The longest sequence in tokens that the engine will serve, told from the files, before it runs.
+
+    None where they do not tell, and for a remote model. Raises `InvalidModel`.
+    """
+    if spec.max_model_len is not None:
+        return spec.max_model_len
+    if spec.source is None:
+        return None
+    configuration = _configuration(spec)
+    text = configuration.get("text_config")
+    lengths = [
+        value
+        for part in (configuration, text if isinstance(text, dict) else {})
+        for name in _LENGTHS
+        if isinstance(value := part.get(name), int) and not isinstance(value, bool)
+    ]
+    # sentence-transformers' own limit goes before the model's, in vLLM too.
+    for name in ("sentence_bert_config.json", "sentence_roberta_config.json"):
+        try:
+            sentence = json.loads((spec.source / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(sentence, dict) and isinstance(length := sentence.get("max_seq_length"), int):
+            return length
+    return lengths[0] if lengths else None
