@@ -124,6 +124,23 @@ async def list_organizations(request: Request) -> Response:
     return _page([organization_object(item) for item in page.items], page.has_more)
 
 
+async def revoke_organization(request: Request) -> Response:
+    """``POST /v1/torpor/organizations/{id or slug}/revoke``: its projects archived, all its keys revoked."""
+    services = await _root(request)
+    tenants = services.tenants
+    organization = await tenants.get_organization(request.path_params["organization"])
+    revoked = 0
+    while projects := (await tenants.list_projects(organization.id, after=None, limit=100)).items:
+        for project in projects:
+            await tenants.archive_project(organization.id, project.id)
+    for kind in (KeyKind.PROJECT, KeyKind.ADMIN):
+        while keys := (await tenants.list_keys(organization.id, kind=kind, after=None, limit=100)).items:
+            for key in keys:
+                await tenants.revoke_key(organization.id, key.id)
+            revoked += len(keys)
+    return JSONResponse({**organization_object(organization), "revoked_keys": revoked})
+
+
 async def create_project(request: Request) -> Response:
     """``POST /v1/organization/projects``."""
     services, organization_id = await _admin(request)

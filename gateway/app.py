@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,7 +17,7 @@ from gateway import administration, engines_api, health, inference, models, usag
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
 from gateway.config import Config
-from gateway.context import RequestContext, record_of
+from gateway.context import record_of
 from gateway.database import migrate, open_database
 from gateway.datadir import DataDirectory
 from gateway.errors import ApiError, answer_error, not_supported
@@ -34,7 +33,10 @@ _NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
 
 
 def create_app(config: Config, data: DataDirectory) -> Starlette:
-    """The gateway for this configuration; ``data`` is held by the caller."""
+    """The gateway for this configuration, to be served inside a `RequestContext`.
+
+    ``data`` is held by the caller.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -46,7 +48,6 @@ def create_app(config: Config, data: DataDirectory) -> Starlette:
     handlers = dict.fromkeys(handled, answer_error)
     return Starlette(
         routes=_routes(),
-        middleware=[Middleware(RequestContext)],
         exception_handlers={**handlers, ClientDisconnect: _client_gone, Exception: answer_error},
         lifespan=lifespan,
     )
@@ -134,6 +135,11 @@ def _own_routes() -> list[Route]:
     return [
         Route(f"{own}/organizations", administration.create_organization, methods=["POST"]),
         Route(f"{own}/organizations", administration.list_organizations, methods=["GET"]),
+        Route(
+            f"{own}/organizations/{{organization}}/revoke",
+            administration.revoke_organization,
+            methods=["POST"],
+        ),
         Route(f"{own}/engines", engines_api.list_engines, methods=["GET"]),
         Route(f"{own}/engines/{{model}}/wake", engines_api.wake_engine, methods=["POST"]),
         Route(f"{own}/engines/{{model}}/sleep", engines_api.sleep_engine, methods=["POST"]),

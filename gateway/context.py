@@ -18,7 +18,7 @@ _log = logging.getLogger("torpor.access")
 
 @dataclass(slots=True)
 class RequestRecord:
-    """Facts of one request, filled in on its way. Durations are in milliseconds, ``None`` where not reached."""
+    """Facts of one request, filled in on its way. Durations in milliseconds, ``None`` where not reached."""
 
     request_id: str
     started: float = field(default_factory=time.perf_counter)
@@ -66,7 +66,11 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 class RequestContext:
-    """ASGI middleware: gives a request its record, its answer the headers, and the log its line."""
+    """The outermost ASGI layer: a request's record, the headers of its answer, and its line in the log.
+
+    What the application could not handle ends here: it has answered (500) by then, and the log gets the
+    stack under the request's id.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -94,6 +98,10 @@ class RequestContext:
 
         try:
             await self.app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("a request failed", extra={"fields": {"request_id": record.request_id}})
+            if status == 0:
+                raise
         finally:
             _log_request(scope, record, 499 if record.client_gone else status)
 

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from coldstart.tiers import SleepTier
-from engines.host import EngineStatus
+from engines.status import EngineStatus
 from gateway.authentication import authenticate
 from gateway.bodies import read_json
 from gateway.errors import invalid_request
@@ -26,7 +26,7 @@ def engine_object(status: EngineStatus) -> dict[str, Any]:
         "failure": status.failure,
         "replicas": [],
         "wakes": [
-            {"at": wake.at, "from": wake.tier, "ms": {"total": round(wake.total_s * 1000, 1)}}
+            {"at": wake.at, "from": wake.source, "ms": {phase: round(ms, 1) for phase, ms in wake.ms.items()}}
             for wake in status.wakes
         ],
     }

@@ -35,7 +35,7 @@ _log = logging.getLogger("torpor.exchange")
 OPEN_AFTER_S = 0.5
 """A stream whose engine is being woken is opened after so long."""
 HEARTBEAT_S = 1.0
-COUNTS_TIMEOUT_S = 1.0
+COUNTS_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ class Exchange:
             if not self._expired:
                 raise
             await self._fail(shutting_down(), send)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the outermost boundary of a stream that has begun
             ending = self._ending(error)
             await self._fail(error, send)
         finally:

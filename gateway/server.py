@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 
 from gateway.app import create_app
 from gateway.config import Config
+from gateway.context import RequestContext
 from gateway.datadir import DataDirectory
 from gateway.logs import configure_logging
 from gateway.protocol import guarded_protocol
@@ -61,7 +62,7 @@ def serve(config: Config, data: DataDirectory) -> None:
     configure_logging(server.log_level, server.log_format)
     app = create_app(config, data)
     settings = uvicorn.Config(
-        app,
+        RequestContext(app),
         http=guarded_protocol(server.max_header_bytes, server.header_timeout_s),
         loop="uvloop",
         ws="none",

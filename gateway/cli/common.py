@@ -1,4 +1,4 @@
-"""What the commands share: the configuration, the keys, and a way to the API that needs no running gateway."""
+"""What the commands share: the configuration, the keys, and the API, whether a gateway runs or not."""
 
 import asyncio
 import os
@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import click
 import httpx
 
+from gateway.app import create_app
 from gateway.config import Config, ConfigError, load_config
+from gateway.context import RequestContext
 from gateway.datadir import DataDirectory, DataDirectoryInUse
 
 T = TypeVar("T")
@@ -104,12 +106,10 @@ class Installation:
             async with self.http(key) as client:
                 yield client
             return
-        from gateway.app import create_app
-
         with self.data.held():
             app = create_app(replace(self.config, models=()), self.data)
             async with app.router.lifespan_context(app):
-                transport = httpx.ASGITransport(app)
+                transport = httpx.ASGITransport(RequestContext(app))
                 async with httpx.AsyncClient(
                     transport=transport, base_url="http://torpor", headers=_bearer(key)
                 ) as client:

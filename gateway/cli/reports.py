@@ -42,7 +42,7 @@ def usage(days: int, config_file: Path, as_json: bool) -> None:
 
 async def _fetch(installation: Installation, days: int) -> list[dict[str, Any]]:
     today = int(time.time()) // _DAY_S * _DAY_S
-    parameters = [
+    parameters: list[tuple[str, str | int | float | bool | None]] = [
         ("start_time", str(today - (days - 1) * _DAY_S)),
         ("group_by", "project_id"),
         ("group_by", "model"),

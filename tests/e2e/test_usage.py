@@ -1,0 +1,139 @@
+"""Tokens in the usage API are exactly those of the ``usage`` objects."""
+
+import time
+from typing import Any
+
+import openai
+import pytest
+
+from tests.process import CHAT_MODEL, EMBED_MODEL, Gateway
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def _totals(gateway: Gateway, project_id: str, since: int, kind: str = "completions") -> dict[str, int]:
+    with gateway.http(gateway.admin_key) as http:
+        page = http.get(
+            f"/v1/organization/usage/{kind}",
+            params={"start_time": since, "bucket_width": "1d", "project_ids[]": project_id},
+        ).json()
+    results = [result for bucket in page["data"] for result in bucket["results"]]
+    names = ("input_tokens", "output_tokens", "input_cached_tokens", "num_model_requests")
+    return {name: sum(result.get(name, 0) for result in results) for name in names}
+
+
+@pytest.fixture
+def project(gateway: Gateway) -> tuple[str, str]:
+    """A project of its own, and a key of it."""
+    made = gateway.torpor("project", "create", "usage-test").stdout.strip()
+    return made, gateway.torpor("key", "create", "--project", made).stdout.strip()
+
+
+def test_every_token_is_in_the_usage_api(gateway: Gateway, project: tuple[str, str]) -> None:
+    project_id, key = project
+    since = int(time.time()) - 5
+    client = gateway.client(key)
+    plain = client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, temperature=0)  # type: ignore[arg-type]
+    *_, last = client.chat.completions.create(
+        model=CHAT_MODEL,
+        messages=QUESTION,  # type: ignore[arg-type]
+        temperature=0,
+        n=2,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    listed = client.completions.create(model=CHAT_MODEL, prompt=["One", "Two and"], n=2, max_tokens=5)
+    usages = [plain.usage, last.usage, listed.usage]
+    assert _totals(gateway, project_id, since) == {
+        "input_tokens": sum(usage.prompt_tokens for usage in usages if usage),
+        "output_tokens": sum(usage.completion_tokens for usage in usages if usage),
+        "input_cached_tokens": sum(_cached(usage) for usage in usages),
+        "num_model_requests": 3,
+    }
+    embedded = client.embeddings.create(model=EMBED_MODEL, input=["one", "two"])
+    totals = _totals(gateway, project_id, since, "embeddings")
+    assert totals["input_tokens"] == embedded.usage.prompt_tokens
+    assert totals["num_model_requests"] == 1
+
+
+def _cached(usage: Any) -> int:
+    details = usage.prompt_tokens_details
+    return (details.cached_tokens or 0) if details else 0
+
+
+def test_the_official_client_reads_usage(gateway: Gateway, project: tuple[str, str]) -> None:
+    project_id, key = project
+    since = int(time.time()) - 5
+    gateway.client(key).chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=3)  # type: ignore[arg-type]
+    client = openai.OpenAI(
+        base_url=gateway.base_url, api_key=gateway.admin_key, admin_api_key=gateway.admin_key
+    )
+    page = client.admin.organization.usage.completions(
+        start_time=since, bucket_width="1m", group_by=["model", "project_id"], project_ids=[project_id]
+    )
+    results = [result for bucket in page.data for result in bucket.results]
+    assert [result.model for result in results if result.object == "organization.usage.completions.result"] == [
+        CHAT_MODEL
+    ]
+
+
+def test_a_client_that_leaves_is_charged_what_was_generated(
+    gateway: Gateway, project: tuple[str, str]
+) -> None:
+    project_id, key = project
+    since = int(time.time()) - 5
+    long_answer = {
+        "model": CHAT_MODEL,
+        "messages": [{"role": "user", "content": "Write a very long story."}],
+        "min_tokens": 1500,
+        "max_tokens": 1500,
+    }
+    received = 0
+    with gateway.http(key) as http, http.stream(
+        "POST", "/v1/chat/completions", json={**long_answer, "stream": True}
+    ) as response:
+        for line in response.iter_lines():
+            received += line.startswith("data: ")
+            if received == 20:
+                break
+    left_at = time.monotonic()
+    while _in_flight(gateway):
+        assert time.monotonic() - left_at < 1.5, "the engine still works for a client that is gone"
+        time.sleep(0.05)
+    totals = _settled(gateway, project_id, since, 1)
+    assert 19 <= totals["output_tokens"] < 400
+
+    with gateway.http(key) as http, pytest.raises(Exception, match="timed out"):
+        http.post("/v1/chat/completions", json=long_answer, timeout=1.5)
+    after_plain = _settled(gateway, project_id, since, 2)
+    assert 5 < after_plain["output_tokens"] - totals["output_tokens"] < 400
+
+
+def _in_flight(gateway: Gateway) -> int:
+    with gateway.http(gateway.admin_key) as http:
+        engines = http.get("/v1/torpor/engines").json()["data"]
+    return next(engine["in_flight"] for engine in engines if engine["id"] == CHAT_MODEL)
+
+
+def _settled(gateway: Gateway, project_id: str, since: int, requests: int) -> dict[str, int]:
+    """The totals once so many requests are settled: a client that left is settled after it left."""
+    deadline = time.monotonic() + 5
+    while (totals := _totals(gateway, project_id, since))["num_model_requests"] < requests:
+        assert time.monotonic() < deadline, totals
+        time.sleep(0.05)
+    return totals
+
+
+def test_a_repeated_request_id_buys_nothing(gateway: Gateway, project: tuple[str, str]) -> None:
+    project_id, key = project
+    since = int(time.time()) - 5
+    client = gateway.client(key)
+    for _ in range(3):
+        client.chat.completions.create(
+            model=CHAT_MODEL,
+            messages=QUESTION,  # type: ignore[arg-type]
+            max_tokens=2,
+            extra_headers={"x-request-id": "the-same"},
+        )
+    assert _totals(gateway, project_id, since)["num_model_requests"] == 3
+    assert _totals(gateway, project_id, since)["output_tokens"] == 6
