@@ -1,0 +1,106 @@
+"""The schema that the migrations make, and what cannot be opened."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+from gateway.database import DatabaseError, declared, migrate, open_database
+
+
+def _url(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder / 'torpor.db'}"
+
+
+async def test_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
+    await migrate(_url(tmp_path))
+    database = open_database(_url(tmp_path))
+    try:
+        async with database.connect() as connection:
+            assert await connection.run_sync(_differences) == []
+    finally:
+        await database.dispose()
+
+
+def _differences(connection: Connection) -> list[object]:
+    options = {"compare_type": True, "compare_server_default": True}
+    context = MigrationContext.configure(connection, opts=options)
+    return list(compare_metadata(context, declared()))  # type: ignore[arg-type]
+
+
+async def test_a_missing_column_would_be_noticed(tmp_path: Path) -> None:
+    await migrate(_url(tmp_path))
+    with sqlite3.connect(tmp_path / "torpor.db") as connection:
+        connection.execute("ALTER TABLE projects DROP COLUMN archived_ms")
+    connection.close()
+    database = open_database(_url(tmp_path))
+    try:
+        async with database.connect() as checked:
+            assert len(await checked.run_sync(_differences)) == 1
+    finally:
+        await database.dispose()
+
+
+async def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
+    await migrate(_url(tmp_path))
+    before = _dump(tmp_path / "torpor.db")
+    await migrate(_url(tmp_path))
+    assert _dump(tmp_path / "torpor.db") == before
+
+
+def _dump(file: Path) -> list[str]:
+    connection = sqlite3.connect(file)
+    try:
+        return list(connection.iterdump())
+    finally:
+        connection.close()
+
+
+async def test_schema_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    await migrate(_url(tmp_path))
+    with sqlite3.connect(tmp_path / "torpor.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    before = _dump(tmp_path / "torpor.db")
+    with pytest.raises(DatabaseError, match="'9999', which this version of Torpor does not know"):
+        await migrate(_url(tmp_path))
+    assert _dump(tmp_path / "torpor.db") == before
+
+
+async def test_failed_migration_leaves_nothing_behind(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "torpor.db") as connection:
+        connection.execute("CREATE TABLE api_keys (own TEXT)")
+    connection.close()
+    before = _dump(tmp_path / "torpor.db")
+    with pytest.raises(Exception, match="api_keys already exists"):
+        await migrate(_url(tmp_path))
+    assert _dump(tmp_path / "torpor.db") == before
+
+
+async def test_sqlite_is_durable_and_checks_references(tmp_path: Path) -> None:
+    database = open_database(_url(tmp_path))
+    try:
+        async with database.connect() as connection:
+            for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
+                assert await connection.scalar(text(f"PRAGMA {pragma}")) == value
+    finally:
+        await database.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "is no database URL"),
+        ("sqlite:////tmp/x.db", "not asynchronous"),
+        ("teradata+driver://host/x", "unknown kind of database"),
+        ("mysql+aiomysql://user:hidden@host/x", "needs the Python package 'aiomysql'"),
+    ],
+)
+def test_url_that_cannot_be_used_is_told_in_one_line(url: str, message: str) -> None:
+    with pytest.raises(DatabaseError, match=message) as caught:
+        open_database(url)
+    assert "hidden" not in str(caught.value)
+    assert "\n" not in str(caught.value)

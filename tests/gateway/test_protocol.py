@@ -1,0 +1,122 @@
+"""The limits of the HTTP server, over a real connection: each refusal in the envelope, then the end."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from gateway.protocol import guarded_protocol
+
+
+async def _echo(request: Request) -> Response:
+    return PlainTextResponse(await request.body())
+
+
+class _Server(uvicorn.Server):
+    def install_signal_handlers(self) -> None:
+        """The test's own process keeps its handlers."""
+
+
+@asynccontextmanager
+async def _serving() -> AsyncIterator[int]:
+    app = Starlette(routes=[Route("/", _echo, methods=["GET", "POST"])])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            app, http=guarded_protocol(2048, 0.3), ws="none", lifespan="off", log_config=None
+        )
+        server = _Server(config)
+        task = asyncio.create_task(server._serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await task
+
+
+async def _exchange(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
+    """Sends the parts with pauses between, then reads until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+        return await asyncio.wait_for(reader.read(), 5)
+    finally:
+        writer.close()
+
+
+def _refusal(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return int(head.split()[1]), error["code"]
+
+
+CLOSE = b"Connection: close\r\n"
+
+
+async def test_a_good_request_is_answered() -> None:
+    async with _serving() as port:
+        request = b"POST / HTTP/1.1\r\nHost: a\r\n" + CLOSE + b"Content-Length: 5\r\n\r\nhello"
+        assert (await _exchange(port, request)).endswith(b"\r\n\r\nhello")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-Large: " + b"x" * 4000 + b"\r\n\r\n",
+        b"GET /?" + b"x" * 4000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X-Many: 1\r\n" * 300 + b"\r\n",
+    ],
+)
+async def test_a_large_head_is_a_431(head: bytes) -> None:
+    async with _serving() as port:
+        assert _refusal(await _exchange(port, head)) == (431, "headers_too_large")
+
+
+async def test_a_head_without_end_is_a_431() -> None:
+    async with _serving() as port:
+        answer = await _exchange(port, b"GET / HTTP/1.1\r\nX: ", *[b"x" * 500] * 6, pause_s=0.01)
+        assert _refusal(answer) == (431, "headers_too_large")
+
+
+async def test_a_large_body_behind_a_small_head_is_no_431() -> None:
+    async with _serving() as port:
+        request = b"POST / HTTP/1.1\r\nHost: a\r\n" + CLOSE + b"Content-Length: 9000\r\n\r\n" + b"x" * 9000
+        assert (await _exchange(port, request)).endswith(b"x" * 9000)
+
+
+async def test_a_slow_head_is_a_408() -> None:
+    async with _serving() as port:
+        answer = await _exchange(port, b"GET / HTTP/1.1\r\n", b"Host:", pause_s=0.25)
+        assert _refusal(answer) == (408, "request_timeout")
+
+
+async def test_a_silent_connection_is_closed() -> None:
+    async with _serving() as port:
+        assert await _exchange(port) == b""
+
+
+@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+async def test_what_is_no_http_is_a_400(garbage: bytes) -> None:
+    async with _serving() as port:
+        assert _refusal(await _exchange(port, garbage)) == (400, "invalid_http")
+
+
+async def test_a_second_request_on_a_connection_has_its_own_time() -> None:
+    async with _serving() as port:
+        request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        last = b"GET / HTTP/1.1\r\nHost: a\r\n" + CLOSE + b"\r\n"
+        answer = await _exchange(port, request, request, last, pause_s=0.2)
+        assert answer.count(b"HTTP/1.1 200") == 3
