@@ -1,0 +1,142 @@
+"""Opens the database of an installation and brings its schema up to date.
+
+The one place that opens a database; every other folder is handed one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.script.revision import ResolutionError
+from alembic.util.exc import CommandError
+from sqlalchemy import URL, Connection, MetaData, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from metering.tables import metadata as metering_metadata
+from tenants.tables import metadata as tenants_metadata
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_POOL = 4
+_BUSY_TIMEOUT_MS = 5_000
+_PRAGMAS = (
+    f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+)
+
+
+class DatabaseError(Exception):
+    """The database cannot be used as it is; the message is one line and says what to do."""
+
+
+def declared() -> list[MetaData]:
+    """The tables of all folders, as their code declares them."""
+    return [tenants_metadata, metering_metadata]
+
+
+def open_database(url: str) -> AsyncEngine:
+    """The database behind an SQLAlchemy URL with an async driver; nothing is connected yet.
+
+    The caller disposes of it. Raises `DatabaseError` where the URL, or this machine, has no such driver.
+    """
+    parsed = _parsed(url)
+    options: dict[str, Any] = {"pool_size": _POOL, "max_overflow": _POOL, "pool_timeout": 10.0}
+    if parsed.get_backend_name() != "sqlite":
+        options["pool_pre_ping"] = True
+    engine = _create(parsed, options)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine.sync_engine, "connect", _configure_sqlite)
+    return engine
+
+
+async def migrate(url: str) -> None:
+    """Brings the schema to the newest revision; nothing happens where it is there already.
+
+    On SQLite and PostgreSQL all of it happens in one transaction. Raises `DatabaseError` where the schema
+    is of a later version of Torpor.
+    """
+    engine = _create(_parsed(url), {})
+    if engine.dialect.name == "sqlite":
+        event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        event.listen(engine.sync_engine, "connect", _leave_transactions_to_us)
+        event.listen(engine.sync_engine, "begin", _begin_immediately)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    present = MigrationContext.configure(connection).get_current_heads()
+    if present == tuple(scripts.get_heads()):
+        return
+    for revision in present:
+        _check_known(scripts, revision)
+    command.upgrade(config, "head")
+
+
+def _check_known(scripts: ScriptDirectory, revision: str) -> None:
+    try:
+        known = scripts.get_revision(revision)
+    except (CommandError, ResolutionError):
+        known = None
+    if known is None:
+        raise DatabaseError(
+            f"the database has the schema {revision!r}, which this version of Torpor does not know; "
+            "it was used with a later version: install that one"
+        )
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError:
+        raise DatabaseError(
+            "[storage] database is no database URL, such as sqlite+aiosqlite:///FILE"
+        ) from None
+
+
+def _create(url: URL, options: dict[str, Any]) -> AsyncEngine:
+    try:
+        return create_async_engine(url, **options)
+    except ModuleNotFoundError as error:
+        raise DatabaseError(
+            f"[storage] database needs the Python package {error.name!r}, which is not installed"
+        ) from None
+    except NoSuchModuleError:
+        raise DatabaseError(
+            f"[storage] database names an unknown kind of database: {url.drivername}"
+        ) from None
+    except InvalidRequestError:
+        raise DatabaseError(
+            f"[storage] database names the driver {url.drivername}, which is not asynchronous; "
+            "use sqlite+aiosqlite or postgresql+asyncpg"
+        ) from None
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in _PRAGMAS:
+        cursor.execute(pragma)
+    cursor.close()
+
+
+def _leave_transactions_to_us(connection: Any, _record: Any) -> None:
+    """The driver would commit each change of the schema by itself."""
+    connection.isolation_level = None
+
+
+def _begin_immediately(connection: Connection) -> None:
+    """Two that migrate at once go one after the other."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,1 @@
+"""Changes of the database's schema, one module each, run by Alembic."""

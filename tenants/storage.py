@@ -1,0 +1,119 @@
+"""What the parts of the store share: the database's failures translated, paging, checked values."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Table, select, tuple_
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from tenants.errors import InvalidValue, StorageUnavailable
+from tenants.types import Page
+
+T = TypeVar("T")
+
+MAX_PAGE = 100
+_MAX_NAME = 256
+_SLUG = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def seconds(milliseconds: int | None) -> int | None:
+    """Whole unix seconds of a stored time."""
+    return None if milliseconds is None else milliseconds // 1000
+
+
+@dataclass(slots=True)
+class Storage:
+    """The database, as the parts of the store use it. It is opened and disposed of by its owner."""
+
+    database: AsyncEngine
+    _running: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection; raises `StorageUnavailable` where the database fails."""
+        try:
+            async with self.database.connect() as connection:
+                yield connection
+        except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
+            raise StorageUnavailable("the database is unavailable") from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise StorageUnavailable("the database is unavailable") from error
+            raise
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A connection in a transaction that is committed at the end of the block."""
+        async with self.read() as connection, connection.begin():
+            yield connection
+
+    async def to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits the work, which runs on where the waiting caller is cancelled.
+
+        A commit that is on its way cannot be recalled, so what follows from it must happen as well.
+        """
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+
+async def page_of(
+    connection: AsyncConnection,
+    table: Table,
+    where: list[ColumnElement[bool]],
+    make: Callable[[RowMapping], T],
+    *,
+    after: str | None,
+    limit: int,
+    within: ColumnElement[bool] | None = None,
+) -> Page[T]:
+    """Rows in order of creation (then of id), those after the row whose id is ``after``.
+
+    The cursor's row must be ``within`` the list's owner, but may have left the list since (a revoked key).
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidValue("limit", f"'limit' must be between 1 and {MAX_PAGE}.")
+    order = tuple_(table.c.created_ms, table.c.id)
+    statement = select(table).where(*where).order_by(table.c.created_ms, table.c.id).limit(limit + 1)
+    if after is not None:
+        cursor = select(table.c.created_ms).where(table.c.id == after)
+        created_ms = await connection.scalar(cursor if within is None else cursor.where(within))
+        if created_ms is None:
+            raise InvalidValue("after", "'after' is not the id of an item of this list.")
+        statement = statement.where(order > tuple_(created_ms, after))
+    rows = (await connection.execute(statement)).mappings().all()
+    return Page([make(row) for row in rows[:limit]], len(rows) > limit)
+
+
+def checked_name(name: str) -> str:
+    """The name; raises `InvalidValue` where it is empty or too long."""
+    if not name.strip() or len(name) > _MAX_NAME or not _storable(name):
+        raise InvalidValue("name", f"'name' must be a string of 1 to {_MAX_NAME} characters.")
+    return name
+
+
+def checked_slug(slug: str) -> str:
+    """The slug; raises `InvalidValue` where it has not the form of one."""
+    if not _SLUG.fullmatch(slug):
+        raise InvalidValue(
+            "slug", "'slug' must be 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_' and '-'."
+        )
+    return slug
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,0 +1,174 @@
+"""The one door to organizations, projects and keys."""
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tenants import keys, organizations, projects
+from tenants.credentials import CredentialCache
+from tenants.errors import InvalidCredential
+from tenants.secrets import digest, looks_like_secret
+from tenants.storage import Storage
+from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Organization, Page, Principal, Project
+
+
+class TenantStore:
+    """Organizations, projects and keys in a database that the caller owns.
+
+    ``pepper`` is the installation's secret: only HMAC-SHA256(pepper, secret) of a key is stored. Every
+    method raises `StorageUnavailable` where the database fails; keys in memory go on working meanwhile.
+    Lists are in order of creation, ``after`` is the id of the last item that was seen.
+    """
+
+    def __init__(
+        self, database: AsyncEngine, pepper: bytes, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._storage = Storage(database)
+        self._pepper = pepper
+        self._clock = clock
+        self._credentials = CredentialCache()
+
+    async def authenticate(self, secret: str) -> Principal:
+        """Whom the secret stands for; raises `InvalidCredential`.
+
+        From memory where the key is known. A revocation or archival through this store is seen by the next
+        call, an expiry by the first call at its second.
+        """
+        if not secret:
+            raise InvalidCredential("missing")
+        if not looks_like_secret(secret):
+            raise InvalidCredential("unknown")
+        key_digest = digest(self._pepper, secret)
+        known = self._credentials.known(key_digest)
+        if known is None:
+            known = await self._look_up(key_digest)
+        if known.expires_at is not None and self._clock() >= known.expires_at:
+            raise InvalidCredential("expired")
+        return known.principal
+
+    async def _look_up(self, key_digest: bytes) -> keys.KnownKey:
+        reason = self._credentials.refusal(key_digest)
+        if reason is not None:
+            raise InvalidCredential(reason)
+        generation = self._credentials.generation
+        found = await keys.find(self._storage, key_digest)
+        if found is None or found.refusal is not None:
+            reason = "unknown" if found is None or found.refusal is None else found.refusal
+            self._credentials.refuse(key_digest, reason)
+            raise InvalidCredential(reason)
+        self._credentials.remember(key_digest, found, generation)
+        return found
+
+    async def create_organization(self, slug: str, name: str | None = None) -> Organization:
+        """Raises `Conflict` where the slug is taken. The name is the slug where it is not given."""
+        return await organizations.create(self._storage, slug, name)
+
+    async def list_organizations(self, *, after: str | None = None, limit: int = 20) -> Page[Organization]:
+        """Every organization."""
+        return await organizations.listed(self._storage, after, limit)
+
+    async def get_organization(self, id_or_slug: str) -> Organization:
+        """Raises `NotFound`."""
+        return await organizations.get(self._storage, id_or_slug)
+
+    async def create_project(self, organization_id: str, name: str) -> Project:
+        """Names need not be unique. Raises `NotFound` where there is no such organization."""
+        return await projects.create(self._storage, organization_id, name)
+
+    async def list_projects(
+        self,
+        organization_id: str,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        include_archived: bool = False,
+    ) -> Page[Project]:
+        """Projects of one organization."""
+        return await projects.listed(self._storage, organization_id, after, limit, include_archived)
+
+    async def get_project(self, organization_id: str, project_id: str) -> Project:
+        """Raises `NotFound`, for another organization's project as well."""
+        return await projects.get(self._storage, organization_id, project_id)
+
+    async def archive_project(self, organization_id: str, project_id: str) -> Project:
+        """Its keys stop working at once. Idempotent."""
+
+        async def work() -> Project:
+            try:
+                return await projects.archive(self._storage, organization_id, project_id)
+            finally:
+                self._credentials.forget_project(project_id)
+
+        return await self._storage.to_the_end(work())
+
+    async def create_root_key(self) -> tuple[ApiKey, str]:
+        """A further root key, and its secret."""
+        return self._made(await keys.create_root(self._storage, self._pepper, alone=False))
+
+    async def rotate_root_key(self) -> tuple[ApiKey, str]:
+        """A new root key, and its secret; every earlier one is revoked in the same transaction."""
+
+        async def work() -> tuple[ApiKey, str]:
+            try:
+                return self._made(await keys.create_root(self._storage, self._pepper, alone=True))
+            finally:
+                self._credentials.forget_kind(KeyKind.ROOT)
+
+        return await self._storage.to_the_end(work())
+
+    async def create_admin_key(self, organization_id: str, name: str) -> tuple[ApiKey, str]:
+        """A key for the organization's administration, and its secret."""
+        return self._made(await keys.create_admin(self._storage, self._pepper, organization_id, name))
+
+    async def create_project_key(
+        self,
+        organization_id: str,
+        project_id: str,
+        name: str,
+        *,
+        expires_at: int | None = None,
+        scopes: frozenset[str] = ALL_SCOPES,
+    ) -> tuple[ApiKey, str]:
+        """A key for inference, and its secret. ``expires_at`` is in unix seconds."""
+        made = await keys.create_of_project(
+            self._storage,
+            self._pepper,
+            organization_id,
+            project_id,
+            name,
+            expires_at=expires_at,
+            scopes=scopes,
+        )
+        return self._made(made)
+
+    async def list_keys(
+        self,
+        organization_id: str,
+        *,
+        project_id: str | None = None,
+        kind: KeyKind = KeyKind.PROJECT,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> Page[ApiKey]:
+        """Keys that are not revoked, of the organization or of one of its projects."""
+        return await keys.listed(self._storage, organization_id, project_id, kind, after, limit)
+
+    async def get_key(self, organization_id: str, key_id: str, *, project_id: str | None = None) -> ApiKey:
+        """Raises `NotFound`, for a revoked key and for another organization's as well."""
+        return await keys.get(self._storage, organization_id, key_id, project_id)
+
+    async def revoke_key(self, organization_id: str, key_id: str, *, project_id: str | None = None) -> ApiKey:
+        """The key stops working at once. Raises `NotFound` as `get_key` does."""
+
+        async def work() -> ApiKey:
+            try:
+                return await keys.revoke(self._storage, organization_id, key_id, project_id)
+            finally:
+                self._credentials.forget_key(key_id)
+
+        return await self._storage.to_the_end(work())
+
+    def _made(self, made: tuple[ApiKey, str]) -> tuple[ApiKey, str]:
+        self._credentials.welcome(digest(self._pepper, made[1]))
+        return made

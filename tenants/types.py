@@ -1,0 +1,84 @@
+"""What a tenant is: organizations, projects, keys, and the principal behind a key.
+
+Every time is in whole unix seconds.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+ALL_SCOPES = frozenset({"all"})
+
+
+class KeyKind(StrEnum):
+    """What a key opens: the host, one organization's administration, or one project's inference."""
+
+    ROOT = "root"
+    ADMIN = "admin"
+    PROJECT = "project"
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """A tenant. ``id`` is ``org-...``, ``slug`` is unique in the installation."""
+
+    id: str
+    slug: str
+    name: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A part of an organization, with keys of its own. ``id`` is ``proj_...``.
+
+    ``status`` is ``active`` or ``archived``. Names need not be unique.
+    """
+
+    id: str
+    organization_id: str
+    name: str
+    status: str
+    created_at: int
+    archived_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of a key; the secret itself is not. ``id`` is ``key_...``, ``prefix`` is for display."""
+
+    id: str
+    kind: KeyKind
+    organization_id: str | None
+    project_id: str | None
+    name: str
+    prefix: str
+    owner_user_id: str | None
+    scopes: frozenset[str]
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+    last_used_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who makes a request. ``organization`` is the organization's slug."""
+
+    kind: KeyKind
+    key_id: str
+    organization_id: str | None
+    organization: str | None
+    project_id: str | None
+    user_id: str | None
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Part of a list in order of creation, and whether there is more after it."""
+
+    items: list[T]
+    has_more: bool
