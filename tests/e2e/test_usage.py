@@ -72,9 +72,9 @@ def test_the_official_client_reads_usage(gateway: Gateway, project: tuple[str, s
         start_time=since, bucket_width="1m", group_by=["model", "project_id"], project_ids=[project_id]
     )
     results = [result for bucket in page.data for result in bucket.results]
-    assert [result.model for result in results if result.object == "organization.usage.completions.result"] == [
-        CHAT_MODEL
-    ]
+    assert [
+        result.model for result in results if result.object == "organization.usage.completions.result"
+    ] == [CHAT_MODEL]
 
 
 def test_a_client_that_leaves_is_charged_what_was_generated(
@@ -89,9 +89,10 @@ def test_a_client_that_leaves_is_charged_what_was_generated(
         "max_tokens": 1500,
     }
     received = 0
-    with gateway.http(key) as http, http.stream(
-        "POST", "/v1/chat/completions", json={**long_answer, "stream": True}
-    ) as response:
+    with (
+        gateway.http(key) as http,
+        http.stream("POST", "/v1/chat/completions", json={**long_answer, "stream": True}) as response,
+    ):
         for line in response.iter_lines():
             received += line.startswith("data: ")
             if received == 20:

@@ -12,7 +12,17 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"nonsense", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1e999}', b'{"a": "\xff"}', b"\x00", b"[]"],
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": "\xff"}',
+        b"\x00",
+        b"[]",
+    ],
 )
 def test_what_is_no_json_object_is_a_400(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:

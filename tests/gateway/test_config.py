@@ -60,7 +60,10 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[server]\n\nprot = 1\n", "torpor.toml:3: [server] prot: unknown key; did you mean port? (see docs/"),
+        (
+            "[server]\n\nprot = 1\n",
+            "torpor.toml:3: [server] prot: unknown key; did you mean port? (see docs/",
+        ),
         ("[sever]\nport = 1\n", "torpor.toml:1: sever: unknown section; did you mean server?"),
         ("port = 1\n", "torpor.toml:1: port: unknown section"),
         ("[server]\nport = 'x'\n", "torpor.toml:2: [server] port: must be an integer, not 'x'"),

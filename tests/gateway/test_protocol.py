@@ -108,7 +108,9 @@ async def test_a_silent_connection_is_closed() -> None:
         assert await _exchange(port) == b""
 
 
-@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01\x02\x00\x01", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"]
+)
 async def test_what_is_no_http_is_a_400(garbage: bytes) -> None:
     async with _serving() as port:
         assert _refusal(await _exchange(port, garbage)) == (400, "invalid_http")

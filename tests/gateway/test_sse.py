@@ -51,7 +51,9 @@ def test_usage_is_taken_out_unless_asked_for() -> None:
     tap = StreamTap(include_usage=False, continuous=False)
     forwarded = tap.pass_on(_chunk('"usage":{"x":1}', 1))
     assert b'"usage":{"prompt' not in forwarded
-    assert json.loads(forwarded.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == '"usage":{"x":1}'
+    assert (
+        json.loads(forwarded.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == '"usage":{"x":1}'
+    )
     assert tap.pass_on(CLOSING) == b""
     assert tap.seen == Usage(input_tokens=7, cached_tokens=4, output_tokens=5)
 

@@ -1,0 +1,150 @@
+"""What the gateway makes of an engine that misbehaves, over real connections."""
+
+import json
+import sqlite3
+import time
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+from tests.process import Gateway
+
+_MIB = 1024 * 1024
+
+
+def _body(text: str, **fields: Any) -> dict[str, Any]:
+    return {"model": "far", "messages": [{"role": "user", "content": text}], **fields}
+
+
+def _lines(gateway: Gateway, text: str, **fields: Any) -> list[str]:
+    with (
+        gateway.http() as http,
+        http.stream("POST", "/v1/chat/completions", json=_body(text, stream=True, **fields)) as response,
+    ):
+        return [line for line in response.iter_lines() if line]
+
+
+def _last_entry(gateway: Gateway) -> dict[str, Any]:
+    """The newest entry of the ledger, once it is settled."""
+    path = gateway.folder / ".torpor/torpor.db"
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    database.row_factory = sqlite3.Row
+    try:
+        for _ in range(100):
+            row = database.execute("SELECT * FROM ledger_entries ORDER BY rowid DESC LIMIT 1").fetchone()
+            if row is not None and row["outcome"] is not None:
+                return dict(row)
+            time.sleep(0.05)
+        raise AssertionError("the entry was not settled")
+    finally:
+        database.close()
+
+
+def test_a_stream_comes_through_and_is_metered(routed: Gateway) -> None:
+    lines = _lines(routed, "hello")
+    assert lines[-1] == "data: [DONE]"
+    text = "".join(json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:-1])
+    assert text == "The capital of France is Paris."
+    assert not any("usage" in line for line in lines)
+    entry = _last_entry(routed)
+    assert (entry["outcome"], entry["input_tokens"], entry["output_tokens"]) == ("completed", 37, 7)
+    assert not entry["estimated"]
+
+
+def test_a_cut_stream_ends_with_an_error_event(routed: Gateway) -> None:
+    lines = _lines(routed, "fault:cut")
+    assert json.loads(lines[-1][6:])["error"]["code"] == "engine_failed"
+    assert "data: [DONE]" not in lines
+    assert _last_entry(routed)["outcome"] == "failed"
+
+
+def test_an_engines_error_event_is_put_into_the_envelope(routed: Gateway) -> None:
+    lines = _lines(routed, "fault:error")
+    error = json.loads(lines[-1][6:])["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == "engine_failed"
+    assert "/opt" not in error["message"]
+    assert "data: [DONE]" not in lines
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_reported_usage_the_entry_is_estimated(routed: Gateway, stream: bool) -> None:
+    if stream:
+        _lines(routed, "fault:no-usage")
+    else:
+        with routed.http() as http:
+            assert http.post("/v1/chat/completions", json=_body("fault:no-usage")).is_success
+    entry = _last_entry(routed)
+    assert entry["estimated"]
+    assert entry["input_tokens"] > 0
+    assert entry["output_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "code"),
+    [("fault:overloaded", 503, "engine_unavailable"), ("fault:garbage", 502, "engine_failed")],
+)
+def test_an_engine_that_refuses_or_babbles(routed: Gateway, text: str, status: int, code: str) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        routed.client().chat.completions.create(**_body(text))
+    assert (caught.value.status_code, caught.value.body["code"]) == (status, code)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_is_away(routed: Gateway, stream: bool) -> None:
+    with routed.http() as http:
+        response = http.post("/v1/chat/completions", json={**_body("hello", stream=stream), "model": "away"})
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "engine_failed"
+    assert "127.0.0.1" not in response.text
+
+
+def test_only_openais_own_fields_and_no_header_go_to_somebody_elses_engine(routed: Gateway) -> None:
+    with routed.http() as http:
+        answer = http.post(
+            "/v1/chat/completions",
+            json=_body("echo", temperature=0.5, top_k=3, cache_salt="x", min_tokens=2),
+            headers={"x-secret": "s", "cookie": "c=1"},
+        ).json()
+    seen = json.loads(answer["choices"][0]["message"]["content"])
+    assert set(seen["body"]) == {"model", "messages", "temperature"}
+    assert "x-secret" not in seen["headers"]
+    assert "cookie" not in seen["headers"]
+    assert "authorization" not in seen["headers"]
+
+
+def test_a_slow_client_holds_the_engine_back(routed: Gateway) -> None:
+    """The engine offers 256 MiB at once; what the gateway holds of it stays bounded."""
+    assert routed.process is not None
+    process = psutil.Process(routed.process.pid)
+    before = process.memory_info().rss
+    with (
+        routed.http() as http,
+        http.stream("POST", "/v1/chat/completions", json=_body("fault:flood", stream=True)) as response,
+    ):
+        reading = response.iter_raw(65536)
+        next(reading)
+        time.sleep(2)
+        assert process.memory_info().rss - before < 32 * _MIB
+        assert len(next(reading)) > 0
+
+
+def test_headers_of_a_stream(routed: Gateway) -> None:
+    with (
+        routed.http() as http,
+        http.stream(
+            "POST",
+            "/v1/chat/completions",
+            json=_body("hello", stream=True),
+            headers={"x-request-id": "bad id\twith spaces"},
+        ) as response,
+    ):
+        headers = response.headers
+        response.read()
+    assert headers["content-type"].startswith("text/event-stream")
+    assert headers["x-torpor-engine"] == "hot"
+    assert headers["x-request-id"].startswith("req_")
+    assert "ttft;dur=" in headers["server-timing"]
+    assert headers["cache-control"] == "no-cache"
