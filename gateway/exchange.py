@@ -230,8 +230,8 @@ class PlainExchange(Exchange):
         return usage_of(reported)
 
     async def _answer(self, headers: list[tuple[bytes, bytes]], body: bytes, send: Send) -> None:
-        self.started = True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        self.started = True
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
@@ -289,13 +289,13 @@ class StreamExchange(Exchange):
             return
         if self._meter is not None:
             await self._meter.opened()
-        self.started = True
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        self.started = True
 
     @asynccontextmanager
     async def _waiting(self, send: Send) -> AsyncIterator[None]:

@@ -84,7 +84,7 @@ class Endpoint:
         return Plan(
             model_id=model.id,
             path=self.path,
-            body=_engine_body(model, body, call),
+            body=_engine_body(model, body, call, principal),
             attempt=Attempt(
                 id="att_" + secrets.token_hex(16),
                 request_id=record.request_id,
@@ -103,7 +103,8 @@ class Endpoint:
         )
 
 
-def _engine_body(model: Model, body: dict[str, Any], call: Call) -> bytes:
+def _engine_body(model: Model, body: dict[str, Any], call: Call, principal: Principal) -> bytes:
+    """What the engine is sent. The salt keeps a project's prefix cache from being timed by another's."""
     remote = model.spec.url is not None
     sent = {
         name: value
@@ -115,6 +116,8 @@ def _engine_body(model: Model, body: dict[str, Any], call: Call) -> bytes:
         sent["stream_options"] = {"include_usage": True}
         if not remote:
             sent["stream_options"]["continuous_usage_stats"] = True
+    if isinstance(call, Generation) and not remote:
+        sent["cache_salt"] = principal.project_id
     try:
         return msgspec.json.encode(sent)
     except OverflowError:
@@ -164,7 +167,7 @@ class Unmetered:
         record_of(request.scope).model = model.id
         if model.spec.url is not None:
             raise not_supported(f"{self.path} for a model that another server runs")
-        sent = _engine_body(model, body, call)
+        sent = _engine_body(model, body, call, principal)
         async with services.host.acquire(model.id, timeout_s=config.limits.wake_timeout_s) as lease:
             client = services.clients.get(lease.address)
             reply = await client.request("POST", self.path, sent, timeout_s=_UNMETERED_TIMEOUT_S)
