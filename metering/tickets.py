@@ -1,0 +1,37 @@
+"""What is waited for: that a write is durable. Made and used on the event loop only."""
+
+import asyncio
+
+from metering.errors import MeteringError
+
+
+class Ticket:
+    """Resolved once, with or without an error, and awaited any number of times.
+
+    Unlike a future, an error that nobody awaits is not complained about, and cancelling one that waits
+    leaves the others waiting.
+    """
+
+    __slots__ = ("_error", "_waiting", "resolved")
+
+    def __init__(self) -> None:
+        self.resolved = False
+        self._error: MeteringError | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def resolve(self, error: MeteringError | None) -> None:
+        """Wakes those who wait."""
+        self.resolved, self._error = True, error
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+
+    async def wait(self) -> None:
+        """Returns when the write is durable; raises its `MeteringError` where it is not."""
+        if not self.resolved:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future
+        if self._error is not None:
+            raise type(self._error)(*self._error.args) from self._error

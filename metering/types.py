@@ -1,0 +1,68 @@
+"""What is metered: attempts, their tokens, their durations and how they ended."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """How an attempt ended.
+
+    ``completed``: the whole answer was made. ``aborted``: the client went away. ``failed``: upstream failed
+    or refused. ``interrupted``: the gateway itself ended before the attempt did.
+    """
+
+    COMPLETED = "completed"
+    ABORTED = "aborted"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+class Operation(StrEnum):
+    """What was asked of the model."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one attempt. ``input_tokens`` includes ``cached_tokens``; ``estimated`` where nobody knew."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt of a request at an engine.
+
+    ``id`` is the gateway's own and unique; ``request_id`` is the client's, only for finding things again.
+    ``started_at`` is in unix seconds and decides the bucket in reports.
+    """
+
+    id: str
+    request_id: str
+    organization_id: str
+    project_id: str
+    api_key_id: str
+    user_id: str | None
+    model: str
+    operation: Operation
+    started_at: float
+    adapter: str | None = None
+    batch: bool = False
+    service_tier: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Durations in milliseconds, where known; ``tier`` is the sleep tier that the request found."""
+
+    queue_ms: float | None = None
+    wake_ms: float | None = None
+    ttft_ms: float | None = None
+    total_ms: float | None = None
+    tier: str | None = None

@@ -1,0 +1,76 @@
+"""A real SQLite file with the real schema, and what is in its ledger."""
+
+import itertools
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.database import migrate, open_database
+from metering.types import Attempt, Operation
+
+_numbers = itertools.count()
+
+
+def attempt(**changes: Any) -> Attempt:
+    """An attempt with an id of its own."""
+    values: dict[str, Any] = {
+        "id": f"att_{next(_numbers)}",
+        "request_id": "req_1",
+        "organization_id": "org-1",
+        "project_id": "proj_1",
+        "api_key_id": "key_1",
+        "user_id": None,
+        "model": "smollm2-135m",
+        "operation": Operation.CHAT,
+        "started_at": time.time(),
+    }
+    return Attempt(**{**values, **changes})
+
+
+@pytest.fixture
+async def file(tmp_path: Path) -> Path:
+    path = tmp_path / "torpor.db"
+    await migrate(f"sqlite+aiosqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+async def database(file: Path) -> AsyncIterator[AsyncEngine]:
+    engine = open_database(f"sqlite+aiosqlite:///{file}")
+    yield engine
+    await engine.dispose()
+
+
+Entries = Callable[[], dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def entries(file: Path) -> Entries:
+    """Reads the ledger through a connection of its own: by id."""
+
+    def read() -> dict[str, dict[str, Any]]:
+        connection = sqlite3.connect(file)
+        connection.row_factory = sqlite3.Row
+        try:
+            rows = connection.execute("SELECT * FROM ledger_entries").fetchall()
+        finally:
+            connection.close()
+        return {row["id"]: dict(row) for row in rows}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """The folder of the real models, as `make up` prepares it."""
+    default = Path(__file__).parents[2] / "models"
+    folder = Path(os.environ.get("TORPOR_MODELS", default))
+    if not (folder / "smollm2-135m" / "tokenizer.json").is_file():
+        pytest.fail(f"no models in {folder}: prepare them, or set TORPOR_MODELS")
+    return folder
