@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +28,37 @@ def serve(config_file: Path) -> None:
             serve_gateway(installation.config, installation.data)
     except (DataDirectoryInUse, AddressInUse) as error:
         raise CommandError(str(error)) from None
+
+
+@click.command()
+@config_option
+@click.pass_context
+def start(context: click.Context, config_file: Path) -> None:
+    """Run the gateway in the background, and return when its default model has answered.
+
+    Its output goes to gateway.log in the data directory; that of the run before is kept beside it.
+    """
+    data = Installation.load(config_file).data
+    log = data.path / "gateway.log"
+    if data.running() is not None:
+        click.echo("the gateway runs already")
+    else:
+        data.create()
+        if log.exists():
+            log.replace(log.with_name("gateway.log.1"))
+        with log.open("wb") as output:
+            subprocess.Popen(  # noqa: S603 - this command again
+                [sys.executable, "-m", "gateway.cli", "serve", "--config", str(config_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+    try:
+        context.invoke(wait, config_file=config_file)
+    except CommandError as error:
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
+        raise CommandError(f"{error}\nThe last lines of {log}:\n{last}") from None
 
 
 @click.command()
