@@ -50,13 +50,15 @@ def arguments(spec: ModelSpec, socket: Path) -> list[str]:
     }
     if spec.max_model_len is not None:
         chosen["--max-model-len"] = str(spec.max_model_len)
+    dtype = "bfloat16"
     flags = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--disable-fastapi-docs"]
     if spec.task is Task.EMBED:
         chosen["--runner"] = "pooling"
+        dtype = "float32"  # these models are small, and vectors are compared by their last digits
     else:
         flags.append("--enable-prefix-caching")
     if _on_cpu():
-        chosen["--dtype"] = "bfloat16"
+        chosen["--dtype"] = dtype
         flags.append("--enforce-eager")
         chosen["--kv-cache-memory-bytes"] = str(spec.memory_bytes or _DEFAULT_KV_CACHE)
     elif spec.memory_bytes:

@@ -158,7 +158,10 @@ async def _end_with(engine: Any) -> None:
 def _counted(build_app: Callable[..., Any], counter: RequestCounter) -> Callable[..., Any]:
     def build(*args: Any, **kwargs: Any) -> Any:
         app = build_app(*args, **kwargs)
-        app.add_middleware(AttemptMiddleware, counter=counter)
+        # vLLM has built the stack of middleware already: this one goes around all of it.
+        app.middleware_stack = AttemptMiddleware(
+            app.middleware_stack or app.build_middleware_stack(), counter
+        )
         return app
 
     return build

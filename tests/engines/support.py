@@ -1,0 +1,112 @@
+"""What the tests of engines/ share."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from engines.actor import HostPolicy
+from engines.host import EngineHost
+from engines.process import EngineProcess, EngineSite
+from engines.spec import ModelSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+STANDIN = Path(__file__).with_name("standin.py")
+# The host's own times, made short.
+QUICK = HostPolicy(
+    backoff_s=0.3,
+    backoff_max_s=1.0,
+    stable_s=5.0,
+    drain_timeout_s=1.0,
+    stop_grace_s=0.5,
+    health_interval_s=0.1,
+    health_failures=2,
+)
+
+
+def standin_argv(spec: ModelSpec, socket: Path) -> list[str]:
+    """The stand-in's command line; ``engine_args`` are its options."""
+    return [sys.executable, "-S", str(STANDIN), str(socket), *spec.engine_args]
+
+
+def standin(spec: ModelSpec, site: EngineSite) -> EngineProcess:
+    """A stand-in in the real sandbox."""
+    return EngineProcess(spec, site, argv=standin_argv, health_timeout_s=0.3)
+
+
+class Starts:
+    """Makes stand-ins and counts them. ``options`` may be changed from one start to the next."""
+
+    def __init__(self, *options: str) -> None:
+        self.options = options
+        self.made: list[EngineProcess] = []
+
+    def __call__(self, spec: ModelSpec, site: EngineSite) -> EngineProcess:
+        argv: Callable[[ModelSpec, Path], list[str]] = lambda spec, socket: [  # noqa: E731
+            *standin_argv(spec, socket),
+            *self.options,
+        ]
+        engine = EngineProcess(spec, site, argv=argv, health_timeout_s=0.3)
+        self.made.append(engine)
+        return engine
+
+
+def spec(
+    name: str = "model", *options: str, start_timeout_s: float = 10.0, preload: bool = False
+) -> ModelSpec:
+    """A model that a stand-in serves."""
+    return ModelSpec(
+        id=name,
+        source=Path("/nonexistent"),
+        engine_args=options,
+        start_timeout_s=start_timeout_s,
+        preload=preload,
+    )
+
+
+def host(run_dir: Path, make: Callable[[ModelSpec, EngineSite], EngineProcess] = standin) -> EngineHost:
+    """A host with one model."""
+    return EngineHost([spec()], run_dir=run_dir, policy=QUICK, make=make)
+
+
+def processes(mark: str | Path) -> list[int]:
+    """The living processes whose command line holds ``mark``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+            state = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0]
+        except OSError:
+            continue
+        if os.fsencode(mark) in command and state != b"Z":
+            found.append(int(entry.name))
+    return found
+
+
+async def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> bool:
+    """Whether the condition becomes true in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
+def folders(run_dir: Path) -> list[Path]:
+    """The folders of engines that are there."""
+    return list(run_dir.glob("engine-*"))
+
+
+def no_trace(run_dir: Path) -> Callable[[], bool]:
+    """Whether neither a process nor a folder of an engine below ``run_dir`` is left."""
+    return partial(_no_trace, run_dir)
+
+
+def _no_trace(run_dir: Path) -> bool:
+    return not processes(run_dir) and not folders(run_dir)
