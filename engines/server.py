@@ -33,6 +33,8 @@ from engines.counter import RequestCounter
 COUNTS_PATH = "/torpor/requests/"
 _HEADER = b"x-request-id"
 _LONGEST_ID = 128
+# vLLM asks for each token of each beam as a request of its own, which repeats the prompt.
+_BEAMS = "-beam-"
 _WATCH_S = 0.1
 _LAST_WORDS_S = 0.5
 _ENGINE_DEAD = 70
@@ -56,7 +58,7 @@ class CountingOutputProcessor(OutputProcessor):  # type: ignore[misc]
             self._counter.admit(
                 attempt_id,
                 request.request_id,
-                request.request_id if parent_req is None else parent_req.request_id,
+                _prompt_id(request, parent_req),
                 length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds),
             )
         super().add_request(request, prompt, parent_req, request_index, queue)
@@ -122,6 +124,13 @@ class AttemptMiddleware:
         }
         await send(start)
         await send({"type": "http.response.body", "body": body})
+
+
+def _prompt_id(request: Any, parent_req: Any) -> str:
+    """Sequences of one prompt share it: choices, and every step of every beam of a beam search."""
+    if parent_req is not None:
+        return str(parent_req.request_id)
+    return _BEAMS if _BEAMS in request.request_id else str(request.request_id)
 
 
 def _attempt_id(scope: Scope) -> str | None:

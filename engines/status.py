@@ -34,7 +34,7 @@ class Wake:
 class EngineStatus:
     """An engine as it is now.
 
-    ``memory_bytes`` is the PSS of its processes, measured every few seconds. ``started_at`` is the unix time
+    ``memory_bytes`` is the PSS of its processes, measured twice a minute. ``started_at`` is the unix time
     at which it became ready, None while it is not. ``failure`` holds the last lines of the engine's own
     output after a failure: for the operator alone.
     """

@@ -142,6 +142,25 @@ async def test_cached_tokens_are_counted(chat: EngineClient) -> None:
     assert (double.input_tokens, double.cached_tokens) == (2 * counts.input_tokens, 2 * counts.cached_tokens)
 
 
+async def test_a_beam_search_counts_its_prompt_once(chat: EngineClient) -> None:
+    """Of the output, all that was generated is counted; vLLM's usage has the beams that won."""
+    answer = await plain(
+        chat, "/v1/completions", "beams", prompt="Once upon a", use_beam_search=True, n=3, max_tokens=5
+    )
+    counts = await chat.counts("beams")
+    assert counts is not None
+    assert counts.input_tokens == answer["usage"]["prompt_tokens"]
+    assert counts.output_tokens == 1 + 3 * 4
+
+
+async def test_the_first_choice_tells_what_was_cached(chat: EngineClient) -> None:
+    """vLLM's usage takes any choice's word, and the later ones hit what the first has just computed."""
+    fields = {"prompt": "An unheard of beginning. " + LONG, "n": 3, "max_tokens": 2, "temperature": 1}
+    usage = (await plain(chat, "/v1/completions", "choices", **fields))["usage"]
+    counts = await chat.counts("choices")
+    assert counts == EngineCounts(usage["prompt_tokens"], 0, usage["completion_tokens"], finished=True)
+
+
 async def test_fifty_at_once_are_told_apart(chat: EngineClient) -> None:
     async def one(number: int) -> None:
         answer = await plain(
