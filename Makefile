@@ -31,8 +31,7 @@ ifdef DETACH
 	@$(BIN)/torpor start --config $(CONFIG)
 	@$(BIN)/torpor hello --config $(CONFIG)
 else
-	@( $(BIN)/torpor wait --config $(CONFIG) && $(BIN)/torpor hello --config $(CONFIG) ) & \
-	exec $(BIN)/torpor serve --config $(CONFIG)
+	@exec $(BIN)/torpor serve --hello --config $(CONFIG)
 endif
 
 .PHONY: down

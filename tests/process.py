@@ -14,12 +14,15 @@ from pathlib import Path
 import httpx
 import psutil
 from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 REPOSITORY = Path(__file__).parents[1]
 MODELS = Path(os.environ.get("TORPOR_MODELS", REPOSITORY / "models"))
 CHAT_MODEL = "smollm2-135m"
 EMBED_MODEL = "all-minilm-l6-v2"
 READY_TIMEOUT_S = 60.0
+
+QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
 
 REAL_MODELS = f"""
 [[models]]
@@ -43,6 +46,7 @@ class Gateway:
     environment: Mapping[str, str]
     process: "subprocess.Popen[bytes] | None" = None
     keys: dict[str, str] = field(default_factory=dict)
+    clients: list[OpenAI] = field(default_factory=list)
 
     @property
     def origin(self) -> str:
@@ -69,9 +73,11 @@ class Gateway:
         return (self.folder / "gateway.log").read_text()
 
     def client(self, key: str | None = None, **options: object) -> OpenAI:
-        """The official client."""
+        """The official client, closed with the gateway."""
         settings: dict[str, object] = {"timeout": 180.0, "max_retries": 0, **options}
-        return OpenAI(base_url=self.base_url, api_key=key or self.api_key, **settings)  # type: ignore[arg-type]
+        client = OpenAI(base_url=self.base_url, api_key=key or self.api_key, **settings)  # type: ignore[arg-type]
+        self.clients.append(client)
+        return client
 
     def async_client(self, **options: object) -> AsyncOpenAI:
         """The official asynchronous client."""
@@ -125,7 +131,8 @@ class Gateway:
     def engines(self) -> list[psutil.Process]:
         """Every process below the gateway."""
         assert self.process is not None
-        return psutil.Process(self.process.pid).children(recursive=True)
+        below: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return below
 
     def end(self, signal_number: int = signal.SIGTERM, timeout_s: float = 60.0) -> int:
         """Signals the gateway, waits for its end and returns its exit code."""
@@ -162,5 +169,7 @@ def running_gateway(folder: Path, models: str = REAL_MODELS, sections: str = "")
     try:
         yield gateway
     finally:
+        for client in gateway.clients:
+            client.close()
         if gateway.process is not None and gateway.process.poll() is None:
             gateway.end()

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,18 +12,23 @@ import click
 import httpx
 
 from gateway.cli.common import CommandError, Installation, config_option, run
+from gateway.cli.setup import greeting
 from gateway.datadir import DataDirectoryInUse
 from gateway.server import AddressInUse
 from gateway.server import serve as serve_gateway
 
 _POLL_S = 0.2
+_WAIT_S = 600.0
 
 
 @click.command()
+@click.option("--hello", "greet", is_flag=True, help="Print how to use it once the default model answered.")
 @config_option
-def serve(config_file: Path) -> None:
+def serve(greet: bool, config_file: Path) -> None:
     """Run the gateway in the foreground until SIGTERM or SIGINT."""
     installation = Installation.load(config_file)
+    if greet:
+        threading.Thread(target=_greet, args=(installation,), daemon=True).start()
     try:
         with installation.data.held():
             serve_gateway(installation.config, installation.data)
@@ -30,15 +36,24 @@ def serve(config_file: Path) -> None:
         raise CommandError(str(error)) from None
 
 
+def _greet(installation: Installation) -> None:
+    try:
+        run(lambda: _wait(installation, _WAIT_S))
+        click.echo(greeting(installation))
+    except CommandError as error:
+        click.echo(f"torpor: {error}", err=True)
+
+
 @click.command()
 @config_option
-@click.pass_context
-def start(context: click.Context, config_file: Path) -> None:
+def start(config_file: Path) -> None:
     """Run the gateway in the background, and return when its default model has answered.
 
     Its output goes to gateway.log in the data directory; that of the run before is kept beside it.
     """
-    data = Installation.load(config_file).data
+    installation = Installation.load(config_file)
+    data = installation.data
+    process = None
     log = data.path / "gateway.log"
     if data.running() is not None:
         click.echo("the gateway runs already")
@@ -47,7 +62,7 @@ def start(context: click.Context, config_file: Path) -> None:
         if log.exists():
             log.replace(log.with_name("gateway.log.1"))
         with log.open("wb") as output:
-            subprocess.Popen(  # noqa: S603 - this command again
+            process = subprocess.Popen(  # noqa: S603 - this command again
                 [sys.executable, "-m", "gateway.cli", "serve", "--config", str(config_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -55,7 +70,7 @@ def start(context: click.Context, config_file: Path) -> None:
                 start_new_session=True,
             )
     try:
-        context.invoke(wait, config_file=config_file)
+        run(lambda: _wait(installation, _WAIT_S, process))
     except CommandError as error:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
         raise CommandError(f"{error}\nThe last lines of {log}:\n{last}") from None
@@ -93,7 +108,7 @@ def _alive(pid: int) -> bool:
 
 
 @click.command()
-@click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds.")
+@click.option("--timeout", "timeout_s", default=_WAIT_S, show_default=True, help="Seconds.")
 @config_option
 def wait(timeout_s: float, config_file: Path) -> None:
     """Wait until the default model has answered a request."""
@@ -101,14 +116,16 @@ def wait(timeout_s: float, config_file: Path) -> None:
     run(lambda: _wait(installation, timeout_s))
 
 
-async def _wait(installation: Installation, timeout_s: float) -> None:
+async def _wait(
+    installation: Installation, timeout_s: float, process: "subprocess.Popen[bytes] | None" = None
+) -> None:
     started = time.monotonic()
     key = installation.credential("TORPOR_API_KEY")
     models = [model.id for model in installation.config.models]
     if not models:
         raise CommandError("the configuration names no model")
     async with installation.http(key, timeout_s=timeout_s) as client:
-        await _until_listening(installation, client, started + timeout_s)
+        await _until_listening(client, started + timeout_s, process)
         click.echo(f"the gateway listens; waking {models[0]} (a cold start takes about half a minute)")
         body = {"model": models[0], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
         asking = asyncio.create_task(client.post("/v1/chat/completions", json=body))
@@ -120,19 +137,17 @@ async def _wait(installation: Installation, timeout_s: float) -> None:
     click.echo(f"{models[0]} answered after {time.monotonic() - started:.0f} s")
 
 
-async def _until_listening(installation: Installation, client: httpx.AsyncClient, deadline: float) -> None:
-    seen = False
+async def _until_listening(
+    client: httpx.AsyncClient, deadline: float, process: "subprocess.Popen[bytes] | None"
+) -> None:
     while time.monotonic() < deadline:
-        running = installation.data.running() is not None
-        if seen and not running:
-            raise CommandError("the gateway has ended; its log says why")
-        seen = seen or running
+        if process is not None and process.poll() is not None:
+            raise CommandError("the gateway has ended")
         try:
             response = await client.get("/health/ready")
         except httpx.TransportError:
-            await asyncio.sleep(_POLL_S)
-            continue
-        if response.is_success:
+            response = None
+        if response is not None and response.is_success:
             return
         await asyncio.sleep(_POLL_S)
     raise CommandError("the gateway did not begin to listen in time; its log says why")

@@ -76,15 +76,18 @@ async def _project(store: TenantStore, organization: Organization) -> Project:
 @config_option
 def hello(config_file: Path) -> None:
     """Print a curl line and a Python snippet that talk to the running gateway."""
-    installation = Installation.load(config_file)
+    click.echo(greeting(Installation.load(config_file)))
+
+
+def greeting(installation: Installation) -> str:
+    """How to talk to the gateway, as lines that work as they stand. Raises `CommandError` without a model."""
     models = installation.config.models
     if not models:
         raise CommandError("the configuration names no model")
     credentials = _shown(installation.data.credentials_file)
     python = _shown(Path(sys.executable))
     body = f'{{"model": "{models[0].id}", "messages": [{{"role": "user", "content": "{_QUESTION}"}}]}}'
-    click.echo(
-        f"""
+    return f"""
 Torpor answers at {installation.origin}/v1. Its keys are in {credentials}.
 
 With curl:
@@ -102,7 +105,6 @@ answer = client.chat.completions.create(model="{models[0].id}", messages=questio
 print(answer.choices[0].message.content)
 END
 """
-    )
 
 
 def _shown(path: Path) -> str:

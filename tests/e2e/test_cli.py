@@ -1,6 +1,7 @@
 """The command, with the gateway running and without."""
 
 import json
+import subprocess
 import time
 
 import openai
@@ -84,8 +85,6 @@ def test_doctor(gateway: Gateway) -> None:
 
 
 def test_hello_prints_lines_that_work_as_they_stand(gateway: Gateway) -> None:
-    import subprocess
-
     text = gateway.torpor("hello").stdout
     curl = next(line for line in text.splitlines() if "curl -sS" in line)
     snippet = text[text.index("With Python:") :].partition("\n\n")[2]

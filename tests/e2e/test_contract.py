@@ -30,7 +30,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[tuple[httpx.Client, str]]
 
 def _client_of(gateway: Gateway) -> httpx.Client:
     for path in (gateway.folder / ".torpor/run").rglob("*"):
-        if path.is_socket():
+        if path.name == "s":
             client = httpx.Client(
                 transport=httpx.HTTPTransport(uds=str(path)), base_url="http://engine", timeout=60
             )

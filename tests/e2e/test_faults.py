@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def _ask(gateway: Gateway) -> str:
 
 
 def _leftovers(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    _, alive = psutil.wait_procs(processes, timeout_s)
+    alive: list[psutil.Process] = psutil.wait_procs(processes, timeout_s)[1]
     return alive
 
 
@@ -73,7 +74,7 @@ def _kill_engine(gateway: Gateway) -> None:
 
 def test_the_engine_is_killed_under_a_plain_call(mortal: Gateway) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(mortal.client().chat.completions.create, **LONG)  # type: ignore[arg-type]
+        asked = pool.submit(mortal.client().chat.completions.create, **LONG)
         time.sleep(2)
         _kill_engine(mortal)
         with pytest.raises(openai.APIStatusError) as caught:
@@ -100,8 +101,6 @@ def test_the_gateway_is_killed(mortal: Gateway) -> None:
 
 def _outcomes(gateway: Gateway) -> int:
     """Interrupted entries in the ledger, read by the standard library from the file."""
-    import sqlite3
-
     path = Path(gateway.folder) / ".torpor/torpor.db"
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
         query = "SELECT count(*) FROM ledger_entries WHERE outcome = 'interrupted'"

@@ -7,9 +7,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.process import CHAT_MODEL, EMBED_MODEL, Gateway
-
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+from tests.process import CHAT_MODEL, EMBED_MODEL, QUESTION, Gateway
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +20,14 @@ def test_first_answer_comes_through_a_cold_start(gateway: Gateway, client: OpenA
     started = time.monotonic()
     times: list[float] = []
     comments: list[str] = []
-    with gateway.http().stream(
-        "POST",
-        "/v1/chat/completions",
-        json={"model": CHAT_MODEL, "messages": QUESTION, "temperature": 0, "stream": True},
-    ) as response:
+    with (
+        gateway.http() as http,
+        http.stream(
+            "POST",
+            "/v1/chat/completions",
+            json={"model": CHAT_MODEL, "messages": QUESTION, "temperature": 0, "stream": True},
+        ) as response,
+    ):
         opened_after = time.monotonic() - started
         body = ""
         for text in response.iter_text():
@@ -160,13 +161,13 @@ async def test_asynchronous_client(gateway: Gateway) -> None:
     async with gateway.async_client() as client:
         answers = await asyncio.gather(
             *[
-                client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=4)  # type: ignore[arg-type]
+                client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=4)
                 for _ in range(4)
             ]
         )
         stream = await client.chat.completions.create(
             model=CHAT_MODEL,
-            messages=QUESTION,  # type: ignore[arg-type]
+            messages=QUESTION,
             max_tokens=4,
             stream=True,
         )

@@ -3,12 +3,9 @@
 import time
 from typing import Any
 
-import openai
 import pytest
 
-from tests.process import CHAT_MODEL, EMBED_MODEL, Gateway
-
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+from tests.process import CHAT_MODEL, EMBED_MODEL, QUESTION, Gateway
 
 
 def _totals(gateway: Gateway, project_id: str, since: int, kind: str = "completions") -> dict[str, int]:
@@ -33,11 +30,10 @@ def test_every_token_is_in_the_usage_api(gateway: Gateway, project: tuple[str, s
     project_id, key = project
     since = int(time.time()) - 5
     client = gateway.client(key)
-    plain = client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, temperature=0)  # type: ignore[arg-type]
+    plain = client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, temperature=0)
     *_, last = client.chat.completions.create(
         model=CHAT_MODEL,
-        messages=QUESTION,  # type: ignore[arg-type]
-        temperature=0,
+        messages=QUESTION,
         n=2,
         stream=True,
         stream_options={"include_usage": True},
@@ -64,10 +60,8 @@ def _cached(usage: Any) -> int:
 def test_the_official_client_reads_usage(gateway: Gateway, project: tuple[str, str]) -> None:
     project_id, key = project
     since = int(time.time()) - 5
-    gateway.client(key).chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=3)  # type: ignore[arg-type]
-    client = openai.OpenAI(
-        base_url=gateway.base_url, api_key=gateway.admin_key, admin_api_key=gateway.admin_key
-    )
+    gateway.client(key).chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=3)
+    client = gateway.client(gateway.admin_key, admin_api_key=gateway.admin_key)
     page = client.admin.organization.usage.completions(
         start_time=since, bucket_width="1m", group_by=["model", "project_id"], project_ids=[project_id]
     )
@@ -113,7 +107,8 @@ def test_a_client_that_leaves_is_charged_what_was_generated(
 def _in_flight(gateway: Gateway) -> int:
     with gateway.http(gateway.admin_key) as http:
         engines = http.get("/v1/torpor/engines").json()["data"]
-    return next(engine["in_flight"] for engine in engines if engine["id"] == CHAT_MODEL)
+    count: int = next(engine["in_flight"] for engine in engines if engine["id"] == CHAT_MODEL)
+    return count
 
 
 def _settled(gateway: Gateway, project_id: str, since: int, requests: int) -> dict[str, int]:
@@ -132,7 +127,7 @@ def test_a_repeated_request_id_buys_nothing(gateway: Gateway, project: tuple[str
     for _ in range(3):
         client.chat.completions.create(
             model=CHAT_MODEL,
-            messages=QUESTION,  # type: ignore[arg-type]
+            messages=QUESTION,
             max_tokens=2,
             extra_headers={"x-request-id": "the-same"},
         )

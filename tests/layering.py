@@ -1,0 +1,90 @@
+"""Who may import whom, and a few habits that a linter does not know, read from the source itself."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDERS = ("gateway", "engines", "tenants", "metering", "coldstart", "tests", "loadtest")
+
+MAY_IMPORT: dict[str, frozenset[str]] = {
+    "gateway": frozenset({"engines", "tenants", "metering", "coldstart"}),
+    "tenants": frozenset(),
+    "metering": frozenset({"tenants.types"}),
+    "engines": frozenset({"coldstart"}),
+    "coldstart": frozenset(),
+    "tests": frozenset(FOLDERS),
+    "loadtest": frozenset(),
+}
+"""The layering table; a module's name stands for what is below it."""
+
+LATE_IMPORTS = frozenset(
+    {
+        "engines/launcher.py",  # vLLM is imported when the process is prepared for it
+        "engines/server.py",
+        "engines/worker.py",
+        "engines/prepare.py",  # torch and transformers, only when there is a model to convert
+    }
+)
+MAX_LINES = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What is wrong, and where."""
+
+    place: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}"
+
+
+def violations(root: Path) -> list[Violation]:
+    """Everything below ``root`` that breaks the table or a habit."""
+    found: list[Violation] = []
+    for folder in FOLDERS:
+        for file in sorted((root / folder).rglob("*.py")):
+            if "node_modules" in file.parts:
+                continue
+            name = file.relative_to(root).as_posix()
+            source = file.read_text()
+            tree = ast.parse(source)
+            found += _imports(folder, name, tree)
+            found += _habits(folder, name, tree, source)
+    return found
+
+
+def _imports(folder: str, name: str, tree: ast.Module) -> Iterator[Violation]:
+    for node in ast.walk(tree):
+        for imported in _imported(node):
+            top = imported.partition(".")[0]
+            if top not in FOLDERS or top == folder:
+                continue
+            allowed = MAY_IMPORT[folder]
+            if not any(imported == entry or imported.startswith(f"{entry}.") for entry in allowed):
+                yield Violation(f"{name}:{node.lineno}", f"{folder}/ may not import {imported}")  # type: ignore[attr-defined]
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The modules that a statement imports, relative ones left to their own folder."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+        return [node.module if "." in node.module else f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def _habits(folder: str, name: str, tree: ast.Module, source: str) -> Iterator[Violation]:
+    if len(source.splitlines()) > MAX_LINES:
+        yield Violation(name, f"longer than {MAX_LINES} lines")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield Violation(f"{name}:{node.lineno}", "a global statement")
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield Violation(f"{name}:{node.lineno}", "a bare except")
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if is_function and folder != "tests" and name not in LATE_IMPORTS:
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Import | ast.ImportFrom):
+                    yield Violation(f"{name}:{inner.lineno}", "an import inside a function")
