@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from coldstart.tiers import SleepTier
 from engines.errors import EngineUnavailable, HostClosing
+from engines.policy import HostPolicy
 from engines.process import EngineStartFailed
 from engines.spec import EngineAddress, ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake
@@ -37,24 +38,6 @@ class Engine(Protocol):
     def memory_bytes(self) -> int: ...
     def last_words(self) -> str: ...
     async def stop(self, grace_s: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostPolicy:
-    """Times, in seconds.
-
-    After a failed start the next one may begin ``backoff_s`` later, twice that after the next failure, and so
-    on up to ``backoff_max_s``. After a crash it may begin at once, unless the engine crashes again within
-    ``stable_s``.
-    """
-
-    backoff_s: float = 1.0
-    backoff_max_s: float = 60.0
-    stable_s: float = 60.0
-    drain_timeout_s: float = 30.0
-    stop_grace_s: float = 10.0
-    health_interval_s: float = 5.0
-    health_failures: int = 3
 
 
 @dataclass(slots=True, eq=False)

@@ -10,9 +10,10 @@ from typing import Self
 
 from coldstart import sandbox
 from coldstart.tiers import SleepTier
-from engines.actor import Engine, EngineActor, HostPolicy
+from engines.actor import Engine, EngineActor
 from engines.errors import EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
 from engines.folders import RunFolders
+from engines.policy import HostPolicy
 from engines.process import EngineProcess, EngineSite
 from engines.spec import EngineAddress, ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
-"""vLLM requires them, but their builds do not import beside the CPU build of torch; text needs none of them."""
+"""vLLM requires them; their builds do not import beside the CPU build of torch, and text needs none."""
 _HEADER = """\
 # Every package of Torpor's environment, pinned: Linux x86-64, Python 3.11, PyTorch for the CPU.
 # Install it whole and with --no-deps; docs/decisions/0002-lock-file.md says why. `make lock` makes it anew.

@@ -1,13 +1,11 @@
 """The models of this installation, as a caller sees them."""
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from engines.spec import ModelSpec, Task
+from engines.spec import ModelSpec, Task, context_length
 from gateway.errors import ApiError, invalid_request, model_not_found
 from metering.errors import TemplateError
 from metering.prompts import ChatTemplate
@@ -76,7 +74,7 @@ def load_model(spec: ModelSpec, created: int) -> Model:
     if spec.source is None:
         return Model(spec, created, spec.max_model_len, None, None)
     counter = TokenCounter.load(spec.source)
-    return Model(spec, created, spec.max_model_len or _context(spec.source), counter, _template(spec))
+    return Model(spec, created, context_length(spec), counter, _template(spec))
 
 
 def _template(spec: ModelSpec) -> ChatTemplate | None:
@@ -87,14 +85,3 @@ def _template(spec: ModelSpec) -> ChatTemplate | None:
     except TemplateError as error:
         _log.warning("model %s has no usable chat template: %s", spec.id, error)
         return None
-
-
-def _context(folder: Path) -> int | None:
-    """The context length in tokens that vLLM derives where it is not told: of all that is given the least."""
-    settings = json.loads((folder / "config.json").read_text())
-    found = [settings.get("max_position_embeddings")]
-    sentence = folder / "sentence_bert_config.json"
-    if sentence.is_file():
-        found.append(json.loads(sentence.read_text()).get("max_seq_length"))
-    lengths = [length for length in found if isinstance(length, int)]
-    return min(lengths, default=None)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from engines.actor import HostPolicy
 from engines.host import EngineHost
+from engines.policy import HostPolicy
 from engines.process import EngineProcess, EngineSite
 from engines.spec import ModelSpec
 

@@ -1,0 +1,21 @@
+"""How patient a host is with its engines."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPolicy:
+    """Times, in seconds.
+
+    After a failed start the next one may begin ``backoff_s`` later, twice that after the next failure, and so
+    on up to ``backoff_max_s``. After a crash it may begin at once, unless the engine crashes again within
+    ``stable_s``.
+    """
+
+    backoff_s: float = 1.0
+    backoff_max_s: float = 60.0
+    stable_s: float = 60.0
+    drain_timeout_s: float = 30.0
+    stop_grace_s: float = 10.0
+    health_interval_s: float = 5.0
+    health_failures: int = 3
