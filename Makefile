@@ -68,7 +68,7 @@ lock: packages ## Resolve requirements.lock anew
 # One set-up at a time, also of two makes.
 .PHONY: packages
 packages: machine
-	@exec 9>.setup.lock; flock 9; $(MAKE) $(VENV)/.torpor
+	@exec 9>.setup.lock; flock 9; $(MAKE) -s $(VENV)/.torpor
 
 .PHONY: machine
 machine:
@@ -100,7 +100,7 @@ $(VENV)/.torpor: pyproject.toml $(VENV)/.lock
 # The official Node client, and the Node that it requires.
 .PHONY: node
 node: packages
-	@exec 9>.setup.lock; flock 9; $(MAKE) $(NODE_CLIENT)/node_modules/.made
+	@exec 9>.setup.lock; flock 9; $(MAKE) -s $(NODE_CLIENT)/node_modules/.made
 
 $(NODE_CLIENT)/node_modules/.made: $(NODE_CLIENT)/package.json $(NODE_CLIENT)/package-lock.json
 	@command -v npm >/dev/null || { echo "torpor: npm is missing: apt-get install npm" >&2; exit 1; }

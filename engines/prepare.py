@@ -49,7 +49,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _convert_gguf(source: Path, target: Path) -> None:
     """Dequantizes the GGUF into bf16 safetensors, with the tokenizer and chat template that it carries."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
