@@ -20,7 +20,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from metering.errors import TemplateError
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 class ChatTemplate:
@@ -68,8 +67,8 @@ class ChatTemplate:
         Raises `TemplateError` where the template refuses the messages, or cannot make anything of them.
         """
         compiled = self._for_tools if tools else self._plain
-        given = {name: value for name, value in (chat_template_kwargs or {}).items() if name not in _RESERVED}
         try:
+            given = dict(chat_template_kwargs or {})
             return compiled.template.render(
                 {
                     **self._special_tokens,
@@ -197,7 +196,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks what an assistant wrote, for training; here it is as if it were not there."""
+    """``{% generation %}`` marks what an assistant wrote, for training; here it marks nothing."""
 
     tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
 
