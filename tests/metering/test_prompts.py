@@ -140,11 +140,11 @@ def test_arguments_of_tool_calls_are_objects(tmp_path: Path) -> None:
         "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }};"
         "{% endfor %}{{ m.tool_call_id }}{{ m.content }}{% endfor %}",
     )
-    calls = [
+    calls: list[dict[str, Any]] = [
         {"id": str(number), "type": "function", "function": {"name": "f", "arguments": arguments}}
         for number, arguments in enumerate(['{"a": 1}', "", "{broken", {"b": 2}])
     ]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "assistant", "content": None, "tool_calls": calls},
         {"role": "tool", "tool_call_id": "7", "content": [{"type": "text", "text": "ok"}]},
     ]
