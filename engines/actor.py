@@ -10,44 +10,22 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from coldstart.tiers import SleepTier
+from engines.engine import Engine
 from engines.errors import EngineUnavailable, HostClosing
 from engines.policy import HostPolicy
 from engines.process import EngineStartFailed
-from engines.spec import EngineAddress, ModelSpec
+from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake
+from engines.waiting import Waiter, fail
 
 _KEPT_WAKES = 20
 _UNKNOWN_START_S = 5.0
 # Measuring 3 GB takes the kernel 50 ms.
 _CHECKS_PER_MEASUREMENT = 6
 _logger = logging.getLogger("torpor.engine")
-
-
-class Engine(Protocol):
-    """What the actor needs of an engine: `engines.process.EngineProcess` has it."""
-
-    @property
-    def address(self) -> EngineAddress: ...
-    async def start(self) -> None: ...
-    async def ended(self) -> str: ...
-    async def healthy(self) -> bool: ...
-    def memory_bytes(self) -> int: ...
-    def last_words(self) -> str: ...
-    async def stop(self, grace_s: float) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """Somebody who wants the engine awake, with a lease on it or without."""
-
-    result: asyncio.Future[EngineLease | None]
-    wants_lease: bool
-    asked_at: float
-    found: SleepTier = SleepTier.COLD
 
 
 class EngineActor:
@@ -62,11 +40,12 @@ class EngineActor:
         self._engine: Engine | None = None
         self._engines: set[Engine] = set()  # every one that has not been stopped yet
         self._leases: set[EngineLease] = set()
-        self._waiters: dict[_Waiter, None] = {}  # in the order of their coming
+        self._waiters: dict[Waiter, None] = {}  # in the order of their coming
         self._sleepers: list[asyncio.Future[EngineStatus]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: list[asyncio.Task[None]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
+        self._suspected = False  # somebody saw it fail, and it is being asked whether it is well
         self._stopping = False
         self._closing = False
         self._failure: str | None = None
@@ -102,13 +81,17 @@ class EngineActor:
 
     def ask(self, *, lease: bool) -> asyncio.Future[EngineLease | None]:
         """Want the engine awake. The future fails with `EngineUnavailable`; cancel it to want no more."""
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), lease, time.monotonic())
+        waiter = Waiter(asyncio.get_running_loop().create_future(), lease, time.monotonic())
         self._post(lambda: self._on_ask(waiter))
         return waiter.result
 
     def give_back(self, lease: EngineLease) -> None:
         """A lease has ended."""
         self._post(lambda: self._on_given_back(lease))
+
+    def suspect(self, lease: EngineLease) -> None:
+        """A request saw the engine fail: nobody gets another lease until it is known whether it is well."""
+        self._post(lambda: self._on_suspected(lease))
 
     def sleep(self) -> asyncio.Future[EngineStatus]:
         """Let the requests end that run, then stop the engine."""
@@ -138,9 +121,9 @@ class EngineActor:
         while not self._inbox.empty():
             self._inbox.get_nowait()()
         for waiter in self._waiters:
-            _fail(waiter.result, HostClosing())
+            fail(waiter.result, HostClosing())
         for sleeper in self._sleepers:
-            _fail(sleeper, HostClosing())
+            fail(sleeper, HostClosing())
         self._unwatch()
         for task in self._tasks:
             task.cancel()
@@ -152,25 +135,25 @@ class EngineActor:
     def _on_close(self) -> None:
         self._closing = True
 
-    def _on_ask(self, waiter: _Waiter) -> None:
+    def _on_ask(self, waiter: Waiter) -> None:
         if self._closing:
-            _fail(waiter.result, HostClosing())
-        elif self._state is EngineState.READY:
+            fail(waiter.result, HostClosing())
+        elif self._state is EngineState.READY and not self._suspected:
             waiter.found = SleepTier.HOT
             self._grant(waiter)
         elif self._state is EngineState.FAILED and (wait_s := self._retry_at - time.monotonic()) > 0:
-            _fail(waiter.result, self._unavailable(wait_s))
+            fail(waiter.result, self._unavailable(wait_s))
         else:
             self._waiters[waiter] = None
             waiter.result.add_done_callback(lambda _: self._post(lambda: self._on_answered(waiter)))
             if self._state in (EngineState.COLD, EngineState.FAILED):
                 self._start()
 
-    def _on_answered(self, waiter: _Waiter) -> None:
+    def _on_answered(self, waiter: Waiter) -> None:
         """The waiter has been served or has gone away."""
         self._waiters.pop(waiter, None)
 
-    def _grant(self, waiter: _Waiter) -> None:
+    def _grant(self, waiter: Waiter) -> None:
         if waiter.result.done() or self._engine is None:
             return
         if not waiter.wants_lease:
@@ -238,7 +221,7 @@ class EngineActor:
         self._failures += 1
         wait_s = max(0.0, self._retry_at - time.monotonic())
         for waiter in self._waiters:
-            _fail(waiter.result, self._unavailable(wait_s))
+            fail(waiter.result, self._unavailable(wait_s))
         self._wake_sleepers()
 
     def _backoff_s(self, failures: int) -> float:
@@ -265,6 +248,26 @@ class EngineActor:
             failures = 0 if await engine.healthy() else failures + 1
         self._post(lambda: self._on_broken(engine, "the engine does not answer its health check"))
 
+    def _on_suspected(self, lease: EngineLease) -> None:
+        if lease in self._leases and self._engine is not None and not self._suspected and not self._stopping:
+            self._suspected = True
+            self._spawn(self._examine(self._engine))
+
+    async def _examine(self, engine: Engine) -> None:
+        if await engine.healthy():
+            self._post(lambda: self._on_found_well(engine))
+        else:
+            self._post(lambda: self._on_broken(engine, "the engine failed a request and its health check"))
+
+    def _on_found_well(self, engine: Engine) -> None:
+        if engine is not self._engine:
+            return
+        self._suspected = False
+        if self._state is EngineState.READY:
+            for waiter in self._waiters:
+                waiter.found = SleepTier.HOT
+                self._grant(waiter)
+
     def _on_measured(self, engine: Engine, memory: int) -> None:
         if engine is self._engine:
             self._memory = memory
@@ -284,6 +287,11 @@ class EngineActor:
         self._fall(f"{how}\n{engine.last_words()}", delay_s)
         if draining:
             self._rest()
+        elif delay_s > 0:
+            for waiter in self._waiters:
+                fail(waiter.result, self._unavailable(delay_s))
+        elif any(not waiter.result.done() for waiter in self._waiters):
+            self._start()
 
     def _fall(self, failure: str, delay_s: float) -> None:
         self._failure = failure
@@ -294,7 +302,7 @@ class EngineActor:
 
     def _on_sleep(self, done: asyncio.Future[EngineStatus]) -> None:
         if self._closing:
-            _fail(done, HostClosing())
+            fail(done, HostClosing())
             return
         self._sleepers.append(done)
         if self._state in (EngineState.COLD, EngineState.FAILED):
@@ -355,6 +363,7 @@ class EngineActor:
         """Forget the engine that ran."""
         self._unwatch()
         self._engine = None
+        self._suspected = False
         self._leases = set()
         self._ready_at = None
         self._memory = 0
@@ -381,8 +390,3 @@ class EngineActor:
         if state is not self._state:
             _logger.log(level, "%s: %s%s%s", self.spec.id, state, " " if why else "", why)
         self._state = state
-
-
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

@@ -10,7 +10,8 @@ from typing import Self
 
 from coldstart import sandbox
 from coldstart.tiers import SleepTier
-from engines.actor import Engine, EngineActor
+from engines.actor import EngineActor
+from engines.engine import Engine
 from engines.errors import EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
 from engines.folders import RunFolders
 from engines.policy import HostPolicy
@@ -144,6 +145,16 @@ class EngineHost:
         if lease is None:
             raise HostClosing
         return lease
+
+    def report_broken(self, lease: EngineLease) -> None:
+        """A request with this lease saw the engine fail: the next ones wait until it is known to be well.
+
+        Call it before the lease is given back. An engine that does not answer its health check is ended, and
+        started again for those who wait.
+        """
+        actor = self._actors.get(lease.model_id)
+        if actor is not None:
+            actor.suspect(lease)
 
     def status(self) -> list[EngineStatus]:
         """Every engine as it is now, in the order of the configuration."""

@@ -158,7 +158,12 @@ class Exchange:
             record.tier = record.tier if self.started else lease.tier
             record.wake_ms = lease.wake_s * 1000
             record.queue_ms = max(0.0, waited_ms - record.wake_ms)
-            yield self._door.clients.get(lease.address)
+            try:
+                yield self._door.clients.get(lease.address)
+            except Exception as error:
+                if translate(error).code == "engine_failed":
+                    self._door.host.report_broken(lease)
+                raise
 
     @asynccontextmanager
     async def _waiting(self, send: Send) -> AsyncIterator[None]:

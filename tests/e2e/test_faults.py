@@ -74,13 +74,18 @@ def _kill_engine(gateway: Gateway) -> None:
 
 def test_the_engine_is_killed_under_a_plain_call(mortal: Gateway) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(mortal.client().chat.completions.create, **LONG)
+        client = mortal.client()
+        asked = pool.submit(lambda: client.post("/chat/completions", body=LONG, cast_to=httpx.Response))
         time.sleep(2)
         _kill_engine(mortal)
         with pytest.raises(openai.APIStatusError) as caught:
             asked.result(30)
     assert caught.value.status_code == 502
-    assert caught.value.code == "engine_failed"  # type: ignore[attr-defined]
+    assert caught.value.code == "engine_failed"
+    with pytest.raises(openai.APIStatusError) as again:
+        _ask(mortal)
+    assert again.value.status_code == 503, "a second crash within a minute: the start backs off"
+    assert 1 <= int(again.value.response.headers["retry-after"]) <= 5
 
 
 def test_the_gateway_is_killed(mortal: Gateway) -> None:
