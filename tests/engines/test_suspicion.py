@@ -14,12 +14,12 @@ SELDOM = replace(QUICK, health_interval_s=60.0)
 
 async def test_a_well_engine_is_kept(run_dir: Path) -> None:
     starts = Starts()
-    async with EngineHost([spec()], run_dir=run_dir, policy=SELDOM, make=starts) as engines:
-        async with engines.acquire("model") as lease:
-            engines.report_broken(lease)
-            async with engines.acquire("model") as next_one:
-                assert next_one.tier is SleepTier.HOT
-                assert next_one.address == lease.address
+    host = EngineHost([spec()], run_dir=run_dir, policy=SELDOM, make=starts)
+    async with host as engines, engines.acquire("model") as lease:
+        engines.report_broken(lease)
+        async with engines.acquire("model") as next_one:
+            assert next_one.tier is SleepTier.HOT
+            assert next_one.address == lease.address
     assert len(starts.made) == 1
 
 
