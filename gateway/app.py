@@ -13,12 +13,13 @@ from starlette.routing import Route
 from engines.client import EngineClients
 from engines.errors import EngineError
 from engines.host import EngineHost
+from engines.spec import ModelSpec
 from gateway import administration, engines_api, health, inference, models, usage
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
 from gateway.config import Config
 from gateway.context import record_of
-from gateway.database import migrate, open_database
+from gateway.database import open_database
 from gateway.datadir import DataDirectory
 from gateway.errors import ApiError, answer_error, not_supported
 from gateway.services import Services
@@ -35,12 +36,16 @@ _NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
 def create_app(config: Config, data: DataDirectory) -> Starlette:
     """The gateway for this configuration, to be served inside a `RequestContext`.
 
-    ``data`` is held by the caller.
+    ``data`` is held by the caller, and the database's schema is up to date. Raises `InvalidModel` and
+    `InvalidTokenizer` for a model whose files cannot be used.
     """
+    specs = [model.spec(data.environment) for model in config.models]
+    started = int(time.time())
+    catalog = Catalog(load_model(spec, started) for spec in specs)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with open_services(config, data) as services:
+        async with open_services(config, data, specs, catalog) as services:
             app.state.services = services
             yield
 
@@ -54,19 +59,18 @@ def create_app(config: Config, data: DataDirectory) -> Starlette:
 
 
 @asynccontextmanager
-async def open_services(config: Config, data: DataDirectory) -> AsyncIterator[Services]:
+async def open_services(
+    config: Config, data: DataDirectory, specs: list[ModelSpec], catalog: Catalog
+) -> AsyncIterator[Services]:
     """Opens what the gateway works with, in order, and closes it in the other."""
     url = config.storage.database_url()
-    await migrate(url)
     async with AsyncExitStack() as stack:
         database = open_database(url)
         stack.push_async_callback(database.dispose)
         ledger = await stack.enter_async_context(open_ledger(url, database))
-        specs = [model.spec(data.environment) for model in config.models]
         clients = EngineClients()
         stack.push_async_callback(clients.aclose)
         host = await stack.enter_async_context(EngineHost(specs, run_dir=data.run_folder))
-        started = int(time.time())
         yield Services(
             config=config,
             database=database,
@@ -75,7 +79,7 @@ async def open_services(config: Config, data: DataDirectory) -> AsyncIterator[Se
             reports=UsageReports(database),
             host=host,
             clients=clients,
-            catalog=Catalog(load_model(spec, started) for spec in specs),
+            catalog=catalog,
         )
 
 

@@ -8,20 +8,23 @@ import socket
 import uvicorn
 from starlette.applications import Starlette
 
+from engines.errors import InvalidModel
 from gateway.app import create_app
 from gateway.config import Config
 from gateway.context import RequestContext
+from gateway.database import DatabaseError, migrate
 from gateway.datadir import DataDirectory
 from gateway.logs import configure_logging
 from gateway.protocol import guarded_protocol
 from gateway.services import Services
+from metering.errors import InvalidTokenizer
 
 _log = logging.getLogger("torpor.server")
 _AFTER_DRAIN_S = 5
 
 
-class AddressInUse(Exception):
-    """Another program listens where the gateway was told to."""
+class StartFailed(Exception):
+    """The gateway cannot start; the message is one line that says why and what to do."""
 
 
 class GatewayServer(uvicorn.Server):
@@ -56,11 +59,15 @@ class GatewayServer(uvicorn.Server):
 def serve(config: Config, data: DataDirectory) -> None:
     """Serves until SIGINT or SIGTERM. The caller holds the data directory.
 
-    Raises `AddressInUse`.
+    Raises `StartFailed`.
     """
     server = config.server
     configure_logging(server.log_level, server.log_format)
-    app = create_app(config, data)
+    try:
+        asyncio.run(migrate(config.storage.database_url()))
+        app = create_app(config, data)
+    except (DatabaseError, InvalidModel, InvalidTokenizer) as error:
+        raise StartFailed(str(error)) from error
     settings = uvicorn.Config(
         RequestContext(app),
         http=guarded_protocol(server.max_header_bytes, server.header_timeout_s),
@@ -92,7 +99,7 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise AddressInUse(
+        raise StartFailed(
             f"cannot listen on {host}:{port}: {error.strerror}; set [server] port, or TORPOR_PORT"
         ) from None
     listener.set_inheritable(False)

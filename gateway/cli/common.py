@@ -15,6 +15,7 @@ import httpx
 from gateway.app import create_app
 from gateway.config import Config, ConfigError, load_config
 from gateway.context import RequestContext
+from gateway.database import DatabaseError, migrate
 from gateway.datadir import DataDirectory, DataDirectoryInUse
 
 T = TypeVar("T")
@@ -107,6 +108,7 @@ class Installation:
                 yield client
             return
         with self.data.held():
+            await migrate(self.config.storage.database_url())
             app = create_app(replace(self.config, models=()), self.data)
             async with app.router.lifespan_context(app):
                 transport = httpx.ASGITransport(RequestContext(app))
@@ -126,7 +128,7 @@ def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return asyncio.run(work())
     except httpx.HTTPError as error:
         raise CommandError(f"the gateway does not answer: {error or type(error).__name__}") from None
-    except DataDirectoryInUse as error:
+    except (DataDirectoryInUse, DatabaseError) as error:
         raise CommandError(str(error)) from None
 
 

@@ -146,6 +146,8 @@ def _database(installation: Installation) -> Finding:
     installation.data.create()
     try:
         run(ask)
+    except CommandError as error:
+        return Finding("database", "fails", str(error), "check [storage] database")
     except (SQLAlchemyError, OSError) as error:
         reason = type(error).__name__
         return Finding("database", "fails", f"{shown}: {reason}", "check [storage] database and its server")

@@ -14,7 +14,7 @@ import httpx
 from gateway.cli.common import CommandError, Installation, config_option, run
 from gateway.cli.setup import greeting
 from gateway.datadir import DataDirectoryInUse
-from gateway.server import AddressInUse
+from gateway.server import StartFailed
 from gateway.server import serve as serve_gateway
 
 _POLL_S = 0.2
@@ -32,7 +32,7 @@ def serve(greet: bool, config_file: Path) -> None:
     try:
         with installation.data.held():
             serve_gateway(installation.config, installation.data)
-    except (DataDirectoryInUse, AddressInUse) as error:
+    except (DataDirectoryInUse, StartFailed) as error:
         raise CommandError(str(error)) from None
 
 
