@@ -41,6 +41,12 @@ class Recipe:
     folder: str
     digests: Mapping[str, str]
     make: Callable[[Path, Path], None]
+    revision: int = 1
+
+    @property
+    def made_from(self) -> str:
+        """What the manifest says; a model made otherwise is made again."""
+        return f"{self.package}, revision {self.revision}"
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -48,9 +54,15 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _convert_gguf(source: Path, target: Path) -> None:
-    """Dequantizes the GGUF into bf16 safetensors, with the tokenizer and chat template that it carries."""
+    """Dequantizes the GGUF into bf16 safetensors, with the tokenizer and chat template that it carries.
+
+    The file says ``tokenizer.ggml.pre = smollm``: digits stand alone, then GPT-2's pattern (llama.cpp,
+    ``src/llama-vocab.cpp``). transformers reads it as GPT-2's pattern only, which tokenizes numbers otherwise
+    than the model was trained on.
+    """
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
     import torch
+    from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
@@ -58,6 +70,9 @@ def _convert_gguf(source: Path, target: Path) -> None:
     logging.set_verbosity_error()
     (gguf,) = (file.name for file in source.glob("*.gguf"))
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     model = AutoModelForCausalLM.from_pretrained(
         source,
         gguf_file=gguf,
@@ -79,6 +94,7 @@ RECIPES = (
             ),
         },
         _convert_gguf,
+        revision=2,
     ),
     Recipe(
         "all-minilm-l6-v2",
@@ -100,7 +116,7 @@ def prepare(folder: Path, say: Callable[[str], None] = print) -> None:
     with _alone(folder):
         for recipe in RECIPES:
             target = folder / recipe.name
-            fault = damage(target)
+            fault = damage(recipe, target)
             if fault is None:
                 say(f"model {recipe.name}: ready")
                 continue
@@ -116,12 +132,15 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def damage(target: Path) -> str | None:
+def damage(recipe: Recipe, target: Path) -> str | None:
     """What is wrong with a model that was made: ``None`` where every file has its digest."""
     try:
-        files: dict[str, str] = json.loads((target / _MANIFEST).read_text())["files"]
+        manifest = json.loads((target / _MANIFEST).read_text())
+        files: dict[str, str] = manifest["files"]
     except (FileNotFoundError, ValueError, KeyError):
         return "there is no manifest"
+    if manifest.get("made_from") != recipe.made_from:
+        return f"it was made from {manifest.get('made_from')}"
     for name, expected in files.items():
         try:
             found = _digest(target / name)
@@ -169,7 +188,7 @@ def _write_manifest(recipe: Recipe, made: Path) -> None:
     for file in made.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
     names = sorted(str(file.relative_to(made)) for file in made.rglob("*") if file.is_file())
-    manifest = {"made_from": recipe.package, "files": {name: _digest(made / name) for name in names}}
+    manifest = {"made_from": recipe.made_from, "files": {name: _digest(made / name) for name in names}}
     (made / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 

@@ -24,19 +24,18 @@ def engine(request: pytest.FixtureRequest) -> Iterator[tuple[httpx.Client, str]]
     gateway.client().chat.completions.create(
         model=CHAT_MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=1
     )
-    with _client_of(gateway) as client:
+    transport = httpx.HTTPTransport(uds=_socket_of(gateway))
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as client:
         yield client, CHAT_MODEL
 
 
-def _client_of(gateway: Gateway) -> httpx.Client:
-    for path in (gateway.folder / ".torpor/run").rglob("*"):
-        if path.name == "s":
-            client = httpx.Client(
-                transport=httpx.HTTPTransport(uds=str(path)), base_url="http://engine", timeout=60
-            )
+def _socket_of(gateway: Gateway) -> str:
+    """The Unix socket of the chat model's engine, found by asking each."""
+    for path in (gateway.folder / ".torpor/run").rglob("s"):
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, base_url="http://engine") as client:
             if client.get("/v1/models").json()["data"][0]["id"] == CHAT_MODEL:
-                return client
-            client.close()
+                return str(path)
     raise AssertionError("the engine's socket was not found")
 
 

@@ -16,7 +16,10 @@ def client(gateway: Gateway) -> OpenAI:
 
 
 def test_first_answer_comes_through_a_cold_start(gateway: Gateway, client: OpenAI) -> None:
-    """The stream is open while the engine starts, with comments at least each second and a half."""
+    """The stream is open while the engine starts, with comments on the way."""
+    with gateway.http(gateway.root_key) as http:
+        slept = http.post(f"/v1/torpor/engines/{CHAT_MODEL}/sleep", json={"tier": "cold"}).json()
+    assert (slept["state"], slept["tier"], slept["memory_bytes"]) == ("cold", "cold", 0)
     started = time.monotonic()
     times: list[float] = []
     comments: list[str] = []

@@ -35,6 +35,7 @@ def test_every_token_is_in_the_usage_api(gateway: Gateway, project: tuple[str, s
         model=CHAT_MODEL,
         messages=QUESTION,
         n=2,
+        max_tokens=20,
         stream=True,
         stream_options={"include_usage": True},
     )
