@@ -12,6 +12,7 @@ import pytest
 
 from coldstart import trees
 from coldstart.sandbox import Isolation, Sandbox, launch, probe
+from tests.process_table import processes_with
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = [True, False]
@@ -51,26 +52,10 @@ asyncio.run(main(sys.argv[1] == "True", sys.argv[2]))
 """
 
 
-def marked(mark: str) -> list[int]:
-    """The living processes whose command line or environment carries the mark."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes()
-            state = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0]
-        except OSError:
-            continue
-        if mark.encode() in command and state != b"Z":
-            found.append(int(entry.name))
-    return found
-
-
 async def gone(mark: str, within_s: float = 5.0) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        if not marked(mark):
+        if not processes_with(mark):
             return True
         await asyncio.sleep(0.02)
     return False
@@ -197,11 +182,11 @@ async def test_nothing_outlives_a_keeper_killed_at_any_moment(
     assert keeper.stdout is not None
     if after_ms is None:
         assert await keeper.stdout.readline() == b"family complete\n"
-        assert len(marked(mark)) >= 5
+        assert len(processes_with(mark)) >= 5
     else:
         await asyncio.sleep(after_ms / 1000)
     keeper.kill()
     await keeper.wait()
     assert await gone(mark)
     await asyncio.sleep(0.1)
-    assert not marked(mark)
+    assert not processes_with(mark)

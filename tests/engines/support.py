@@ -1,7 +1,6 @@
 """What the tests of engines/ share."""
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from engines.host import EngineHost
 from engines.policy import HostPolicy
 from engines.process import EngineProcess, EngineSite
 from engines.spec import ModelSpec
+from tests.process_table import processes_with
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
@@ -72,22 +72,6 @@ def host(run_dir: Path, make: Callable[[ModelSpec, EngineSite], EngineProcess] =
     return EngineHost([spec()], run_dir=run_dir, policy=QUICK, make=make)
 
 
-def processes(mark: str | Path) -> list[int]:
-    """The living processes whose command line holds ``mark``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes()
-            state = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0]
-        except OSError:
-            continue
-        if os.fsencode(mark) in command and state != b"Z":
-            found.append(int(entry.name))
-    return found
-
-
 async def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> bool:
     """Whether the condition becomes true in time."""
     deadline = time.monotonic() + within_s
@@ -109,4 +93,4 @@ def no_trace(run_dir: Path) -> Callable[[], bool]:
 
 
 def _no_trace(run_dir: Path) -> bool:
-    return not processes(run_dir) and not folders(run_dir)
+    return not processes_with(run_dir) and not folders(run_dir)

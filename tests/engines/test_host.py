@@ -32,10 +32,10 @@ from tests.engines.support import (
     folders,
     host,
     no_trace,
-    processes,
     spec,
     standin,
 )
+from tests.process_table import processes_with
 
 # Run as a gateway would: a host in a process of its own, with one engine that is awake and one that starts.
 HOST = """
@@ -348,7 +348,7 @@ async def test_without_namespaces_it_works_as_well(run_dir: Path) -> None:
     async with host(run_dir, make) as engines:
         async with engines.acquire("model") as lease:
             await echo(lease)
-            assert len(processes(run_dir)) == 3
+            assert len(processes_with(run_dir)) == 3
         await engines.sleep("model", SleepTier.COLD)
         assert no_trace(run_dir)()
         async with engines.acquire("model") as lease:
@@ -362,7 +362,7 @@ async def test_an_engine_killed_from_outside_is_noticed_at_once(run_dir: Path) -
     async with host(run_dir) as engines:
         await engines.wake("model")
         began = time.monotonic()
-        os.kill(min(processes(run_dir)), signal.SIGKILL)
+        os.kill(min(processes_with(run_dir)), signal.SIGKILL)
         assert await eventually(lambda: state(engines) is EngineState.FAILED)
         assert time.monotonic() - began < 0.5
         assert "SIGKILL" in (engines.status()[0].failure or "")
@@ -381,11 +381,11 @@ async def test_no_engine_outlives_a_gateway_that_is_killed(
     assert gateway.stdout is not None
     if after_s is None:
         assert await gateway.stdout.readline() == b"awake\n"
-        assert len(processes(run_dir / "engine-")) >= 5
+        assert len(processes_with(run_dir / "engine-")) >= 5
     else:
         await asyncio.sleep(after_s)
     gateway.kill()
     await gateway.wait()
-    assert await eventually(lambda: not processes(run_dir))
+    assert await eventually(lambda: not processes_with(run_dir))
     async with host(run_dir):
         assert folders(run_dir) == []

@@ -19,7 +19,8 @@ from engines.errors import EngineBroken, EngineUnavailable
 from engines.host import EngineHost
 from engines.spec import ModelSpec, Task, check_model, context_length
 from engines.status import EngineState
-from tests.engines.support import ROOT, eventually, no_trace, processes
+from tests.engines.support import ROOT, eventually, no_trace
+from tests.process_table import processes_with
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
@@ -251,7 +252,7 @@ async def test_a_dead_engine_core_breaks_the_stream_and_the_engine_is_given_up(
     reading = asyncio.create_task(read())
     assert await eventually(lambda: received.count(b"data:") > 3, 20)
     began = time.monotonic()
-    for pid in set(processes("VLLM::EngineCore")) & set(trees.descendants(os.getpid())):
+    for pid in set(processes_with("VLLM::EngineCore")) & set(trees.descendants(os.getpid())):
         os.kill(pid, signal.SIGKILL)
     try:
         await asyncio.wait_for(reading, 10)
@@ -287,7 +288,7 @@ async def test_embeddings_are_counted_as_vllm_does(host: EngineHost) -> None:
 
 async def test_nothing_is_left_of_a_stopped_engine(host: EngineHost) -> None:
     run_dir = host._folders._run_dir
-    assert processes(run_dir)
+    assert processes_with(run_dir)
     began = time.monotonic()
     assert (await host.sleep(EMBED.id, SleepTier.COLD)).state is EngineState.COLD
     print(f"\nstopped after {time.monotonic() - began:.2f} s")
