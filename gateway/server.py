@@ -85,7 +85,8 @@ def serve(config: Config, data: DataDirectory) -> None:
         ssl_keyfile=server.tls_key,
     )
     # uvicorn raises the signal again when it has drained; the process is to end with 0 then.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: None)
     with _listener(server.host, server.port) as listener:
         GatewayServer(settings, app, data, config).run(sockets=[listener])
 

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import signal
 import socket
 import ssl
 import subprocess
@@ -92,6 +93,14 @@ def test_only_trusted_proxies_tell_the_clients_address(tmp_path: Path, trusted: 
     assert line["project"].startswith("proj_")
     assert line["organization"].startswith("org-")
     assert line["total_ms"] > 0
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_well_when_it_is_asked_to(tmp_path: Path, ending: signal.Signals) -> None:
+    with running_gateway(tmp_path, models="") as gateway:
+        assert gateway.end(ending) == 0
+        assert "Traceback" not in gateway.log
+        assert not (tmp_path / ".torpor/gateway.pid").exists()
 
 
 @pytest.mark.parametrize(
