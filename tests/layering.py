@@ -21,11 +21,18 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 LATE_IMPORTS = frozenset(
     {
         "engines/launcher.py",  # vLLM is imported when the process is prepared for it
-        "engines/server.py",
-        "engines/worker.py",
         "engines/prepare.py",  # torch and transformers, only when there is a model to convert
     }
 )
+BROAD_EXCEPTS = frozenset(
+    {
+        "gateway/context.py",  # the outermost boundary of a request
+        "gateway/exchange.py",  # the outermost boundary of a stream that has begun
+        "engines/actor.py",  # the outermost boundary of the task that starts an engine
+    }
+)
+"""Where an exception of any kind may end. One that is raised again, or translated, may be caught anywhere."""
+
 MAX_LINES = 400
 
 
@@ -51,7 +58,10 @@ def violations(root: Path) -> list[Violation]:
             source = file.read_text()
             tree = ast.parse(source)
             found += _imports(folder, name, tree)
-            found += _habits(folder, name, tree, source)
+            found += _habits(name, tree, source)
+            if folder != "tests":
+                found += _late_imports(name, tree)
+                found += _broad_excepts(name, tree)
     return found
 
 
@@ -75,7 +85,7 @@ def _imported(node: ast.AST) -> list[str]:
     return []
 
 
-def _habits(folder: str, name: str, tree: ast.Module, source: str) -> Iterator[Violation]:
+def _habits(name: str, tree: ast.Module, source: str) -> Iterator[Violation]:
     if len(source.splitlines()) > MAX_LINES:
         yield Violation(name, f"longer than {MAX_LINES} lines")
     for node in ast.walk(tree):
@@ -83,8 +93,38 @@ def _habits(folder: str, name: str, tree: ast.Module, source: str) -> Iterator[V
             yield Violation(f"{name}:{node.lineno}", "a global statement")
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             yield Violation(f"{name}:{node.lineno}", "a bare except")
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if is_function and folder != "tests" and name not in LATE_IMPORTS:
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.Import | ast.ImportFrom):
-                    yield Violation(f"{name}:{inner.lineno}", "an import inside a function")
+
+
+def _late_imports(name: str, tree: ast.Module) -> Iterator[Violation]:
+    late = {
+        inner.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Import | ast.ImportFrom)
+    }
+    yield from _listed(name, late, LATE_IMPORTS, "an import inside a function")
+
+
+def _broad_excepts(name: str, tree: ast.Module) -> Iterator[Violation]:
+    broad = {
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler)
+        and _is_broad(node)
+        and not isinstance(node.body[-1], ast.Raise)
+    }
+    yield from _listed(name, broad, BROAD_EXCEPTS, "a broad except")
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"} for kind in kinds)
+
+
+def _listed(name: str, lines: set[int], allowed: frozenset[str], what: str) -> Iterator[Violation]:
+    """A list of exceptions names those that there are, and no others."""
+    if name not in allowed:
+        yield from (Violation(f"{name}:{line}", what) for line in sorted(lines))
+    elif not lines:
+        yield Violation(name, f"is listed for {what}, and has none")

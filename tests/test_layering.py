@@ -28,6 +28,9 @@ def test_the_layering_table_holds() -> None:
         ("gateway/a.py", "x = 1\ndef f():\n    global x", "a global statement"),
         ("gateway/a.py", "def f():\n    import json", "an import inside a function"),
         ("gateway/a.py", "try:\n    x = 1\nexcept:\n    x = 2", "a bare except"),
+        ("gateway/a.py", "try:\n    x = 1\nexcept Exception:\n    x = 2", "a broad except"),
+        ("gateway/a.py", "try:\n    x = 1\nexcept (OSError, BaseException):\n    x = 2", "a broad except"),
+        ("engines/actor.py", "x = 1", "is listed for a broad except, and has none"),
         ("gateway/a.py", "x = 1\n" * 401, "longer than 400 lines"),
     ],
 )
@@ -45,4 +48,7 @@ def test_what_is_allowed_is_not_a_violation(tmp_path: Path) -> None:
         "from tenants.types import Principal\nfrom metering import errors\n"
     )
     (tmp_path / "gateway/a.py").write_text("import json\nfrom engines.host import EngineHost\n")
+    (tmp_path / "gateway/b.py").write_text(
+        "try:\n    x = 1\nexcept Exception as error:\n    raise KeyError from error"
+    )
     assert violations(tmp_path) == []
