@@ -387,5 +387,7 @@ async def test_no_engine_outlives_a_gateway_that_is_killed(
     gateway.kill()
     await gateway.wait()
     assert await eventually(lambda: not processes_with(run_dir))
+    await gateway.stdout.read()
+    gateway._transport.close()  # type: ignore[attr-defined]
     async with host(run_dir):
         assert folders(run_dir) == []

@@ -191,7 +191,7 @@ def _normalized(one: dict[str, Any]) -> None:
 
 
 def _prefixed(one: dict[str, Any]) -> None:
-    one["pre_tokenizer"]["add_prefix_space"] = True
+    one["pre_tokenizer"] = {**_BYTES, "use_regex": True, "add_prefix_space": True}
 
 
 def _greedy_added(one: dict[str, Any]) -> None:
