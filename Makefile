@@ -15,10 +15,15 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps
 NODE_CLIENT := tests/e2e/node
 SOURCES := gateway engines tenants metering coldstart tests loadtest
-CONFIG := torpor.toml
-# So that a name on this host never stands between a command and the gateway on loopback.
-export NO_PROXY := 127.0.0.1,localhost
-export no_proxy := 127.0.0.1,localhost
+CONFIG := $(or $(TORPOR_CONFIG),torpor.toml)
+comma := ,
+# So that no proxy stands between a command and the gateway on loopback.
+LOOPBACK := 127.0.0.1,localhost
+export NO_PROXY := $(if $(NO_PROXY),$(NO_PROXY)$(comma))$(LOOPBACK)
+export no_proxy := $(if $(no_proxy),$(no_proxy)$(comma))$(LOOPBACK)
+
+# One at a time, also of two makes: the lock is held until the shell of the recipe ends.
+ALONE = exec 9>.setup.lock; flock -n 9 || { echo "set-up: another make is at it, waiting"; flock 9; }
 
 .PHONY: help
 help: ## This list
@@ -26,11 +31,11 @@ help: ## This list
 
 .PHONY: up
 up: setup ## Set everything up and start the gateway (DETACH=1: return when it is ready)
-	@$(BIN)/torpor setup --config $(CONFIG)
-ifdef DETACH
-	@$(BIN)/torpor start --config $(CONFIG)
+ifneq ($(filter-out 0,$(DETACH)),)
+	@$(ALONE); $(BIN)/torpor setup --config $(CONFIG); $(BIN)/torpor start --config $(CONFIG)
 	@$(BIN)/torpor hello --config $(CONFIG)
 else
+	@$(ALONE); $(BIN)/torpor setup --config $(CONFIG)
 	@exec $(BIN)/torpor serve --hello --config $(CONFIG)
 endif
 
@@ -62,23 +67,30 @@ clean: down ## Remove what the set-up made, the gateway's data and configuration
 
 .PHONY: lock
 lock: packages ## Resolve requirements.lock anew
-	@$(BIN)/python -m engines.lock >requirements.lock.new
+	@TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m engines.lock >requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
-# One set-up at a time, also of two makes.
 .PHONY: packages
 packages: machine
-	@exec 9>.setup.lock; flock 9; $(MAKE) -s $(VENV)/.torpor
+	@$(ALONE); $(MAKE) -s $(VENV)/.torpor
 
+# Everything that is missing, a line each. `command -v flock` first, since the lock needs it.
 .PHONY: machine
 machine:
-	@fail() { echo "torpor: $$1" >&2; exit 1; }; \
-	[ "$$(uname -sm)" = "Linux x86_64" ] || fail "this needs Linux on x86-64, not $$(uname -sm)"; \
-	command -v flock >/dev/null || fail "flock is missing: apt-get install util-linux"; \
-	command -v $(PYTHON) >/dev/null || fail "$(PYTHON) is missing: apt-get install python3 python3-venv"; \
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	    fail "Python 3.11 is needed, $(PYTHON) is $$($(PYTHON) -V); name another with PYTHON=..."; \
-	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || fail "venv is missing: apt-get install python3-venv"
+	@missing=0; lacks() { echo "torpor: $$1" >&2; missing=1; }; \
+	[ "$$(uname -sm)" = "Linux x86_64" ] || lacks "this needs Linux on x86-64, not $$(uname -sm)"; \
+	grep -qw avx2 /proc/cpuinfo || lacks "vLLM needs a processor with AVX2, better AVX-512"; \
+	command -v flock >/dev/null || lacks "flock is missing: apt-get install util-linux"; \
+	if ! command -v $(PYTHON) >/dev/null; then \
+	    lacks "$(PYTHON) is missing: apt-get install python3 python3-venv"; \
+	elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
+	    lacks "Python 3.11 is needed, $(PYTHON) is $$($(PYTHON) -V); name another with PYTHON=..."; \
+	elif ! $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then \
+	    lacks "venv is missing: apt-get install python3-venv"; \
+	fi; \
+	[ -e $(VENV)/.torpor ] || [ $$(df -Pk . | awk 'END {print $$4}') -ge 6291456 ] || \
+	    lacks "the disk has less than 6 GiB free for the environment and the models: make room"; \
+	exit $$missing
 
 $(VENV)/.python:
 	@echo "virtual environment: making $(VENV)"
@@ -86,10 +98,13 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.lock: requirements.lock $(VENV)/.python
-	@echo "PyTorch: installing $(TORCH)"
-	@$(PIP) "$(TORCH)" || $(PIP) --index-url $(TORCH_INDEX) "$(TORCH)"
-	@echo "packages: installing $$(grep -c == requirements.lock) pins (a few minutes the first time)"
-	@started=$$SECONDS; $(PIP) -r requirements.lock; echo "packages: installed in $$((SECONDS - started)) s"
+	@echo "PyTorch: installing $(TORCH)"; started=$$SECONDS; \
+	$(PIP) "$(TORCH)" || { \
+	    echo "PyTorch: pip's own index has no such build, asking $(TORCH_INDEX)"; \
+	    $(PIP) --index-url "$(TORCH_INDEX)" "$(TORCH)"; }; \
+	echo "PyTorch: installed in $$((SECONDS - started)) s"
+	@echo "packages: installing $$(grep -c == requirements.lock) pins (a few minutes the first time)"; \
+	started=$$SECONDS; $(PIP) -r requirements.lock; echo "packages: installed in $$((SECONDS - started)) s"
 	@$(BIN)/python -c 'import torch, vllm; print("packages: vLLM", vllm.__version__, "with torch", torch.__version__)'
 	@touch $@
 
@@ -100,10 +115,13 @@ $(VENV)/.torpor: pyproject.toml $(VENV)/.lock
 # The official Node client, and the Node that it requires.
 .PHONY: node
 node: packages
-	@exec 9>.setup.lock; flock 9; $(MAKE) -s $(NODE_CLIENT)/node_modules/.made
+	@$(ALONE); $(MAKE) -s $(NODE_CLIENT)/node_modules/.made
 
 $(NODE_CLIENT)/node_modules/.made: $(NODE_CLIENT)/package.json $(NODE_CLIENT)/package-lock.json
-	@command -v npm >/dev/null || { echo "torpor: npm is missing: apt-get install npm" >&2; exit 1; }
-	@echo "node client: installing"
-	@cd $(NODE_CLIENT) && npm ci --silent --no-audit --no-fund
+	@command -v npm >/dev/null || { \
+	    [ "$$(id -u)" = 0 ] || { echo "torpor: npm is missing: apt-get install npm" >&2; exit 1; }; \
+	    echo "npm: installing"; apt-get update -q; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends npm; }
+	@echo "node client: installing"; started=$$SECONDS; cd $(NODE_CLIENT); npm ci --silent --no-audit --no-fund; \
+	echo "node client: installed in $$((SECONDS - started)) s"
 	@touch $@
