@@ -10,6 +10,7 @@ private network.
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,22 +41,24 @@ def _interpreter() -> list[str]:
 
 async def probe() -> Isolation:
     """Try the namespaces out (about 30 ms)."""
-    process = await asyncio.create_subprocess_exec(
-        *_interpreter(),
-        "probe",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+    return await asyncio.to_thread(_probe)
+
+
+def _probe() -> Isolation:
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), _PROBE_TIMEOUT_S)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        done = subprocess.run(  # noqa: S603 - our own interpreter and file
+            [*_interpreter(), "probe"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
         return Isolation(namespaces=False, reason="trying namespaces took too long")
-    if process.returncode == 0:
+    if done.returncode == 0:
         return Isolation(namespaces=True)
-    return Isolation(namespaces=False, reason=output.decode(errors="replace").strip() or "unknown")
+    return Isolation(namespaces=False, reason=done.stdout.decode(errors="replace").strip() or "unknown")
 
 
 class Sandbox:

@@ -6,6 +6,7 @@ import signal
 import sys
 import textwrap
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -61,24 +62,37 @@ async def gone(mark: str, within_s: float = 5.0) -> bool:
     return False
 
 
-async def start(
-    command: list[str], tmp_path: Path, *, namespaces: bool = True
-) -> tuple[Sandbox, asyncio.StreamReader]:
-    reading, writing = os.pipe()
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb")
-    )
-    sandbox = await launch(
-        command,
-        isolation=Isolation(namespaces=namespaces),
-        env={"PATH": os.environ["PATH"], "GREETING": "hello"},
-        cwd=tmp_path,
-        output=writing,
-    )
-    os.close(writing)
-    assert transport is not None
-    return sandbox, reader
+Start = Callable[..., Awaitable[tuple[Sandbox, asyncio.StreamReader]]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts a command in a sandbox, and gives it together with what it prints."""
+    transports: list[asyncio.ReadTransport] = []
+
+    async def started(
+        command: list[str], tmp_path: Path, *, namespaces: bool = True
+    ) -> tuple[Sandbox, asyncio.StreamReader]:
+        reading, writing = os.pipe()
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb")
+        )
+        transports.append(transport)
+        sandbox = await launch(
+            command,
+            isolation=Isolation(namespaces=namespaces),
+            env={"PATH": os.environ["PATH"], "GREETING": "hello"},
+            cwd=tmp_path,
+            output=writing,
+        )
+        os.close(writing)
+        return sandbox, reader
+
+    yield started
+    for transport in transports:
+        transport.close()
+    await asyncio.sleep(0)  # a transport lets go of its pipe in the turn after
 
 
 def python(code: str, *arguments: str) -> list[str]:
@@ -90,7 +104,9 @@ async def test_namespaces_are_to_be_had_here() -> None:
 
 
 @pytest.mark.parametrize("namespaces", MODES)
-async def test_the_exit_status_and_output_are_the_commands_own(tmp_path: Path, namespaces: bool) -> None:
+async def test_the_exit_status_and_output_are_the_commands_own(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
     code = "import os; print(os.environ['GREETING'], os.getcwd(), len(os.environ)); raise SystemExit(3)"
     sandbox, output = await start(python(code), tmp_path, namespaces=namespaces)
     assert await sandbox.wait() == 3
@@ -99,19 +115,21 @@ async def test_the_exit_status_and_output_are_the_commands_own(tmp_path: Path, n
     assert sandbox.pids() == []
 
 
-async def test_a_command_that_does_not_exist_says_so(tmp_path: Path) -> None:
+async def test_a_command_that_does_not_exist_says_so(start: Start, tmp_path: Path) -> None:
     sandbox, output = await start(["/nonexistent/engine"], tmp_path)
     assert await sandbox.wait() == 127
     assert b"cannot run /nonexistent/engine" in await output.read()
 
 
 @pytest.mark.parametrize("namespaces", MODES)
-async def test_a_death_by_signal_is_128_and_the_signal(tmp_path: Path, namespaces: bool) -> None:
+async def test_a_death_by_signal_is_128_and_the_signal(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
     sandbox, _ = await start(python("import os; os.kill(os.getpid(), 9)"), tmp_path, namespaces=namespaces)
     assert await sandbox.wait() == 128 + 9
 
 
-async def test_inside_there_is_one_family_loopback_and_a_private_shm(tmp_path: Path) -> None:
+async def test_inside_there_is_one_family_loopback_and_a_private_shm(start: Start, tmp_path: Path) -> None:
     code = """
     import os, socket
     print(os.getpid(), sorted(int(p) for p in os.listdir("/proc") if p.isdigit()))
@@ -133,7 +151,9 @@ async def test_inside_there_is_one_family_loopback_and_a_private_shm(tmp_path: P
 
 
 @pytest.mark.parametrize("namespaces", MODES)
-async def test_terminate_reaches_the_command_and_takes_its_family(tmp_path: Path, namespaces: bool) -> None:
+async def test_terminate_reaches_the_command_and_takes_its_family(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
     mark = f"mark-{tmp_path.name}-{os.getpid()}"
     sandbox, output = await start(python(FAMILY, mark), tmp_path, namespaces=namespaces)
     assert await output.readline() == b"family complete\n"
@@ -145,7 +165,9 @@ async def test_terminate_reaches_the_command_and_takes_its_family(tmp_path: Path
 
 
 @pytest.mark.parametrize("namespaces", MODES)
-async def test_kill_ends_a_family_that_ignores_sigterm(tmp_path: Path, namespaces: bool) -> None:
+async def test_kill_ends_a_family_that_ignores_sigterm(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
     mark = f"mark-{tmp_path.name}-{os.getpid()}"
     sandbox, output = await start(python(FAMILY, mark), tmp_path, namespaces=namespaces)
     await output.readline()
@@ -156,7 +178,7 @@ async def test_kill_ends_a_family_that_ignores_sigterm(tmp_path: Path, namespace
 
 
 @pytest.mark.parametrize("namespaces", MODES)
-async def test_the_family_goes_with_its_supervisor(tmp_path: Path, namespaces: bool) -> None:
+async def test_the_family_goes_with_its_supervisor(start: Start, tmp_path: Path, namespaces: bool) -> None:
     """In plain mode the subreaper's death takes the command; its grandchildren end with `Sandbox.kill`."""
     mark = f"mark-{tmp_path.name}-{os.getpid()}"
     code = FAMILY if namespaces else "import time; print('ready', flush=True); time.sleep(1000)"
