@@ -14,8 +14,11 @@ from gateway.services import Services, services_of
 from tenants.types import KeyKind
 
 
-def engine_object(status: EngineStatus) -> dict[str, Any]:
-    """Torpor's ``engine`` object. Memory in bytes, times in unix seconds, durations in milliseconds."""
+def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]:
+    """Torpor's ``engine`` object. Memory in bytes, times in unix seconds, durations in milliseconds.
+
+    Only the operator sees ``failure``: an engine's own words hold paths and stacks.
+    """
     return {
         "id": status.id,
         "object": "torpor.engine",
@@ -23,7 +26,7 @@ def engine_object(status: EngineStatus) -> dict[str, Any]:
         "tier": status.tier,
         "memory_bytes": status.memory_bytes,
         "in_flight": status.in_flight,
-        "failure": status.failure,
+        **({"failure": status.failure} if for_operator else {}),
         "replicas": [],
         "wakes": [
             {"at": wake.at, "from": wake.source, "ms": {phase: round(ms, 1) for phase, ms in wake.ms.items()}}
@@ -34,15 +37,16 @@ def engine_object(status: EngineStatus) -> dict[str, Any]:
 
 async def list_engines(request: Request) -> Response:
     """``GET /v1/torpor/engines``."""
-    await authenticate(request, KeyKind.ROOT, KeyKind.ADMIN)
-    engines = [engine_object(status) for status in services_of(request).host.status()]
+    principal = await authenticate(request, KeyKind.ROOT, KeyKind.ADMIN)
+    operator = principal.kind is KeyKind.ROOT
+    engines = [engine_object(status, for_operator=operator) for status in services_of(request).host.status()]
     return JSONResponse({"object": "list", "data": engines})
 
 
 async def wake_engine(request: Request) -> Response:
     """``POST /v1/torpor/engines/{model}/wake``: answers when it is awake."""
     services, name = await _root(request)
-    return JSONResponse(engine_object(await services.host.wake(name)))
+    return JSONResponse(engine_object(await services.host.wake(name), for_operator=True))
 
 
 async def sleep_engine(request: Request) -> Response:
@@ -53,7 +57,9 @@ async def sleep_engine(request: Request) -> Response:
     tiers = [tier.value for tier in SleepTier if tier is not SleepTier.HOT]
     if body.get("tier") not in tiers:
         raise invalid_request(f"'tier' must be one of {', '.join(tiers)}.", "tier", "invalid_value")
-    return JSONResponse(engine_object(await services.host.sleep(name, SleepTier(body["tier"]))))
+    return JSONResponse(
+        engine_object(await services.host.sleep(name, SleepTier(body["tier"])), for_operator=True)
+    )
 
 
 async def _root(request: Request) -> tuple[Services, str]:

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with the limits that it lacks, refusing in the envelope.
 
 A head larger than ``max_header_bytes`` is a 431, one that takes longer than ``header_timeout_s`` a 408, one
-that the parser refuses a 400. Each ends the connection.
+that the parser refuses a 400. Each ends the connection, and so does a trailer of that size.
 """
 
 import asyncio
@@ -44,10 +44,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
             return
-        if self._in_head:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         super().data_received(data)
-        if self._refusal is None and self._in_head and self._head_bytes > self.max_header_bytes:
+        if self._refusal is None and self._head_bytes > self.max_header_bytes:
             self._refusal = _too_large(self.max_header_bytes)
         if self._refusal is not None:
             self._refuse(self._refusal)
@@ -65,20 +64,28 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_timer is None:
             self._watch_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+        # What comes after the head is a trailer of a chunked body. Nobody reads it, so that it is not kept.
+
     def on_headers_complete(self) -> None:
         self._unwatch_head()
         self._in_head = False
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.max_header_bytes:
             self._refusal = _too_large(self.max_header_bytes)
+        self._head_bytes = 0
         if self._refusal is None:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
         if self._refusal is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._head_bytes = 0
         if self._refusal is None:
             super().on_message_complete()
 

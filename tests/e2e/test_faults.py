@@ -33,7 +33,7 @@ LONG = {
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway that these tests may kill and start again, in the order in which they stand."""
     folder = tmp_path_factory.mktemp("mortal")
-    with running_gateway(folder, MODEL, sections="drain_timeout_s = 3.0\n") as started:
+    with running_gateway(folder, MODEL, sections="drain_timeout_s = 10.0\n") as started:
         yield started
 
 
@@ -140,7 +140,7 @@ def test_sigterm_under_load_drains(mortal: Gateway) -> None:
             ended[name] = [first, *(line for line in lines if line)][-1]
 
     threads = [
-        threading.Thread(target=stream, args=("short", 30)),
+        threading.Thread(target=stream, args=("short", 20)),
         threading.Thread(target=stream, args=("long", 4000)),
     ]
     for thread in threads:
