@@ -43,7 +43,7 @@ def _text(body: dict[str, Any], name: str, *, required: bool = True) -> str | No
 
 def _paging(request: Request) -> tuple[str | None, int]:
     raw = request.query_params.get("limit", "20")
-    if not raw.isdecimal() or not 1 <= int(raw) <= 100:
+    if not (raw.isascii() and raw.isdecimal() and len(raw) < 4) or not 1 <= int(raw) <= 100:
         raise invalid_request("'limit' must be between 1 and 100.", "limit", "invalid_value")
     return request.query_params.get("after"), int(raw)
 
@@ -130,14 +130,15 @@ async def revoke_organization(request: Request) -> Response:
     tenants = services.tenants
     organization = await tenants.get_organization(request.path_params["organization"])
     revoked = 0
-    while projects := (await tenants.list_projects(organization.id, after=None, limit=100)).items:
-        for project in projects:
-            await tenants.archive_project(organization.id, project.id)
-    for kind in (KeyKind.PROJECT, KeyKind.ADMIN):
+    # Admin keys first, so that nobody makes a project or a key behind the back of what follows.
+    for kind in (KeyKind.ADMIN, KeyKind.PROJECT):
         while keys := (await tenants.list_keys(organization.id, kind=kind, after=None, limit=100)).items:
             for key in keys:
                 await tenants.revoke_key(organization.id, key.id)
             revoked += len(keys)
+    while projects := (await tenants.list_projects(organization.id, after=None, limit=100)).items:
+        for project in projects:
+            await tenants.archive_project(organization.id, project.id)
     return JSONResponse({**organization_object(organization), "revoked_keys": revoked})
 
 

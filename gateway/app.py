@@ -51,11 +51,13 @@ def create_app(config: Config, data: DataDirectory) -> Starlette:
 
     handled = (ApiError, HTTPException, TenantError, MeteringError, EngineError)
     handlers = dict.fromkeys(handled, answer_error)
-    return Starlette(
+    app = Starlette(
         routes=_routes(),
         exception_handlers={**handlers, ClientDisconnect: _client_gone, Exception: answer_error},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 @asynccontextmanager

@@ -10,6 +10,10 @@ from gateway.config import LimitsConfig
 from gateway.errors import ApiError, invalid_request
 
 T = TypeVar("T", bound=msgspec.Struct)
+MAX_PROMPTS = 2048
+"""Prompts or inputs of one request, as many as OpenAI's embeddings take."""
+MAX_CHOICES = 128
+_IN_THREAD_BYTES = 256 * 1024
 
 
 async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) -> dict[str, Any]:
@@ -29,6 +33,8 @@ async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) ->
             headers={"connection": "close"},
         )
     body = await _read(request, limits.max_body_bytes, timeout_s)
+    if len(body) > _IN_THREAD_BYTES:
+        return await asyncio.to_thread(parse_object, body, limits.max_json_depth)
     return parse_object(body, limits.max_json_depth)
 
 
@@ -196,10 +202,14 @@ def _check_values(call: msgspec.Struct) -> None:
         raise invalid_request("Give either 'prompt' or 'messages'.", "prompt", "invalid_value")
     if isinstance(call, ChatCall) and not call.messages:
         raise invalid_request("'messages' must hold at least one message.", "messages", "invalid_value")
-    if isinstance(call, CompletionCall) and call.prompt == []:
-        raise invalid_request("'prompt' must not be empty.", "prompt", "invalid_value")
-    if isinstance(call, EmbeddingCall) and call.input in ([], ""):
-        raise invalid_request("'input' must not be empty.", "input", "invalid_value")
+    if isinstance(call, CompletionCall):
+        _check_prompts(call.prompt, "prompt")
+    if isinstance(call, EmbeddingCall):
+        _check_prompts(call.input, "input")
+        if call.encoding_format not in (None, "float", "base64"):
+            raise invalid_request(
+                "'encoding_format' must be float or base64.", "encoding_format", "invalid_value"
+            )
     if not isinstance(call, Generation):
         return
     if call.stream_options is not None and not call.stream:
@@ -210,5 +220,24 @@ def _check_values(call: msgspec.Struct) -> None:
         )
     for name in ("n", "max_tokens", "max_completion_tokens"):
         value = getattr(call, name)
-        if value is not None and value < 1:
-            raise invalid_request(f"'{name}' must be at least 1, not {value}.", name, "invalid_value")
+        # A completion of no tokens is how the prompt alone is scored.
+        least = 0 if name == "max_tokens" and isinstance(call, CompletionCall) else 1
+        if value is not None and value < least:
+            raise invalid_request(f"'{name}' must be at least {least}, not {value}.", name, "invalid_value")
+    if call.n is not None and call.n > MAX_CHOICES:
+        raise invalid_request(f"'n' must be at most {MAX_CHOICES}.", "n", "invalid_value")
+
+
+def _check_prompts(prompts: str | list[Any], name: str) -> None:
+    """A text, texts, the tokens of one, or the tokens of several: not mixed, not none, and not too many."""
+    if not prompts:
+        raise invalid_request(f"'{name}' must not be empty.", name, "invalid_value")
+    if isinstance(prompts, str):
+        return
+    kind = type(prompts[0])
+    if any(type(prompt) is not kind for prompt in prompts):
+        raise invalid_request(
+            f"Invalid type for '{name}': texts and tokens cannot be mixed.", name, "invalid_type"
+        )
+    if kind is not int and len(prompts) > MAX_PROMPTS:
+        raise invalid_request(f"'{name}' may hold at most {MAX_PROMPTS} prompts.", name, "invalid_value")

@@ -176,8 +176,9 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return _storage_unavailable()
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code, "invalid_request")
-            message = f"{error.detail}. See GET /v1/models for what can be called."
-            return ApiError(error.status_code, "invalid_request_error", code, message)
+            headers = dict(error.headers or {})
+            message = f"{error.detail}: this gateway has no such call."
+            return ApiError(error.status_code, "invalid_request_error", code, message, headers=headers)
         case _:
             return internal_error()
 

@@ -265,15 +265,16 @@ class StreamExchange(Exchange):
                     continue
                 onward = b"".join([tap.pass_on(event) for event in events])
                 meter.observe(tap.seen)
-                if tap.error is not None:
-                    raise engine_error(tap.error)
                 if onward:
                     if record.ttft_ms is None:
                         record.ttft_ms = record.elapsed_ms()
                     await self._open(send)
                     self._relayed_bytes += len(onward)
                     await send({"type": "http.response.body", "body": onward, "more_body": True})
+                if tap.error is not None:
+                    raise engine_error(tap.error)
                 if tap.done:
+                    await self._open(send)
                     return
         raise EngineBroken("the engine's stream ended without [DONE]")
 

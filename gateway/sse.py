@@ -13,6 +13,10 @@ from metering.types import Usage
 
 DONE = b"data: [DONE]\n\n"
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+_LONGEST_END = 4
+# The space after the colon may be missing (WHATWG, server-sent events, 9.2.6).
+_DONE = re.compile(rb"data: ?\[DONE\]")
+_ERROR = re.compile(rb'data: ?\{\s*"(?:error"|object":\s*"error")')
 # A quote inside a JSON string is escaped, so these bytes can only be structure, never text of a model.
 _USAGE = re.compile(rb',\s*"usage":\s*(null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _CHOICE = re.compile(rb'"choices":\s*\[(?:\]|\{"index":\s*(\d+))')
@@ -27,19 +31,20 @@ class EventSplitter:
     """Cuts a byte stream into whole events, each with the empty line that ends it."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are complete now. Raises `EventTooLarge` past 16 MiB without an end."""
-        if self._rest:
-            data = self._rest + data
+        rest = self._rest
+        unseen = max(0, len(rest) - _LONGEST_END + 1)
+        rest += data
         events = []
         start = 0
-        for end in _EVENT_END.finditer(data):
-            events.append(data[start : end.end()])
+        for end in _EVENT_END.finditer(rest, unseen):
+            events.append(bytes(rest[start : end.end()]))
             start = end.end()
-        self._rest = data[start:]
-        if len(self._rest) > _MAX_EVENT:
+        del rest[:start]
+        if len(rest) > _MAX_EVENT:
             raise EventTooLarge
         return events
 
@@ -70,10 +75,10 @@ class StreamTap:
 
     def pass_on(self, event: bytes) -> bytes:
         """What of the event goes to the client; nothing of an error or of the closing ``[DONE]``."""
-        if event.startswith(b"data: [DONE]"):
+        if _DONE.match(event):
             self.done = True
             return b""
-        if event.startswith((b'data: {"error"', b'data: {"object":"error"')):
+        if _ERROR.match(event):
             self.error = _error_of(event)
             return b""
         found = _USAGE.search(event)

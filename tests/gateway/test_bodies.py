@@ -77,6 +77,30 @@ def test_every_form_of_prompt_is_accepted(prompt: Any) -> None:
     assert check_call({"model": "m", "input": prompt}, EmbeddingCall).input == prompt
 
 
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        (["a", 5], "invalid_type"),
+        ([[1], 2], "invalid_type"),
+        ([[1], ["x"]], "invalid_type"),
+        ([], "invalid_value"),
+        ("", "invalid_value"),
+        (["a"] * 2049, "invalid_value"),
+    ],
+)
+def test_prompts_that_are_mixed_missing_or_too_many(prompt: Any, code: str) -> None:
+    for field, kind in (("prompt", CompletionCall), ("input", EmbeddingCall)):
+        with pytest.raises(ApiError) as caught:
+            check_call({"model": "m", field: prompt}, kind)
+        assert caught.value.code == code
+
+
+def test_vectors_come_as_numbers_or_base64() -> None:
+    with pytest.raises(ApiError) as caught:
+        check_call({"model": "m", "input": "a", "encoding_format": "bytes"}, EmbeddingCall)
+    assert caught.value.param == "encoding_format"
+
+
 def test_fields_of_the_engine_are_left_to_it() -> None:
     call = check_call({"model": "m", "messages": MESSAGES, "top_k": "many", "guided": {}}, ChatCall)
     assert call.model == "m"

@@ -84,6 +84,14 @@ def test_an_engines_error_and_its_done_are_kept_back() -> None:
     assert tap.error == {"message": "no", "code": 500}
 
 
+def test_the_space_after_the_colon_may_be_missing() -> None:
+    tap = StreamTap(include_usage=False, continuous=False)
+    assert tap.pass_on(b'data:{"error":{"message":"no"}}\n\n') == b""
+    assert tap.pass_on(b"data:[DONE]\n\n") == b""
+    assert tap.error == {"message": "no"}
+    assert tap.done
+
+
 @given(st.text(), st.integers(0, 10**6))
 def test_text_comes_through_whatever_it_holds(text: str, output: int) -> None:
     tap = StreamTap(include_usage=False, continuous=False)
