@@ -80,7 +80,7 @@ machine:
 	@missing=0; lacks() { echo "torpor: $$1" >&2; missing=1; }; \
 	[ "$$(uname -sm)" = "Linux x86_64" ] || lacks "this needs Linux on x86-64, not $$(uname -sm)"; \
 	grep -qw avx2 /proc/cpuinfo || lacks "vLLM needs a processor with AVX2, better AVX-512"; \
-	ldconfig -p | grep -q 'libnuma\.so\.1' || lacks "libnuma is missing, vLLM links to it: apt-get install libnuma1"; \
+	ldconfig -p | grep 'libnuma\.so\.1' >/dev/null || lacks "libnuma is missing, vLLM links to it: apt-get install libnuma1"; \
 	command -v flock >/dev/null || lacks "flock is missing: apt-get install util-linux"; \
 	if ! command -v $(PYTHON) >/dev/null; then \
 	    lacks "$(PYTHON) is missing: apt-get install python3 python3-venv"; \

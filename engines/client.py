@@ -21,8 +21,9 @@ _READ_TIMEOUT_S = 600.0
 # Shorter than the 5 s after which uvicorn closes an idle connection, so that none is used as it closes.
 _KEEP_ALIVE_S = 3.0
 _IDLE_CONNECTIONS = 64
-_COUNTS_TIMEOUT_S = 5.0
-_COUNTS_WAIT_S = 2.0
+# The question waits for its turn in the engine, behind a long step if need be; the caller has its own limit.
+_COUNTS_TIMEOUT_S = 60.0
+_COUNTS_WAIT_S = 30.0
 _COUNTS_POLL_S = 0.02
 
 
@@ -153,7 +154,7 @@ class EngineClient:
     async def counts(self, attempt_id: str) -> EngineCounts | None:
         """Ask the engine what it has counted for the attempt.
 
-        Waits, up to two seconds, until an abandoned attempt has ended in the engine. None when the engine
+        Waits, up to half a minute, until an abandoned attempt has ended in the engine. None when the engine
         does not know the attempt, is not ours, or cannot be asked any more.
         """
         if self.address.uds is None:

@@ -36,6 +36,7 @@ OPEN_AFTER_S = 0.5
 """A stream whose engine is being woken is opened after so long."""
 HEARTBEAT_S = 1.0
 COUNTS_TIMEOUT_S = 3.0
+ABORTED_COUNTS_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +51,9 @@ class Plan:
     body: bytes
     attempt: Attempt
     wake_timeout_s: float
+    estimate: Callable[[int], Usage]
     include_usage: bool = False
     continuous_usage: bool = False
-    estimate: Callable[[int], Usage] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +176,11 @@ class Exchange:
         if meter.settled:
             return
         usage = meter.usage
+        # Nobody waits for what an aborted request has cost, and a busy engine answers between two steps only.
+        patience_s = ABORTED_COUNTS_TIMEOUT_S if ending.outcome is Outcome.ABORTED else COUNTS_TIMEOUT_S
+        told = client.address.url is None
         try:
-            async with asyncio.timeout(COUNTS_TIMEOUT_S):
+            async with asyncio.timeout(patience_s):
                 counts = await client.counts(self._plan.attempt.id)
             if counts is not None:
                 usage = Usage(
@@ -184,10 +188,11 @@ class Exchange:
                     cached_tokens=counts.cached_tokens,
                     output_tokens=counts.output_tokens,
                 )
-            elif usage == Usage() and self._plan.estimate is not None and self._relayed_bytes:
-                usage = self._plan.estimate(self._relayed_bytes)
         except (EngineBroken, TimeoutError):
-            _log.info("no count from the engine; settled with what was relayed")
+            told = False
+            _log.info("no count from the engine; settled with what was relayed, or estimated")
+        if not told and usage == Usage() and ending.outcome is not Outcome.FAILED:
+            usage = self._plan.estimate(self._relayed_bytes)
         await self._settle_with(meter, ending, usage)
 
     async def _settle_with(self, meter: Meter, ending: "_Ending", usage: Usage) -> None:
@@ -230,7 +235,7 @@ class PlainExchange(Exchange):
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise EngineBroken("the engine's answer is no JSON") from None
         reported = answer.get("usage") if isinstance(answer, dict) else None
-        if reported is None and self._plan.estimate is not None:
+        if reported is None:
             return self._plan.estimate(len(body))
         return usage_of(reported)
 
@@ -286,7 +291,7 @@ class StreamExchange(Exchange):
 
     def _usage(self) -> Usage:
         seen = self._tap.seen
-        if seen == Usage() and self._plan.estimate is not None:
+        if seen == Usage():
             return self._plan.estimate(self._relayed_bytes)
         return seen
 

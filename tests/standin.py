@@ -3,7 +3,7 @@
 It stands for the wire format of ``/v1/chat/completions``, plain and streamed, with vLLM's usage on every
 chunk; ``tests/e2e/test_contract.py`` holds it and the real engine to the same assertions. The last message
 says what goes wrong: ``fault:cut``, ``fault:error``, ``fault:no-usage``, ``fault:overloaded``,
-``fault:garbage``, ``fault:flood``; ``echo`` answers with the request as it arrived.
+``fault:garbage``, ``fault:flood``, ``fault:slow``; ``echo`` answers with the request as it arrived.
 
     python -m tests.standin PORT
 """
@@ -83,6 +83,8 @@ async def chat(request: Request) -> Response:
     fault = body["messages"][-1]["content"]
     if fault == "fault:overloaded":
         return JSONResponse({"error": {"message": "busy", "type": "TooManyRequests", "code": 429}}, 429)
+    if fault == "fault:slow":
+        await asyncio.sleep(5)
     if fault == "fault:garbage":
         return PlainTextResponse("<html>not what was asked for</html>")
     if body.get("stream"):

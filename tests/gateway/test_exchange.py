@@ -5,6 +5,7 @@ import sqlite3
 import time
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -80,6 +81,15 @@ def test_without_reported_usage_the_entry_is_estimated(routed: Gateway, stream: 
     assert entry["estimated"]
     assert entry["input_tokens"] > 0
     assert entry["output_tokens"] > 0
+
+
+def test_leaving_an_engine_that_tells_nothing_is_not_free(routed: Gateway) -> None:
+    """Somebody else's engine cannot be asked what an abandoned call has cost: it is estimated."""
+    with routed.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/chat/completions", json=_body("fault:slow"), timeout=0.5)
+    entry = _last_entry(routed)
+    assert (entry["outcome"], bool(entry["estimated"])) == ("aborted", True)
+    assert entry["input_tokens"] > 0
 
 
 @pytest.mark.parametrize(
