@@ -37,6 +37,7 @@ class ServerConfig:
     max_header_bytes: int = 32 * 1024
     header_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
+    send_timeout_s: float = 60.0
     keep_alive_s: float = 75.0
     drain_timeout_s: float = 30.0
 

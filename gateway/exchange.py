@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 from sse_starlette.event import ServerSentEvent
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from coldstart.tiers import SleepTier
 from engines.client import EngineClient, EngineClients, EngineStream
@@ -64,6 +64,7 @@ class Door:
     clients: EngineClients
     ledger: Ledger
     running: "set[Exchange]"
+    send_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Exchange:
         self.started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._work = asyncio.create_task(self._serve(send))
+        self._work = asyncio.create_task(self._serve(self._bounded(send)))
         gone = asyncio.create_task(_disconnected(receive))
         self._door.running.add(self)
         try:
@@ -107,6 +108,19 @@ class Exchange:
             await asyncio.wait({self._work, gone})
         if not self._work.cancelled():
             self._work.result()
+
+    def _bounded(self, send: Send) -> Send:
+        """A client that takes nothing for too long counts as gone: it holds a lease and an engine's work."""
+
+        async def bounded(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._door.send_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                self._record.client_gone = True
+                raise asyncio.CancelledError from None
+
+        return bounded
 
     def expire(self) -> None:
         """Ends the exchange because the gateway's time to drain is over."""

@@ -32,7 +32,8 @@ class Services:
 
     def door(self) -> Door:
         """What an exchange goes through."""
-        return Door(self.host, self.clients, self.ledger, self.running)
+        send_timeout_s = self.config.server.send_timeout_s
+        return Door(self.host, self.clients, self.ledger, self.running, send_timeout_s)
 
     def expire(self) -> None:
         """Ends what is still running: the time to drain is over."""

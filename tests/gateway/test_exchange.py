@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import openai
 import psutil
 import pytest
 
-from tests.process import Gateway
+from tests.process import Gateway, running_gateway
 
 _MIB = 1024 * 1024
 
@@ -139,6 +140,16 @@ def test_a_slow_client_holds_the_engine_back(routed: Gateway) -> None:
         time.sleep(2)
         assert process.memory_info().rss - before < 32 * _MIB
         assert len(next(reading)) > 0
+
+
+def test_a_client_that_takes_nothing_counts_as_gone(standin: str, tmp_path: Path) -> None:
+    models = f'[[models]]\nid = "far"\nurl = "{standin}"\n'
+    with (
+        running_gateway(tmp_path, models, sections="send_timeout_s = 1.0\n") as impatient,
+        impatient.http() as http,
+        http.stream("POST", "/v1/chat/completions", json=_body("fault:flood", stream=True)),
+    ):
+        assert _last_entry(impatient)["outcome"] == "aborted"
 
 
 def test_headers_of_a_stream(routed: Gateway) -> None:
