@@ -6,6 +6,7 @@ import signal
 import socket
 
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 
 from engines.errors import InvalidModel
@@ -68,6 +69,9 @@ def serve(config: Config, data: DataDirectory) -> None:
         app = create_app(config, data)
     except (DatabaseError, InvalidModel, InvalidTokenizer) as error:
         raise StartFailed(str(error)) from error
+    except (SQLAlchemyError, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise StartFailed(f"the database cannot be opened: {reason}; check [storage] database") from error
     settings = uvicorn.Config(
         RequestContext(app),
         http=guarded_protocol(server.max_header_bytes, server.header_timeout_s),

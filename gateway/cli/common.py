@@ -3,7 +3,7 @@
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from gateway.app import create_app
 from gateway.config import Config, ConfigError, load_config
 from gateway.context import RequestContext
 from gateway.database import DatabaseError, migrate
-from gateway.datadir import DataDirectory, DataDirectoryInUse
+from gateway.datadir import DataDirectory, DataDirectoryInUse, replace_private
 
 T = TypeVar("T")
 DEFAULT_CONFIG = "torpor.toml"
@@ -70,6 +70,17 @@ class Installation:
             return {}
         pairs = (line.removeprefix("export ").partition("=") for line in lines if line.startswith("export "))
         return {name: value for name, _, value in pairs}
+
+    def write_credentials(self, values: Mapping[str, str]) -> None:
+        """Replaces the credentials file."""
+        text = "".join(f"export {name}={value}\n" for name, value in values.items())
+        replace_private(self.data.credentials_file, text)
+
+    def keep_credential(self, name: str, value: str) -> None:
+        """Puts the new value where the file holds an old one."""
+        kept = self.credentials()
+        if name in kept:
+            self.write_credentials({**kept, name: value})
 
     @property
     def origin(self) -> str:

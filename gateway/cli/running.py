@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import httpx
 
+from engines.spec import Task
 from gateway.cli.common import CommandError, Installation, config_option, run
 from gateway.cli.setup import greeting
 from gateway.datadir import DataDirectoryInUse
@@ -94,7 +95,9 @@ def stop(config_file: Path) -> None:
         if time.monotonic() > deadline:
             raise CommandError(f"the gateway (process {pid}) did not end within {drain_s + 30:g} s")
         time.sleep(_POLL_S)
-    while _alive(pid) and time.monotonic() < deadline:
+    while _alive(pid):
+        if time.monotonic() > deadline:
+            raise CommandError(f"the gateway (process {pid}) drained, but did not end")
         time.sleep(_POLL_S)
     click.echo(f"the gateway (process {pid}) has ended")
 
@@ -120,21 +123,26 @@ async def _wait(
     installation: Installation, timeout_s: float, process: "subprocess.Popen[bytes] | None" = None
 ) -> None:
     started = time.monotonic()
-    key = installation.credential("TORPOR_API_KEY")
-    models = [model.id for model in installation.config.models]
-    if not models:
+    key = installation.credentials().get("TORPOR_API_KEY") or installation.credential("TORPOR_API_KEY")
+    if not installation.config.models:
         raise CommandError("the configuration names no model")
+    model = installation.config.models[0]
     async with installation.http(key, timeout_s=timeout_s) as client:
         await _until_listening(client, started + timeout_s, process)
-        click.echo(f"the gateway listens; waking {models[0]} (a cold start takes about half a minute)")
-        body = {"model": models[0], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
-        asking = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+        click.echo(f"the gateway listens; waking {model.id} (a cold start takes about half a minute)")
+        if model.task is Task.EMBED:
+            request = client.post("/v1/embeddings", json={"model": model.id, "input": "Hello"})
+        else:
+            messages = [{"role": "user", "content": "Hello"}]
+            body = {"model": model.id, "messages": messages, "max_tokens": 8}
+            request = client.post("/v1/chat/completions", json=body)
+        asking = asyncio.create_task(request)
         while not (await asyncio.wait({asking}, timeout=5))[0]:
             click.echo(f"  still waking, {time.monotonic() - started:.0f} s")
         response = asking.result()
     if response.is_error:
-        raise CommandError(f"{models[0]} did not answer: {response.text}")
-    click.echo(f"{models[0]} answered after {time.monotonic() - started:.0f} s")
+        raise CommandError(f"{model.id} did not answer: {response.text}")
+    click.echo(f"{model.id} answered after {time.monotonic() - started:.0f} s")
 
 
 async def _until_listening(

@@ -9,10 +9,10 @@ import click
 
 from gateway.cli.common import CommandError, Installation, config_option, run
 from gateway.database import migrate, open_database
-from gateway.datadir import DataDirectoryInUse, replace_private
+from gateway.datadir import DataDirectoryInUse
 from tenants.errors import NotFound
 from tenants.store import TenantStore
-from tenants.types import Organization, Project
+from tenants.types import KeyKind, Organization, Project
 
 _DEMO = "demo"
 _QUESTION = "What is the capital of France?"
@@ -37,9 +37,8 @@ def setup(config_file: Path) -> None:
             raise CommandError(str(error)) from None
         click.echo(f"made the organization {_DEMO!r}, its project and its keys")
     if kept.get("TORPOR_BASE_URL") != base_url:
-        lines = {"TORPOR_BASE_URL": base_url, **{k: v for k, v in kept.items() if k != "TORPOR_BASE_URL"}}
-        text = "".join(f"export {name}={value}\n" for name, value in lines.items())
-        replace_private(installation.data.credentials_file, text)
+        rest = {name: value for name, value in kept.items() if name != "TORPOR_BASE_URL"}
+        installation.write_credentials({"TORPOR_BASE_URL": base_url, **rest})
         click.echo(f"wrote {installation.data.credentials_file}")
 
 
@@ -49,6 +48,7 @@ async def _make_demo(installation: Installation) -> dict[str, str]:
     database = open_database(url)
     try:
         store = TenantStore(database, installation.data.pepper())
+        await _refuse_where_used(store, installation)
         organization = await _organization(store)
         project = await _project(store, organization)
         _, root = await store.rotate_root_key()
@@ -57,6 +57,17 @@ async def _make_demo(installation: Installation) -> dict[str, str]:
     finally:
         await database.dispose()
     return {"TORPOR_API_KEY": inference, "TORPOR_ADMIN_KEY": admin, "TORPOR_ROOT_KEY": root}
+
+
+async def _refuse_where_used(store: TenantStore, installation: Installation) -> None:
+    """Keys that were made once and taken away from here stay good: they are not replaced."""
+    for organization in (await store.list_organizations(limit=2)).items:
+        keys = await store.list_keys(organization.id, kind=KeyKind.ADMIN, limit=1)
+        if organization.slug != _DEMO or keys.items:
+            raise CommandError(
+                f"{installation.data.credentials_file} is missing, but this installation has organizations "
+                "and keys: put the file back, or make a new root key with `torpor key rotate-root`"
+            )
 
 
 async def _organization(store: TenantStore) -> Organization:

@@ -111,13 +111,25 @@ def test_commands_work_on_the_database_when_no_gateway_runs(bare: Gateway) -> No
 def test_a_lost_root_key_is_replaced_on_the_host(bare: Gateway, gateway: Gateway) -> None:
     new = bare.torpor("key", "rotate-root").stdout.strip()
     assert new.startswith("sk-root-")
-    refused = bare.torpor("org", "list", check=False)
+    with_old = Gateway(bare.folder, bare.port, {**bare.environment, "TORPOR_ROOT_KEY": bare.root_key})
+    refused = with_old.torpor("org", "list", check=False)
     assert refused.returncode == 1
     assert "invalid_api_key" in refused.stderr
+    assert "demo" in bare.torpor("org", "list").stdout, "the credentials file has the new one"
     with_new = Gateway(bare.folder, bare.port, {**bare.environment, "TORPOR_ROOT_KEY": new})
     assert "demo" in with_new.torpor("org", "list").stdout
     busy = gateway.torpor("key", "rotate-root", check=False)
     assert "is in use by another gateway" in busy.stderr
+
+
+def test_set_up_does_not_replace_keys_that_were_taken_away(bare: Gateway) -> None:
+    file = bare.folder / ".torpor/credentials.env"
+    elsewhere = file.rename(bare.folder / "vault.env")
+    refused = bare.torpor("setup", check=False)
+    assert refused.returncode == 1
+    assert "put the file back" in refused.stderr
+    elsewhere.rename(file)
+    bare.torpor("setup")
 
 
 def test_set_up_twice_changes_nothing(bare: Gateway) -> None:

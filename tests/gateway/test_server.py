@@ -108,6 +108,10 @@ def test_it_ends_well_when_it_is_asked_to(tmp_path: Path, ending: signal.Signals
     [
         ("[server]\nprot = 1\n", "torpor.toml:2: [server] prot: unknown key"),
         ('[storage]\ndatabase = "nonsense"\n', "torpor:"),
+        (
+            '[storage]\ndatabase = "sqlite+aiosqlite:////nowhere/at/all.db"\n',
+            "torpor: the database cannot be opened: unable to open database file",
+        ),
         ('[[models]]\nid = "a"\nsource = "nowhere"\n', "torpor.toml:3: [[models]] source:"),
     ],
 )
