@@ -1,23 +1,38 @@
 """The first process of a sandbox, run by path as ``python -I -S``: it imports little, all standard library.
 
-``init.py MODE LIFELINE PARENT COMMAND...`` runs COMMAND so that nothing of it outlives the process PARENT,
-which holds the writing end of the pipe LIFELINE. MODE is one of
+``init.py MODE CONTROL PARENT`` does what the process PARENT asks over the socket CONTROL, and ends with it.
+Nothing that it started outlives either. MODE is one of
 
 ``namespaces``
-    Makes pid, mount, network and ipc namespaces, with a /proc and /dev/shm of their own and nothing but
-    loopback, and forks the pid 1 that runs COMMAND as pid 2. Whoever dies first takes the rest along: pid 1
-    ends at the end of the lifeline and by PR_SET_PDEATHSIG, and the kernel ends a pid namespace with pid 1.
+    Makes pid, mount, network and ipc namespaces, with a /proc, /dev/shm and /run of their own and nothing but
+    loopback, and forks the pid 1 that serves. Whoever dies first takes the rest along: pid 1 ends with the
+    socket and by PR_SET_PDEATHSIG, and the kernel ends a pid namespace with pid 1.
 ``plain``
-    For a platform that forbids namespaces: a subreaper that ends its descendants at the lifeline's end.
+    For a platform that forbids namespaces: a subreaper that ends its descendants with the socket.
 ``probe``
     Tries the namespaces and ends with 0, or prints why they cannot be had and ends with 1.
 
-SIGTERM is passed on to COMMAND. The exit status is COMMAND's, 128 + signal where a signal ended it.
+A request is a line of JSON, and so is its answer: ``{"error": null}`` or what went wrong.
+
+``{"do": "run", "argv", "env", "cwd"}``
+    Starts the main command; its exit status (128 + signal where a signal ended it) becomes this process's.
+    The answer has its ``pid``, as the sandbox counts.
+``{"do": "help", "argv", "env", "cwd", "log", "main"}``
+    Runs a command to its end with its output in the file ``log``; the answer has its ``code``. Where that is
+    0 and ``main`` is a pid, this is the main command from now on (CRIU's restored tree).
+``{"do": "furnish", "binds", "copies"}``
+    Both are lists of pairs ``[source, target]``. Shows each bound folder at its target below /run, in this
+    sandbox alone, and copies each file, or the files of a folder, into the sandbox.
+``{"do": "signal", "number", "all"}``
+    Sends a signal to the main command, or to everything in the sandbox but this process.
 """
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import select
 import signal
@@ -26,15 +41,23 @@ import struct
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 EXEC_FAILED = 127
+PIECE = 4096
+# The main command's pids begin above this one: CRIU, which restores a tree with the pids that it had, is a
+# process of the sandbox too and must find them free.
+LAST_HELPER_PID = 99
 
 
 class _Libc:
@@ -72,25 +95,55 @@ def _furnish(libc: _Libc) -> None:
     libc.mount("none", "/", None, MS_REC | MS_PRIVATE)
     libc.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     libc.mount("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")  # noqa: S108
+    libc.mount("run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
     _raise_loopback()
 
 
-def _spawn(command: list[str], libc: _Libc) -> int:
-    """Start the command in a session of its own; the kernel is asked to end it with this process."""
+def _exec(argv: list[str], env: dict[str, str], cwd: str) -> None:
+    for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Anew: CRIU finds no file of a mount namespace that is not its own.
+    os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
+    os.chdir(cwd)
+    os.execvpe(argv[0], argv, env)  # noqa: S606
+
+
+def _spawn(libc: _Libc, request: dict[str, Any], log: int | None = None) -> int:
+    """Start a command in a session of its own; its outputs go where this process's go, or to ``log``."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != 1:  # in a pid namespace the kernel ends it anyway, and CRIU would keep the setting
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
-        for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execvp(command[0], command)  # noqa: S606
+        if log is not None:
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+        _exec(request["argv"], request["env"], request["cwd"])
     except OSError as error:
-        os.write(2, f"cannot run {command[0]}: {error}\n".encode())
+        os.write(2, f"cannot run {request['argv'][0]}: {error}\n".encode())
     finally:
         os._exit(EXEC_FAILED)
+
+
+def _exit_status(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file with its mode; pages of zeros stay holes."""
+    with open(source, "rb") as reading, open(target, "wb") as writing:
+        status = os.fstat(reading.fileno())
+        os.fchmod(writing.fileno(), status.st_mode & 0o777)
+        while piece := reading.read(PIECE):
+            if piece.count(0) == len(piece):
+                writing.seek(len(piece), os.SEEK_CUR)
+            else:
+                writing.write(piece)
+        writing.truncate(status.st_size)
 
 
 def _children_of() -> dict[int, list[int]]:
@@ -107,26 +160,25 @@ def _children_of() -> dict[int, list[int]]:
     return children
 
 
-def _kill_descendants() -> None:
+def _signal_all(number: int) -> None:
+    """Everything below this process: in a pid namespace the kernel knows it, elsewhere /proc tells."""
+    if os.getpid() == 1:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)
+        return
     children = _children_of()
     pending = list(children.get(os.getpid(), ()))
     while pending:
         pid = pending.pop()
         pending.extend(children.get(pid, ()))
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _end_all() -> None:
     """Kill every descendant and return when the last one has been reaped."""
     while True:
-        if os.getpid() == 1:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)
-        else:
-            _kill_descendants()
+        _signal_all(signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -136,58 +188,126 @@ def _end_all() -> None:
 
 
 class _Supervisor:
-    """Reaps, passes SIGTERM on, and ends everything with the command or with the lifeline."""
+    """Reaps, does what it is asked, and ends everything with the main command or with the control socket."""
 
-    def __init__(self, lifeline: int) -> None:
-        self._lifeline = lifeline
+    def __init__(self, control: socket.socket, libc: _Libc) -> None:
+        self._control = control
+        self._libc = libc
+        self._received = b""
         self._main = 0
-        self._terminate = False
+        self._helper = 0
+        self._helping: dict[str, Any] = {}
         self._signals, wake = os.pipe()
         os.set_blocking(self._signals, False)
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.signal(signal.SIGTERM, lambda *_: self._terminate())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def _on_terminate(self, *_: object) -> None:
-        self._terminate = True
-
-    def run(self, command: list[str], libc: _Libc) -> int:
-        self._main = _spawn(command, libc)
+    def run(self) -> int:
+        self._answer(None)  # ready
         status = self._watch()
         _end_all()
         return status
 
+    def _terminate(self) -> None:
+        if self._main:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._main, signal.SIGTERM)
+
     def _watch(self) -> int:
         poll = select.poll()
-        poll.register(self._lifeline, select.POLLIN | select.POLLHUP)
+        poll.register(self._control, select.POLLIN | select.POLLHUP)
         poll.register(self._signals, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in poll.poll()}
-            if self._lifeline in ready and not os.read(self._lifeline, 64):
+            if self._control.fileno() in ready and not self._read():
                 return 128 + signal.SIGKILL
             if self._signals in ready:
                 os.read(self._signals, 4096)
-            if self._terminate:
-                self._terminate = False
-                os.kill(self._main, signal.SIGTERM)
             status = self._reap()
             if status is not None:
                 return status
 
+    def _read(self) -> bool:
+        """Do what has been asked; False when nobody is there to ask any more."""
+        try:
+            data = self._control.recv(65536)
+        except ConnectionResetError:
+            return False
+        self._received += data
+        *requests, self._received = self._received.split(b"\n")
+        for request in requests:
+            self._do(json.loads(request))
+        return bool(data)
+
+    def _do(self, request: dict[str, Any]) -> None:
+        try:
+            if request["do"] == "help":
+                self._help(request)
+                return  # answered when it has ended
+            if request["do"] == "run":
+                self._main = self._run(request)
+                self._answer(None, pid=self._main)
+                return
+            if request["do"] == "furnish":
+                self._furnish(request)
+            elif request["all"]:
+                _signal_all(request["number"])
+            elif self._main:
+                os.kill(self._main, request["number"])
+        except OSError as error:
+            self._answer(str(error))
+        else:
+            self._answer(None)
+
+    def _furnish(self, request: dict[str, Any]) -> None:
+        for source, target in request["binds"]:
+            os.makedirs(target, 0o700, exist_ok=True)
+            self._libc.mount(source, target, None, MS_BIND)
+        for source, target in request["copies"]:
+            if os.path.isdir(source):
+                for name in os.listdir(source):
+                    _copy(os.path.join(source, name), os.path.join(target, name))
+            else:
+                _copy(source, target)
+
+    def _run(self, request: dict[str, Any]) -> int:
+        if os.getpid() == 1:
+            with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+                last.write(str(LAST_HELPER_PID))
+        return _spawn(self._libc, request)
+
+    def _help(self, request: dict[str, Any]) -> None:
+        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._helping = request
+        self._helper = _spawn(self._libc, request, log)
+        os.close(log)
+
+    def _answer(self, error: str | None, **more: int) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._control.sendall(json.dumps({"error": error, **more}).encode() + b"\n")
+
     def _reap(self) -> int | None:
-        """Collect the dead; the exit status once the command itself is among them."""
+        """Collect the dead; the exit status once the main command itself is among them."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return EXEC_FAILED
+                return EXEC_FAILED if self._main else None
             if pid == 0:
                 return None
-            if pid == self._main:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
+            if pid == self._helper:
+                self._helped(_exit_status(status))
+            elif pid == self._main:
+                return _exit_status(status)
+
+    def _helped(self, code: int) -> None:
+        self._helper = 0
+        if code == 0 and self._helping["main"]:
+            self._main = self._helping["main"]
+        self._answer(None, code=code)
 
 
 def _enter_namespaces(libc: _Libc) -> int:
@@ -197,16 +317,21 @@ def _enter_namespaces(libc: _Libc) -> int:
     return os.fork()
 
 
-def _first_process(lifeline: int, command: list[str], libc: _Libc) -> int:
+def _first_process(control: int, libc: _Libc) -> int:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         _furnish(libc)
     except OSError as error:
         os.write(2, f"cannot furnish the sandbox: {error}\n".encode())
         return EXEC_FAILED
-    supervisor = _Supervisor(lifeline)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    return supervisor.run(command, libc)
+    return _serve(control, libc)
+
+
+def _serve(control: int, libc: _Libc) -> int:
+    with socket.socket(fileno=control) as served:
+        supervisor = _Supervisor(served, libc)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return supervisor.run()
 
 
 def _stand_by(pid: int) -> int:
@@ -218,23 +343,23 @@ def _stand_by(pid: int) -> int:
         elif number == signal.SIGCHLD:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
+                return _exit_status(status)
 
 
-def _in_namespaces(lifeline: int, parent: int, command: list[str], libc: _Libc) -> int:
+def _in_namespaces(control: int, parent: int, libc: _Libc) -> int:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return EXEC_FAILED
     pid = _enter_namespaces(libc)
     if pid == 0:
-        os._exit(_first_process(lifeline, command, libc))
+        os._exit(_first_process(control, libc))
+    os.close(control)
     return _stand_by(pid)
 
 
-def _plain(lifeline: int, command: list[str], libc: _Libc) -> int:
+def _plain(control: int, libc: _Libc) -> int:
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    return _Supervisor(lifeline).run(command, libc)
+    return _serve(control, libc)
 
 
 def _probe(libc: _Libc) -> int:
@@ -257,11 +382,11 @@ def main(arguments: list[str]) -> int:
     libc = _Libc()
     if arguments[0] == "probe":
         return _probe(libc)
-    mode, lifeline, parent, command = arguments[0], int(arguments[1]), int(arguments[2]), arguments[3:]
-    os.set_inheritable(lifeline, False)
+    mode, control, parent = arguments[0], int(arguments[1]), int(arguments[2])
+    os.set_inheritable(control, False)
     if mode == "namespaces":
-        return _in_namespaces(lifeline, parent, command, libc)
-    return _plain(lifeline, command, libc)
+        return _in_namespaces(control, parent, libc)
+    return _plain(control, libc)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ private network.
 """
 
 import asyncio
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coldstart import trees
 
@@ -62,26 +65,91 @@ def _probe() -> Isolation:
 
 
 class Sandbox:
-    """A command that runs in a sandbox. Make one with `launch`; `wait` must be awaited to its end."""
+    """Processes that end with this one. Make it with `launch`; `wait` must be awaited to its end."""
 
-    def __init__(self, process: asyncio.subprocess.Process, lifeline: int, isolation: Isolation) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        control: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        isolation: Isolation,
+    ) -> None:
         self._process = process
-        self._lifeline: int | None = lifeline
-        self._isolation = isolation
+        self._reader, self._writer = control
+        self._asking = asyncio.Lock()
+        self.isolation = isolation
 
     @property
     def pid(self) -> int:
         """The outermost process, as this process sees it."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.returncode is None
+
     def pids(self) -> list[int]:
         """Every process of the sandbox, as this process sees them."""
         return trees.descendants(self._process.pid) if self._process.returncode is None else []
 
+    def inner_pids(self) -> list[int]:
+        """The processes that were started in it, as this process sees them."""
+        own = 2 if self.isolation.namespaces else 1
+        return self.pids()[own:]
+
+    async def run(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> int:
+        """Start the main command (argv, the first an executable): the sandbox ends with it.
+
+        Its pid, as the sandbox counts.
+        """
+        return int((await self._ask(do="run", argv=list(argv), env=dict(env), cwd=str(cwd)))["pid"])
+
+    async def help(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, main: int | None = None
+    ) -> int:
+        """Run a command to its end, its output in the file ``log``. Its exit status, 128 + n for signal n.
+
+        Where it ends with 0 and ``main`` is given, the process of this pid (the sandbox's own count), which
+        the command has left behind, is the main command from now on.
+        """
+        request = {"argv": list(argv), "env": dict(env), "cwd": str(cwd), "log": str(log), "main": main}
+        return int((await self._ask(do="help", **request))["code"])
+
+    async def furnish(
+        self, *, binds: Mapping[Path, Path] | None = None, copies: Mapping[Path, Path] | None = None
+    ) -> None:
+        """Show folders inside the sandbox, and copy files (or all files of a folder) into it: by target."""
+        pairs = [
+            [[str(source), str(target)] for target, source in (m or {}).items()] for m in (binds, copies)
+        ]
+        await self._ask(do="furnish", binds=pairs[0], copies=pairs[1])
+
+    async def signal_all(self, number: int) -> None:
+        """Send a signal to everything that was started in the sandbox."""
+        await self._ask(do="signal", number=number, all=True)
+
+    async def _ask(self, **request: Any) -> dict[str, Any]:
+        async with self._asking:
+            try:
+                self._writer.write(json.dumps(request).encode() + b"\n")
+                return await self.answer()
+            except OSError as error:
+                raise SandboxError(f"the sandbox has ended: {error}") from error
+
+    async def answer(self) -> dict[str, Any]:
+        """The next answer of the sandbox; the first one says that it is ready. Raises `SandboxError`."""
+        line = await self._reader.readline()
+        if not line:
+            raise SandboxError("the sandbox has ended")
+        answer: dict[str, Any] = json.loads(line)
+        if answer["error"] is not None:
+            raise SandboxError(answer["error"])
+        return answer
+
     async def wait(self) -> int:
         """Wait until everything in the sandbox has ended. The command's exit status, 128 + n for signal n."""
         code = await self._process.wait()
-        self._cut()
+        self._writer.close()
         return code if code >= 0 else 128 - code
 
     def terminate(self) -> None:
@@ -91,7 +159,7 @@ class Sandbox:
 
     async def kill(self) -> int:
         """End everything at once and wait for it. Bounded; `SandboxError` when something does not die."""
-        self._cut()
+        self._writer.close()
         try:
             return await asyncio.wait_for(self.wait(), _KILL_TIMEOUT_S)
         except TimeoutError:
@@ -102,11 +170,6 @@ class Sandbox:
         except TimeoutError as error:
             raise SandboxError(f"processes {self.pids()} survive SIGKILL") from error
 
-    def _cut(self) -> None:
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
-
 
 def _kill(pid: int) -> None:
     try:
@@ -115,40 +178,38 @@ def _kill(pid: int) -> None:
         return
 
 
-async def launch(
-    command: Sequence[str],
-    *,
-    isolation: Isolation,
-    env: Mapping[str, str],
-    cwd: Path,
-    output: int,
-) -> Sandbox:
-    """Run ``command`` (argv, the first an executable) with both its outputs on the descriptor ``output``.
+async def launch(isolation: Isolation, *, output: int) -> Sandbox:
+    """A sandbox in which nothing runs yet. What runs there has both its outputs on the descriptor ``output``.
 
-    Call it from a thread that lives as long as the command may: the kernel ends the sandbox with the thread.
+    Call it from a thread that lives as long as the sandbox may: the kernel ends the sandbox with the thread.
+    Raises `SandboxError`.
     """
-    reading, writing = os.pipe()
+    ours, theirs = socket.socketpair()
     try:
         process = await asyncio.create_subprocess_exec(
             *_interpreter(),
             "namespaces" if isolation.namespaces else "plain",
-            str(reading),
+            str(theirs.fileno()),
             str(os.getpid()),
-            *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=(reading,),
-            env=dict(env),
-            cwd=cwd,
+            pass_fds=(theirs.fileno(),),
+            env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
             start_new_session=True,
         )
+        sandbox = Sandbox(process, await asyncio.open_connection(sock=ours), isolation)
     except OSError as error:
-        os.close(writing)
+        ours.close()
         raise SandboxError(f"cannot start a sandbox: {error}") from error
     except BaseException:
-        os.close(writing)
+        ours.close()
         raise
     finally:
-        os.close(reading)
-    return Sandbox(process, writing, isolation)
+        theirs.close()
+    try:
+        await sandbox.answer()
+    except BaseException:
+        await sandbox.kill()
+        raise
+    return sandbox

@@ -1,87 +1,132 @@
-"""The single writer of one engine's state.
+"""The single writer of the state of one model's engines.
 
-Everybody who wants something of the engine posts it here, and one task does it, one thing after another. What
-takes time (starting, watching, stopping) runs beside it in tasks that post their outcome.
+Everybody who wants something of the model posts it here, and one task does it, one thing after another. What
+takes time (waking, watching, stopping, dumping) runs beside it in tasks that post their outcome.
 """
 
 import asyncio
-import itertools
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable
 
+from coldstart.keepalive import KeepAlivePolicy
 from coldstart.tiers import SleepTier
+from engines.budget import MemoryBudget, Victim
 from engines.engine import Engine
-from engines.errors import EngineUnavailable, HostClosing
+from engines.errors import EngineUnavailable, HostClosing, UnsupportedTier
+from engines.idling import Idling
 from engines.policy import HostPolicy
-from engines.process import EngineStartFailed
+from engines.replica import Parts, Replica
+from engines.shelf import Shelf
+from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake
 from engines.waiting import Waiter, fail
 
 _KEPT_WAKES = 20
+_KEPT_PREFIXES = 1024
 _UNKNOWN_START_S = 5.0
-# Measuring 3 GB takes the kernel 50 ms.
-_CHECKS_PER_MEASUREMENT = 6
+# What an engine needs beside its weights and its KV cache.
+_PROCESS_BYTES = 1_500_000_000
+# The most awake first: a model's state is that of its first replica in this order.
+_ORDER = {
+    state: place
+    for place, state in enumerate(
+        (
+            EngineState.READY,
+            EngineState.SNAPSHOTTING,
+            EngineState.PAUSED,
+            EngineState.RESTORING,
+            EngineState.STARTING,
+            EngineState.DRAINING,
+            EngineState.FAILED,
+            EngineState.COLD,
+        )
+    )
+}
 _logger = logging.getLogger("torpor.engine")
 
 
 class EngineActor:
-    """Owns the state of one local engine. `run` is its task; `post` and `status` belong to everybody."""
+    """Owns the engines of one model. `run` is its task; the other public methods belong to everybody."""
 
-    def __init__(self, spec: ModelSpec, make: Callable[[], Engine], policy: HostPolicy) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        make: Callable[[], Engine],
+        policy: HostPolicy,
+        *,
+        budget: MemoryBudget,
+        keep_alive: KeepAlivePolicy,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self.spec = spec
-        self._make = make
+        self._parts = Parts(spec, make, policy, budget, self._post, self)
         self._policy = policy
         self._inbox: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
-        self._state = EngineState.COLD
-        self._engine: Engine | None = None
-        self._engines: set[Engine] = set()  # every one that has not been stopped yet
-        self._leases: set[EngineLease] = set()
+        self._replicas: list[Replica] = []
+        self._numbers = 0
         self._waiters: dict[Waiter, None] = {}  # in the order of their coming
-        self._sleepers: list[asyncio.Future[EngineStatus]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._watches: list[asyncio.Task[None]] = []
-        self._drain_timer: asyncio.TimerHandle | None = None
-        self._suspected = False  # somebody saw it fail, and it is being asked whether it is well
-        self._stopping = False
+        self._sleepers: list[tuple[SleepTier, asyncio.Future[EngineStatus]]] = []
         self._closing = False
         self._failure: str | None = None
         self._failures = 0
         self._retry_at = 0.0
-        self._start_began = 0.0
-        self._ready_at: tuple[float, float] | None = None  # monotonic, unix
-        self._memory = 0
         self._wakes: deque[Wake] = deque(maxlen=_KEPT_WAKES)
+        self._wake_began = 0.0
+        self._footprint = 0
+        self._prefixes: OrderedDict[int, int] = OrderedDict()  # replica numbers by a conversation's beginning
+        self._cold_next = False  # somebody asked that the next start be a cold one
+        usable = snapshots if spec.snapshot else None
+        self._shelf = Shelf(self._parts, usable, self._lend) if usable is not None else None
+        self._idling = Idling(spec, keep_alive, lambda: self._post(self._on_tick))
 
     # -- what callers may do ------------------------------------------------------------------------------
 
     def status(self) -> EngineStatus:
-        """The engine as it is now."""
-        hot = self._state in (EngineState.READY, EngineState.DRAINING)
+        """The engines as they are now."""
+        ordered = sorted(self._replicas, key=lambda replica: _ORDER[replica.state])
+        state = ordered[0].state if ordered else EngineState.COLD
+        if not ordered and self._failure is not None:
+            state = EngineState.FAILED
+        started = [replica.ready_at for replica in ordered if replica.ready_at]
         return EngineStatus(
             id=self.spec.id,
-            state=self._state,
-            tier=SleepTier.HOT if hot else SleepTier.COLD,
-            memory_bytes=self._memory,
-            in_flight=len(self._leases),
-            started_at=self._ready_at[1] if self._ready_at else None,
+            state=state,
+            tier=self._tier(state),
+            memory_bytes=sum(replica.memory_bytes for replica in ordered),
+            in_flight=sum(len(replica.leases) for replica in ordered),
+            started_at=min(started) if started else None,
             failure=self._failure,
             wakes=tuple(self._wakes),
+            replicas=tuple(replica.status() for replica in self._replicas),
         )
 
+    def _tier(self, state: EngineState) -> SleepTier:
+        if state in (EngineState.READY, EngineState.DRAINING, EngineState.SNAPSHOTTING):
+            return SleepTier.HOT
+        if state is EngineState.PAUSED:
+            return SleepTier.PAUSED
+        if self._replicas:
+            return self._replicas[0].source
+        shelved = self._shelf is not None and self._shelf.has_snapshot and not self._cold_next
+        return SleepTier.SNAPSHOT if shelved else SleepTier.COLD
+
     def expected_start_s(self) -> float:
-        """How long it probably takes until the engine is awake."""
+        """How long it probably takes until an engine is awake."""
         if not self._wakes:
             return _UNKNOWN_START_S
-        elapsed = time.monotonic() - self._start_began if self._state is EngineState.STARTING else 0.0
+        waking = any(replica.waking for replica in self._replicas)
+        elapsed = time.monotonic() - self._wake_began if waking else 0.0
         return min(60.0, max(1.0, self._wakes[-1].ms["total"] / 1000 - elapsed))
 
-    def ask(self, *, lease: bool) -> asyncio.Future[EngineLease | None]:
-        """Want the engine awake. The future fails with `EngineUnavailable`; cancel it to want no more."""
-        waiter = Waiter(asyncio.get_running_loop().create_future(), lease, time.monotonic())
+    def ask(self, *, lease: bool, prefix: int | None = None) -> asyncio.Future[EngineLease | None]:
+        """Want an engine awake. The future fails with `EngineUnavailable`; cancel it to want no more.
+
+        ``prefix``: of conversations that begin alike, to be sent to the same replica where it is free.
+        """
+        waiter = Waiter(asyncio.get_running_loop().create_future(), lease, time.monotonic(), prefix=prefix)
         self._post(lambda: self._on_ask(waiter))
         return waiter.result
 
@@ -90,17 +135,31 @@ class EngineActor:
         self._post(lambda: self._on_given_back(lease))
 
     def suspect(self, lease: EngineLease) -> None:
-        """A request saw the engine fail: nobody gets another lease until it is known whether it is well."""
+        """A request saw the engine fail: nobody gets another lease on it until it is known to be well."""
         self._post(lambda: self._on_suspected(lease))
 
-    def sleep(self) -> asyncio.Future[EngineStatus]:
-        """Let the requests end that run, then stop the engine."""
+    def sleep(self, tier: SleepTier) -> asyncio.Future[EngineStatus]:
+        """Let the requests end that run, then put every engine to sleep. May fail with `UnsupportedTier`."""
         done: asyncio.Future[EngineStatus] = asyncio.get_running_loop().create_future()
-        self._post(lambda: self._on_sleep(done))
+        self._post(lambda: self._on_sleep(tier, done))
         return done
 
+    def snapshot(self) -> asyncio.Future[EngineStatus]:
+        """Take a new snapshot. May fail with `UnsupportedTier`, `SnapshotFailed`."""
+        done: asyncio.Future[EngineStatus] = asyncio.get_running_loop().create_future()
+        self._post(lambda: self._on_snapshot(done))
+        return done
+
+    def victims(self) -> list[Victim]:
+        """The engines that may be put to sleep when memory is short."""
+        awake = sum(replica.state is EngineState.READY for replica in self._replicas)
+        if awake <= self.spec.min_hot and self.spec.min_hot:
+            return []
+        idle = [replica for replica in self._replicas if replica.idle and not replica.pinned]
+        return [Victim(r.idle_since, lambda r=r: self._post(lambda: self._evict(r))) for r in idle]  # type: ignore[misc]
+
     def close(self) -> None:
-        """End the engine and then `run`."""
+        """End the engines and then `run`."""
         self._post(self._on_close)
 
     def _post(self, handle: Callable[[], None]) -> None:
@@ -111,6 +170,7 @@ class EngineActor:
     async def run(self) -> None:
         """Do what is asked until `close`."""
         try:
+            self._warm()
             while not self._closing:
                 (await self._inbox.get())()
         finally:
@@ -122,15 +182,13 @@ class EngineActor:
             self._inbox.get_nowait()()
         for waiter in self._waiters:
             fail(waiter.result, HostClosing())
-        for sleeper in self._sleepers:
+        for _, sleeper in self._sleepers:
             fail(sleeper, HostClosing())
-        self._unwatch()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._discard(e, self._policy.stop_grace_s) for e in self._engines))
-        self._dismiss()
-        self._set(EngineState.COLD)
+        self._idling.cancel()
+        if self._shelf is not None:
+            await self._shelf.close()
+        await asyncio.gather(*(replica.dispose() for replica in self._replicas))
+        self._replicas = []
 
     def _on_close(self) -> None:
         self._closing = True
@@ -138,91 +196,149 @@ class EngineActor:
     def _on_ask(self, waiter: Waiter) -> None:
         if self._closing:
             fail(waiter.result, HostClosing())
-        elif self._state is EngineState.READY and not self._suspected:
+            return
+        self._idling.on_request()
+        replica = self._choose(waiter.prefix)
+        if replica is not None:
             waiter.found = SleepTier.HOT
-            self._grant(waiter)
-        elif self._state is EngineState.FAILED and (wait_s := self._retry_at - time.monotonic()) > 0:
+            self._grant(waiter, replica)
+            self._scale_out(replica)
+        elif not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
             fail(waiter.result, self._unavailable(wait_s))
         else:
             self._waiters[waiter] = None
             waiter.result.add_done_callback(lambda _: self._post(lambda: self._on_answered(waiter)))
-            if self._state in (EngineState.COLD, EngineState.FAILED):
-                self._start()
+            self._wake_one()
 
     def _on_answered(self, waiter: Waiter) -> None:
         """The waiter has been served or has gone away."""
         self._waiters.pop(waiter, None)
 
-    def _grant(self, waiter: Waiter) -> None:
-        if waiter.result.done() or self._engine is None:
+    def _choose(self, prefix: int | None) -> Replica | None:
+        """The replica with the fewest in flight, or the one that knows the prefix, where it is free."""
+        free = [replica for replica in self._replicas if replica.grantable]
+        if not free:
+            return None
+        least = min(free, key=lambda replica: len(replica.leases))
+        if prefix is None or len(free) == 1:
+            return least
+        known = self._prefixes.get(prefix)
+        for replica in free:
+            if replica.number == known and len(replica.leases) < self.spec.max_running:
+                least = replica
+        self._prefixes[prefix] = least.number
+        self._prefixes.move_to_end(prefix)
+        if len(self._prefixes) > _KEPT_PREFIXES:
+            self._prefixes.popitem(last=False)
+        return least
+
+    def _grant(self, waiter: Waiter, replica: Replica) -> None:
+        if waiter.result.done():
             return
         if not waiter.wants_lease:
             waiter.result.set_result(None)
             return
         hot = waiter.found is SleepTier.HOT
-        wake_s = 0.0 if hot else time.monotonic() - waiter.asked_at
-        lease = EngineLease(self.spec.id, self._engine.address, waiter.found, wake_s)
-        self._leases.add(lease)
-        waiter.result.set_result(lease)
+        found = SleepTier.HOT if hot else replica.source
+        waiter.result.set_result(replica.lease(found, 0.0 if hot else time.monotonic() - waiter.asked_at))
 
     def _on_given_back(self, lease: EngineLease) -> None:
-        self._leases.discard(lease)
-        if self._state is EngineState.DRAINING and not self._leases:
-            self._stop()
+        for replica in self._replicas:
+            replica.give_back(lease)
+        self._settle()
 
-    # -- starting -----------------------------------------------------------------------------------------
+    def _on_suspected(self, lease: EngineLease) -> None:
+        for replica in self._replicas:
+            if lease in replica.leases:
+                replica.suspect()
 
-    def _start(self) -> None:
-        self._set(EngineState.STARTING)
-        self._start_began = time.monotonic()
-        engine = self._make()
-        self._engines.add(engine)
-        self._spawn(self._bring_up(engine))
+    # -- waking -------------------------------------------------------------------------------------------
 
-    async def _bring_up(self, engine: Engine) -> None:
-        limit_s = self.spec.start_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                await engine.start()
-        except EngineStartFailed as error:
-            failure = str(error)
-        except TimeoutError:
-            failure = f"the engine did not answer within {limit_s:g} s\n{engine.last_words()}"
-        except Exception as error:
-            # The outermost boundary of this task: the state must not stay 'starting' for ever.
-            _logger.exception("%s: the start failed", self.spec.id)
-            failure = f"the engine could not be started: {error}"
-        else:
-            self._post(lambda: self._on_started(engine))
+    def _warm(self) -> None:
+        """As many engines as are always to be hot."""
+        awake = [r for r in self._replicas if r.waking or r.state is EngineState.READY]
+        if len(awake) < self.spec.min_hot and not self._closing and time.monotonic() >= self._retry_at:
+            self._wake_one(more=True)
+
+    def _wake_one(self, *, more: bool = False) -> None:
+        """One wake for all who wait, unless one is on its way. ``more``: also where one is awake."""
+        if any(replica.waking for replica in self._replicas):
             return
-        await self._discard(engine)
-        self._post(lambda: self._on_start_failed(failure))
+        if not more and any(replica.suspected for replica in self._replicas):
+            return  # it is being examined: it will be ready, or broken
+        paused = next((r for r in self._replicas if r.state is EngineState.PAUSED), None)
+        self._wake_began = time.monotonic()
+        if paused is not None:
+            paused.resume()
+        elif more or not self._replicas:
+            self._add_replica()
+        # Else one is on its way to sleep, or is being dumped: it comes back by itself, or tells of its rest.
 
-    def _on_started(self, engine: Engine) -> None:
+    def _add_replica(self) -> None:
+        found = None
+        if self._shelf is not None and not self._cold_next:
+            found = self._shelf.find()
+        self._cold_next = False
+        self._numbers += 1
+        replica = Replica(self._parts, self._numbers)
+        self._replicas.append(replica)
+        replica.wake(found, self._needed_bytes(found.manifest.memory_bytes if found else 0))
+
+    def _needed_bytes(self, restored: int) -> int:
+        """What an engine will probably use: as measured, or estimated from the files and the KV cache."""
+        if restored:
+            return restored + self.spec.kv_cache_bytes
+        return self._footprint or self.spec.weights_bytes() + self.spec.kv_cache_bytes + _PROCESS_BYTES
+
+    def _scale_out(self, busiest: Replica) -> None:
+        """Requests queue in every engine: one more, where the snapshot makes it cheap."""
+        if (
+            len(busiest.leases) > self.spec.max_running
+            and len(self._replicas) < self.spec.max_replicas
+            and self._shelf is not None
+            and self._shelf.has_snapshot
+        ):
+            self._wake_one(more=True)
+
+    def on_ready(self, replica: Replica) -> None:
+        """A replica may be used."""
         if self._closing:
             return
-        now = time.monotonic()
-        total_s = now - self._start_began
-        self._engine = engine
-        self._ready_at = (now, time.time())
+        if replica.wakes and (not self._wakes or replica.wakes[-1] is not self._wakes[-1]):
+            self._wakes.append(replica.wakes[-1])
         self._failure = None
-        self._wakes.append(Wake(self._ready_at[1], SleepTier.COLD, {"total": total_s * 1000}))
-        self._set(EngineState.READY, f"after {total_s:.1f} s")
-        self._watches = [self._spawn(self._watch_end(engine)), self._spawn(self._watch_health(engine))]
         for waiter in self._waiters:
-            self._grant(waiter)
+            if replica.grantable:
+                self._grant(waiter, replica)
         if self._sleepers:
-            self._drain()
+            replica.rest(self._sleepers[-1][0])
+        elif self._shelf is not None:
+            self._shelf.consider(replica)
+        self._settle()
 
-    def _on_start_failed(self, failure: str) -> None:
+    def on_wake_failed(self, replica: Replica, failure: str) -> None:
+        """A replica could not be woken, not even from nothing."""
+        self._lose(replica, failure, self._backoff_s(self._failures))
+
+    def on_broken(self, replica: Replica, failure: str) -> None:
+        """A replica has ended by itself."""
+        if replica.uptime_s >= self._policy.stable_s:
+            self._failures = 0
+        self._lose(replica, failure, self._backoff_s(self._failures - 1) if self._failures else 0.0)
+
+    def _lose(self, replica: Replica, failure: str, delay_s: float) -> None:
+        self._forget(replica)
         if self._closing:
             return
-        self._fall(failure, self._backoff_s(self._failures))
         self._failures += 1
-        wait_s = max(0.0, self._retry_at - time.monotonic())
-        for waiter in self._waiters:
-            fail(waiter.result, self._unavailable(wait_s))
-        self._wake_sleepers()
+        self._retry_at = time.monotonic() + delay_s
+        _logger.error("%s: failed: %s", self.spec.id, failure.partition("\n")[0])
+        if not self._replicas:
+            self._failure = failure
+            if delay_s > 0:
+                for waiter in self._waiters:
+                    fail(waiter.result, self._unavailable(delay_s))
+        self._settle()
 
     def _backoff_s(self, failures: int) -> float:
         return min(self._policy.backoff_max_s, self._policy.backoff_s * 2.0 ** min(failures, 30))
@@ -230,163 +346,77 @@ class EngineActor:
     def _unavailable(self, wait_s: float) -> EngineUnavailable:
         return EngineUnavailable(f"the engine of model {self.spec.id} failed to start", max(0.1, wait_s))
 
-    # -- watching -----------------------------------------------------------------------------------------
-
-    async def _watch_end(self, engine: Engine) -> None:
-        how = await engine.ended()
-        self._post(lambda: self._on_broken(engine, how))
-
-    async def _watch_health(self, engine: Engine) -> None:
-        failures = 0
-        for turn in itertools.count():
-            if failures == self._policy.health_failures:
-                break
-            if turn % _CHECKS_PER_MEASUREMENT == 0:
-                memory = await asyncio.to_thread(engine.memory_bytes)
-                self._post(lambda memory=memory: self._on_measured(engine, memory))  # type: ignore[misc]
-            await asyncio.sleep(self._policy.health_interval_s)
-            failures = 0 if await engine.healthy() else failures + 1
-        self._post(lambda: self._on_broken(engine, "the engine does not answer its health check"))
-
-    def _on_suspected(self, lease: EngineLease) -> None:
-        if lease in self._leases and self._engine is not None and not self._suspected and not self._stopping:
-            self._suspected = True
-            self._spawn(self._examine(self._engine))
-
-    async def _examine(self, engine: Engine) -> None:
-        if await engine.healthy():
-            self._post(lambda: self._on_found_well(engine))
-        else:
-            self._post(lambda: self._on_broken(engine, "the engine failed a request and its health check"))
-
-    def _on_found_well(self, engine: Engine) -> None:
-        if engine is not self._engine:
-            return
-        self._suspected = False
-        if self._state is EngineState.READY:
-            for waiter in self._waiters:
-                waiter.found = SleepTier.HOT
-                self._grant(waiter)
-
-    def _on_measured(self, engine: Engine, memory: int) -> None:
-        if engine is self._engine:
-            self._memory = memory
-
-    def _on_broken(self, engine: Engine, how: str) -> None:
-        """The engine has ended by itself, or must be considered dead. Its leases lead nowhere now."""
-        if engine is not self._engine or self._closing or self._stopping:
-            return
-        draining = self._state is EngineState.DRAINING
-        uptime_s = time.monotonic() - self._ready_at[0] if self._ready_at else 0.0
-        if uptime_s >= self._policy.stable_s:
-            self._failures = 0
-        self._dismiss()
-        self._spawn(self._discard(engine))
-        delay_s = self._backoff_s(self._failures - 1) if self._failures else 0.0
-        self._failures += 1
-        self._fall(f"{how}\n{engine.last_words()}", delay_s)
-        if draining:
-            self._rest()
-        elif delay_s > 0:
-            for waiter in self._waiters:
-                fail(waiter.result, self._unavailable(delay_s))
-        elif any(not waiter.result.done() for waiter in self._waiters):
-            self._start()
-
-    def _fall(self, failure: str, delay_s: float) -> None:
-        self._failure = failure
-        self._retry_at = time.monotonic() + delay_s
-        self._set(EngineState.FAILED, failure.partition("\n")[0], level=logging.ERROR)
-
     # -- sleeping -----------------------------------------------------------------------------------------
 
-    def _on_sleep(self, done: asyncio.Future[EngineStatus]) -> None:
+    def on_rested(self, replica: Replica) -> None:
+        """A replica is paused, or has ended as it was told to."""
+        if replica.state is EngineState.COLD:
+            self._failures = 0
+            self._forget(replica)
+        self._settle()
+
+    def _on_sleep(self, tier: SleepTier, done: asyncio.Future[EngineStatus]) -> None:
         if self._closing:
             fail(done, HostClosing())
             return
-        self._sleepers.append(done)
-        if self._state in (EngineState.COLD, EngineState.FAILED):
-            self._failures = 0
-            self._failure = None
-            self._rest()
-        elif self._state is EngineState.READY:
-            self._drain()
-        # While it starts, those who wait are served first; while it drains, there is nothing more to do.
-
-    def _drain(self) -> None:
-        self._set(EngineState.DRAINING)
-        engine = self._engine
-        if not self._leases:
-            self._stop()
+        if tier is SleepTier.SNAPSHOT and (self._shelf is None or not self._shelf.has_snapshot):
+            fail(done, UnsupportedTier(f"there is no snapshot of model {self.spec.id}"))
             return
-        self._drain_timer = asyncio.get_running_loop().call_later(
-            self._policy.drain_timeout_s, lambda: self._post(lambda: self._on_drained_enough(engine))
+        self._sleepers.append((tier, done))
+        self._cold_next = tier is SleepTier.COLD
+        if not self._replicas:
+            self._failures, self._failure, self._retry_at = 0, None, 0.0
+        for replica in self._replicas:
+            replica.rest(tier)
+        self._settle()
+
+    def _on_tick(self) -> None:
+        """Time has passed: engines that nobody uses go to sleep, those that will be wanted wake."""
+        if not self._closing:
+            self._settle()
+
+    def _evict(self, replica: Replica) -> None:
+        if replica.idle and not replica.pinned:
+            replica.rest(SleepTier.SNAPSHOT)
+
+    def _settle(self) -> None:
+        """After every change: who asked for sleep is told, who waits is served, timers are set."""
+        if self._closing:
+            return
+        if self._sleepers and all(self._at_rest(replica) for replica in self._replicas):
+            sleepers, self._sleepers = self._sleepers, []
+            for _, sleeper in sleepers:
+                if not sleeper.done():
+                    sleeper.set_result(self.status())
+        if any(not waiter.result.done() for waiter in self._waiters):
+            self._wake_one()
+        elif not self._sleepers:
+            self._idling.settle(
+                self._replicas, can_leave=self._shelf is not None and self._shelf.has_snapshot
+            )
+            if self._idling.prewake_due() and not self._replicas:
+                self._wake_one()
+        self._parts.budget.recheck()
+
+    def _at_rest(self, replica: Replica) -> bool:
+        return replica.state is EngineState.PAUSED and self._sleepers[-1][0] is SleepTier.PAUSED
+
+    def _forget(self, replica: Replica) -> None:
+        self._footprint = (
+            max(self._footprint, replica.peak_bytes) if replica.source is SleepTier.COLD else self._footprint
         )
+        if replica in self._replicas:
+            self._replicas.remove(replica)
 
-    def _on_drained_enough(self, engine: Engine | None) -> None:
-        if engine is self._engine and self._state is EngineState.DRAINING:
-            _logger.warning("%s: %d requests are cut off by the stop", self.spec.id, len(self._leases))
-            self._stop()
+    # -- snapshots ----------------------------------------------------------------------------------------
 
-    def _stop(self) -> None:
-        if self._engine is not None and not self._stopping:
-            self._stopping = True
-            self._unwatch()
-            self._spawn(self._bring_down(self._engine))
+    def _on_snapshot(self, done: asyncio.Future[EngineStatus]) -> None:
+        if self._shelf is None:
+            fail(done, UnsupportedTier(f"this host takes no snapshots of model {self.spec.id}"))
+            return
+        self._shelf.order(done, self.status)
 
-    async def _bring_down(self, engine: Engine) -> None:
-        await self._discard(engine, self._policy.stop_grace_s)
-        self._post(self._on_stopped)
-
-    def _on_stopped(self) -> None:
-        self._stopping = False
-        self._failures = 0
-        self._dismiss()
-        self._rest()
-
-    def _rest(self) -> None:
-        """Nothing runs any more: tell who asked for that, then start again for those who came meanwhile."""
-        self._set(EngineState.COLD)
-        self._wake_sleepers()
-        if any(not waiter.result.done() for waiter in self._waiters) and not self._closing:
-            self._start()
-
-    def _wake_sleepers(self) -> None:
-        sleepers, self._sleepers = self._sleepers, []
-        for sleeper in sleepers:
-            if not sleeper.done():
-                sleeper.set_result(self.status())
-
-    # -- helpers ------------------------------------------------------------------------------------------
-
-    def _dismiss(self) -> None:
-        """Forget the engine that ran."""
-        self._unwatch()
-        self._engine = None
-        self._suspected = False
-        self._leases = set()
-        self._ready_at = None
-        self._memory = 0
-
-    def _unwatch(self) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        self._watches = []
-        if self._drain_timer is not None:
-            self._drain_timer.cancel()
-            self._drain_timer = None
-
-    async def _discard(self, engine: Engine, grace_s: float = 0.0) -> None:
-        await engine.stop(grace_s)
-        self._engines.discard(engine)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def _set(self, state: EngineState, why: str = "", level: int = logging.INFO) -> None:
-        if state is not self._state:
-            _logger.log(level, "%s: %s%s%s", self.spec.id, state, " " if why else "", why)
-        self._state = state
+    def _lend(self) -> Replica | None:
+        """A ready engine that was started cold, for the shelf to make a snapshot of."""
+        ready = (r for r in self._replicas if r.state is EngineState.READY and r.source is SleepTier.COLD)
+        return next(ready, None)

@@ -39,6 +39,8 @@ class RunFolders:
         self._base = _base(self._run_dir)
         #: For what engines keep from one start to the next.
         self.cache = self._run_dir / "cache"
+        #: What CRIU found out about the kernel.
+        self.criu_cache = self._run_dir / "criu.kdat"
 
     def open(self) -> None:
         """Make what is missing, and clear away what an earlier process left behind. Raises OSError."""

@@ -8,18 +8,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from coldstart import sandbox
+from coldstart import criu, sandbox
+from coldstart.criu import Criu, CriuMissing
+from coldstart.keepalive import FixedKeepAlive
+from coldstart.snapshots import SnapshotStore
+from coldstart.spares import SpareRooms
 from coldstart.tiers import SleepTier
+from engines import budget, site
 from engines.actor import EngineActor
-from engines.engine import Engine
+from engines.budget import MemoryBudget, Victim
 from engines.errors import EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
 from engines.folders import RunFolders
 from engines.policy import HostPolicy
 from engines.process import EngineProcess, EngineSite
+from engines.snapshotting import Snapshots
 from engines.spec import EngineAddress, ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus
 
-EngineMaker = Callable[[ModelSpec, EngineSite], Engine]
+EngineMaker = Callable[[ModelSpec, EngineSite], EngineProcess]
 
 _logger = logging.getLogger("torpor.engine")
 
@@ -41,7 +47,8 @@ class _RemoteEngine:
 class EngineHost:
     """The engines of this machine. Use it as an async context manager: leaving it ends every engine.
 
-    ``make`` and ``policy`` are for tests and measurements.
+    ``snapshot_dir``: where snapshots are kept; None for none. ``criu_dir``: the folder of an unpacked CRIU.
+    ``memory_bytes``: what all engines together may use. ``make`` and ``policy`` are for tests and measurements.
     """
 
     def __init__(
@@ -49,11 +56,19 @@ class EngineHost:
         specs: Sequence[ModelSpec],
         *,
         run_dir: Path,
+        snapshot_dir: Path | None = None,
+        criu_dir: Path | None = None,
+        memory_bytes: int | None = None,
         policy: HostPolicy | None = None,
         make: EngineMaker = EngineProcess,
     ) -> None:
         self._specs = tuple(specs)
         self._folders = RunFolders(run_dir)
+        self._snapshot_dir = snapshot_dir
+        self._criu_dir = criu_dir
+        self._budget = MemoryBudget(memory_bytes or budget.default_limit(), self._victims)
+        self._rooms: SpareRooms | None = None
+        self.snapshots: Snapshots | None = None
         self._policy = policy or HostPolicy()
         self._make = make
         self._actors: dict[str, EngineActor] = {}
@@ -72,9 +87,23 @@ class EngineHost:
         isolation = await sandbox.probe() if local else sandbox.Isolation(namespaces=False)
         if local and not isolation.namespaces:
             _logger.warning("engines run without namespaces of their own: %s", isolation.reason)
-        site = EngineSite(self._folders, isolation)
+        self._rooms = SpareRooms(isolation, self._policy.spare_rooms if local else 0)
+        usable = await self._find_criu(self._rooms) if local else None
+        engine_site = EngineSite(self._folders, self._rooms, usable)
+        if usable is not None and self._snapshot_dir is not None:
+            store = SnapshotStore(self._snapshot_dir)
+            await asyncio.to_thread(store.open)
+            self.snapshots = Snapshots(store, usable.version, lambda spec: self._make(spec, engine_site))
+        self._rooms.refill(0.0)
         for spec in local:
-            actor = EngineActor(spec, lambda spec=spec: self._make(spec, site), self._policy)  # type: ignore[misc]
+            actor = EngineActor(
+                spec,
+                lambda spec=spec: self._make(spec, engine_site),  # type: ignore[misc]
+                self._policy,
+                budget=self._budget,
+                keep_alive=FixedKeepAlive(self._policy.keep_alive_s),
+                snapshots=self.snapshots,
+            )
             self._actors[spec.id] = actor
             task = asyncio.create_task(actor.run(), name=f"engine {spec.id}")
             task.add_done_callback(_report)
@@ -100,15 +129,42 @@ class EngineHost:
             await closing  # it is bounded, and no engine may be left
             raise
         finally:
+            if self._rooms is not None:
+                await self._rooms.close()
             await asyncio.to_thread(self._folders.close)
+
+    async def _find_criu(self, rooms: SpareRooms) -> Criu | None:
+        """CRIU where it works here; why not is said once."""
+        if self._snapshot_dir is None:
+            return None
+        try:
+            found = await asyncio.to_thread(criu.find, self._criu_dir)
+            await site.check(found, rooms.isolation, self._folders)
+        except CriuMissing as error:
+            _logger.warning("engines cannot sleep in snapshots, only paused: %s (see `torpor doctor`)", error)
+            return None
+        return found
+
+    def _victims(self) -> list[Victim]:
+        return [victim for actor in self._actors.values() for victim in actor.victims()]
+
+    def room_bytes(self) -> int:
+        """Memory of the spare sandboxes, which are the host's own. Reads /proc: call it in a thread."""
+        return self._rooms.memory_bytes() if self._rooms is not None else 0
 
     @asynccontextmanager
     async def acquire(
-        self, model_id: str, adapter: str | None = None, *, timeout_s: float | None = None
+        self,
+        model_id: str,
+        adapter: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        prefix: int | None = None,
     ) -> AsyncIterator[EngineLease]:
-        """A lease on the model's engine, woken if need be, which stays awake until the context is left.
+        """A lease on one of the model's engines, woken if need be, which stays awake until the context is left.
 
-        Waits no longer than ``timeout_s``, or the time that the model's start may take. Raises
+        Waits no longer than ``timeout_s``, or the time that the model's start may take. ``prefix`` names how
+        the conversation begins: those that begin alike meet the same engine where it is free. Raises
         `UnknownModel`, `EngineUnavailable`, `HostClosing`.
         """
         if adapter is not None:
@@ -123,14 +179,15 @@ class EngineHost:
                 remote.leases.discard(lease)
             return
         actor = self._actor(model_id)
-        lease = await self._lease(actor, actor.spec.start_timeout_s if timeout_s is None else timeout_s)
+        limit_s = actor.spec.start_timeout_s if timeout_s is None else timeout_s
+        lease = await self._lease(actor, limit_s, prefix)
         try:
             yield lease
         finally:
             actor.give_back(lease)
 
-    async def _lease(self, actor: EngineActor, timeout_s: float) -> EngineLease:
-        asked = actor.ask(lease=True)
+    async def _lease(self, actor: EngineActor, timeout_s: float, prefix: int | None) -> EngineLease:
+        asked = actor.ask(lease=True, prefix=prefix)
         try:
             async with asyncio.timeout(timeout_s):
                 lease = await asked
@@ -169,14 +226,20 @@ class EngineHost:
     async def sleep(self, model_id: str, tier: SleepTier) -> EngineStatus:
         """Let the engine's requests end (for a bounded time) and put it to sleep.
 
-        Raises `UnknownModel`, and `UnsupportedTier` for all but ``COLD`` and for remote engines.
+        Raises `UnknownModel`, and `UnsupportedTier` for remote engines, and where there is no snapshot.
         """
         if model_id in self._remote:
             raise UnsupportedTier(f"the engine of model {model_id} is run by somebody else")
         actor = self._actor(model_id)
-        if tier is not SleepTier.COLD:
-            raise UnsupportedTier(f"this host cannot put engines to sleep in tier {tier}")
-        return await actor.sleep()
+        if tier is SleepTier.HOT:
+            raise UnsupportedTier("an engine that is hot does not sleep")
+        return await actor.sleep(tier)
+
+    async def snapshot(self, model_id: str) -> EngineStatus:
+        """Take a new snapshot of the model. Raises `UnknownModel`, `UnsupportedTier`, `SnapshotFailed`."""
+        if model_id in self._remote:
+            raise UnsupportedTier(f"the engine of model {model_id} is run by somebody else")
+        return await self._actor(model_id).snapshot()
 
     def _actor(self, model_id: str) -> EngineActor:
         if not self._open:

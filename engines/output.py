@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-import os
 import re
 from collections import deque
+from typing import BinaryIO
 
 _LONGEST_LINE = 4096
 _KEPT_LINES = 120
@@ -31,16 +31,9 @@ class EngineOutput(asyncio.Protocol):
         self._transport: asyncio.BaseTransport | None = None
         self._ended = asyncio.Event()
 
-    async def open(self) -> int:
-        """Begin to read. Returns the descriptor to write to, which the caller closes."""
-        reading, writing = os.pipe()
-        loop = asyncio.get_running_loop()
-        try:
-            self._transport, _ = await loop.connect_read_pipe(lambda: self, os.fdopen(reading, "rb"))
-        except BaseException:
-            os.close(writing)
-            raise
-        return writing
+    async def read(self, pipe: BinaryIO) -> None:
+        """Begin to read."""
+        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: self, pipe)
 
     async def close(self, timeout_s: float) -> None:
         """Read to the end, but no longer than so."""

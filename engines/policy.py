@@ -19,3 +19,7 @@ class HostPolicy:
     stop_grace_s: float = 10.0
     health_interval_s: float = 5.0
     health_failures: int = 3
+    restore_timeout_s: float = 20.0
+    dump_timeout_s: float = 120.0
+    spare_rooms: int = 1
+    keep_alive_s: float = 600.0

@@ -1,16 +1,25 @@
-"""One engine: its sandboxed processes, its folder, its output."""
+"""One engine: its sandboxed processes, its folder, its output; started cold or restored from a snapshot."""
 
 import asyncio
 import os
+import shutil
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from coldstart import trees
-from coldstart.sandbox import Isolation, Sandbox, SandboxError, launch
+from coldstart import criu, trees
+from coldstart.criu import Criu
+from coldstart.manifest import monotonic_s
+from coldstart.sandbox import Isolation, Sandbox, SandboxError
+from coldstart.snapshots import Layout, Snapshot
+from coldstart.spares import SpareRooms
+from coldstart.touched import read_ahead
 from engines import command
-from engines.client import EngineClient
+from engines.calls import call
+from engines.engine import Dumped
 from engines.errors import EngineBroken, EngineError
 from engines.folders import RunFolder, RunFolders
 from engines.output import EngineOutput
@@ -18,23 +27,44 @@ from engines.spec import EngineAddress, ModelSpec
 
 _POLL_S = 0.05
 _OUTPUT_TIMEOUT_S = 1.0
+_SLEEP_TIMEOUT_S = 20.0
+_WAKE_TIMEOUT_S = 30.0
 _SOCKET = "s"
+_CRIU_OUTPUT = "criu.out"
+_TOLD_LINES = 5
+# Of an engine's folder, what is no part of its snapshot.
+_LEFT_OUT = (".log", ".out")
+_CRIU_STATISTICS = ("stats-dump", "stats-restore")
+_ON_DUMP = Path(criu.__file__).with_name("on_dump.sh")
+#: Where an engine in a sandbox sees its own folder and, when it was restored, its snapshot.
+BOX = Path("/run/torpor/box")
+SNAPSHOT = Path("/run/torpor/snapshot")
 
 
 class EngineStartFailed(EngineError):
     """The engine ended, or could not be started, before it answered. The message holds its last words."""
 
 
+class DumpFailed(EngineError):
+    """The engine could not be dumped."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSite:
-    """Where engines run: their folders, and how they are shut in."""
+    """Where engines run: their folders, the sandboxes, and CRIU where there is one."""
 
     folders: RunFolders
-    isolation: Isolation
+    rooms: SpareRooms
+    criu: Criu | None = None
+
+    @property
+    def isolation(self) -> Isolation:
+        """How engines are shut in."""
+        return self.rooms.isolation
 
 
 class EngineProcess:
-    """The processes of one engine, from `start` to `stop`. It is started once.
+    """The processes of one engine, from `start` or `restore` to `stop`. It is begun once.
 
     ``argv`` makes the command line from the spec and the path of the socket to listen on.
     """
@@ -52,47 +82,181 @@ class EngineProcess:
         self._argv = argv
         self._health_timeout_s = health_timeout_s
         self._output = EngineOutput(spec.id)
+        self._reading: asyncio.Task[int] | None = None
         self._folder: RunFolder | None = None
         self._sandbox: Sandbox | None = None
-        self._client: EngineClient | None = None
+        self._pipe = 0
+        self._main_pid = 0
         self._ended: asyncio.Task[int] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
     @property
+    def _socket(self) -> Path:
+        if self._folder is None:
+            raise EngineBroken("the engine was never started")
+        return self._folder.path / _SOCKET
+
+    @property
     def address(self) -> EngineAddress:
         """Where it answers. It has one once it has been started."""
-        if self._client is None:
-            raise EngineBroken("the engine was never started")
-        return self._client.address
+        return EngineAddress(uds=str(self._socket))
 
-    async def start(self) -> None:
-        """Return when it answers. Raises `EngineStartFailed`. Whatever happens, `stop` cleans up."""
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        """The argv and the environment that it is started with: a snapshot is only good for these."""
+        inside = self._inside()
+        argv = list(self._argv(self._spec, inside / _SOCKET))
+        return argv, command.environment(inside, self._site.folders.cache)
+
+    def _inside(self) -> Path:
+        return BOX if self._site.isolation.namespaces or self._folder is None else self._folder.path
+
+    async def start(self) -> Mapping[str, float]:
+        """Return when it answers, with the milliseconds that each phase took.
+
+        Raises `EngineStartFailed`. Whatever happens, `stop` cleans up.
+        """
+        began = time.perf_counter()
         try:
-            folder = self._folder = self._site.folders.make()
-            socket = folder.path / _SOCKET
-            writing = await self._output.open()
-            try:
-                self._sandbox = await launch(
-                    self._argv(self._spec, socket),
-                    isolation=self._site.isolation,
-                    env=command.environment(folder.path, self._site.folders.cache),
-                    cwd=folder.path,
-                    output=writing,
-                )
-            finally:
-                os.close(writing)
+            sandbox, _ = await self._move_in({})
+            argv, env = self.command()
+            self._main_pid = await sandbox.run(argv, env=env, cwd=self._inside())
         except (OSError, SandboxError) as error:
             raise EngineStartFailed(f"the engine cannot be started: {error}") from error
-        self._ended = asyncio.create_task(self._sandbox.wait())
-        self._client = EngineClient(EngineAddress(uds=str(socket)))
-        await self._answers(self._ended)
+        begun = time.perf_counter()
+        await self._answers()
+        self._site.rooms.refill()
+        return {"sandbox": (begun - began) * 1000, "start": (time.perf_counter() - begun) * 1000}
 
-    async def _answers(self, ended: asyncio.Task[int]) -> None:
-        while not await self.healthy():
+    async def restore(self, snapshot: Snapshot) -> Mapping[str, float]:
+        """As `start`, from a snapshot that has been found good."""
+        began = time.perf_counter()
+        layout, manifest = snapshot.layout, snapshot.manifest
+        if self._site.criu is None:
+            raise EngineStartFailed("there is no CRIU")
+        self._reading = asyncio.create_task(
+            asyncio.to_thread(read_ahead, layout.folder, {str(SNAPSHOT): layout.folder})
+        )
+        try:
+            sandbox, folder = await self._move_in({SNAPSHOT: layout.folder}, layout)
+            furnished = time.perf_counter()
+            code = await sandbox.help(
+                self._site.criu.restore_command(SNAPSHOT / layout.images.name, BOX, manifest.pipe),
+                env={"PATH": os.defpath},
+                cwd=BOX,
+                log=folder.path / _CRIU_OUTPUT,
+                main=manifest.main_pid,
+            )
+        except (OSError, SandboxError) as error:
+            raise EngineStartFailed(f"the engine cannot be restored: {error}") from error
+        if code:
+            raise EngineStartFailed(f"CRIU ended with {code}: {_tail(folder.path / criu.RESTORE_LOG)}")
+        self._main_pid = manifest.main_pid
+        return {"sandbox": (furnished - began) * 1000, "restore": (time.perf_counter() - furnished) * 1000}
+
+    async def _move_in(
+        self, binds: Mapping[Path, Path], layout: Layout | None = None
+    ) -> tuple[Sandbox, RunFolder]:
+        """Take a room and furnish it; with what a snapshot's tree kept in files, where there is one."""
+        folder = self._folder = self._site.folders.make()
+        copies = {}
+        if layout is not None:
+            shutil.copytree(layout.box, folder.path, dirs_exist_ok=True)
+            copies[Path("/dev/shm")] = layout.shm  # noqa: S108 - the sandbox's own
+            if self._site.folders.criu_cache.is_file():
+                copies[criu.PROBE_CACHE] = self._site.folders.criu_cache
+        room = await self._site.rooms.take()
+        self._sandbox, self._pipe = room.sandbox, room.pipe
+        self._ended = asyncio.create_task(room.sandbox.wait())
+        await self._output.read(room.output)
+        if self._site.isolation.namespaces:
+            await room.sandbox.furnish(binds={BOX: folder.path, **binds}, copies=copies)
+        return room.sandbox, folder
+
+    async def _answers(self) -> None:
+        """Wait until the socket answers. Raises `EngineStartFailed` when the processes have ended."""
+        ended = self._ended
+        while ended is not None and not await self.healthy():
             await asyncio.wait((ended,), timeout=_POLL_S)
             if ended.done():
                 await self._output.close(_OUTPUT_TIMEOUT_S)
                 raise EngineStartFailed(f"{await self.ended()}\n{self.last_words()}")
+
+    async def wake(self, canary: Mapping[str, Any] | None) -> Mapping[str, float]:
+        """After a restore: new random seeds. The milliseconds until the engine answered.
+
+        The canary is asked beside the first requests, whose answers the engine holds back until `proof`.
+        Raises `EngineBroken`.
+        """
+        began = time.perf_counter()
+        status, answer = await call(self._socket, "POST", "/torpor/wake", canary, timeout_s=_WAKE_TIMEOUT_S)
+        self._site.rooms.refill()
+        if status != 200:
+            raise EngineBroken(f"the engine refused to wake: {answer}")
+        return {"answer": (time.perf_counter() - began) * 1000}
+
+    async def proof(self) -> Mapping[str, float]:
+        """Wait for the canary: the milliseconds that it took. Raises `EngineBroken` when it is not fit."""
+        status, answer = await call(self._socket, "GET", "/torpor/proof", timeout_s=_WAKE_TIMEOUT_S)
+        if status != 200:
+            raise EngineBroken(f"its canary differs: {answer}")
+        return {"canary": answer["ms"]}
+
+    async def canary(self) -> Mapping[str, Any]:
+        """Record what `wake` compares. Raises `EngineBroken`."""
+        status, answer = await call(self._socket, "POST", "/torpor/canary", timeout_s=_WAKE_TIMEOUT_S)
+        if status != 200:
+            raise EngineBroken(f"the engine records no canary: {answer}")
+        return dict(answer)
+
+    async def _empty(self) -> None:
+        """Nothing of a request stays, neither in the caches nor as a connection. Raises `EngineBroken`."""
+        status, answer = await call(self._socket, "POST", "/torpor/sleep", timeout_s=_SLEEP_TIMEOUT_S)
+        if status != 200:
+            raise EngineBroken(f"the engine does not go to sleep: {answer}")
+
+    async def pause(self) -> None:
+        """Freeze it; its KV cache is given back. No request may run. Raises `EngineBroken`."""
+        await self._empty()
+        await self._signal(signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        """End a pause: return when it answers. Raises `EngineBroken`."""
+        await self._signal(signal.SIGCONT)
+        if not await self.healthy():
+            raise EngineBroken("the engine does not answer after its pause")
+
+    async def _signal(self, number: int) -> None:
+        if self._sandbox is None:
+            raise EngineBroken("the engine was never started")
+        try:
+            await self._sandbox.signal_all(number)
+        except SandboxError as error:
+            raise EngineBroken(f"the engine has ended: {error}") from error
+
+    async def dump(self, layout: Layout) -> Dumped:
+        """Write the images of its processes into ``layout``; they run on. No request may run.
+
+        Raises `DumpFailed`, `EngineBroken`.
+        """
+        site, folder, sandbox = self._site, self._folder, self._sandbox
+        if site.criu is None or folder is None or sandbox is None:
+            raise DumpFailed("there is no CRIU, or no engine")
+        await self._empty()
+        moment = monotonic_s()
+        try:
+            await sandbox.furnish(binds={SNAPSHOT: layout.folder})
+            code = await sandbox.help(
+                site.criu.dump_command(self._main_pid, SNAPSHOT / layout.images.name, BOX, _ON_DUMP),
+                env={"PATH": os.defpath},
+                cwd=BOX,
+                log=folder.path / _CRIU_OUTPUT,
+            )
+            if code:
+                raise DumpFailed(f"CRIU ended with {code}: {_tail(folder.path / criu.DUMP_LOG)}")
+            await asyncio.to_thread(_copy_files, folder.path, layout.box)
+        except (OSError, SandboxError) as error:
+            raise DumpFailed(f"the engine cannot be dumped: {error}") from error
+        return Dumped(self._main_pid, self._pipe, moment)
 
     async def ended(self) -> str:
         """Wait until no process of it is left. Says how it ended."""
@@ -108,17 +272,19 @@ class EngineProcess:
 
     async def healthy(self) -> bool:
         """Whether it answers its health check in time."""
-        if self._client is None:
-            return False
         try:
-            reply = await self._client.request("GET", "/health", timeout_s=self._health_timeout_s)
+            status, _ = await call(self._socket, "GET", "/health", timeout_s=self._health_timeout_s)
         except EngineBroken:
             return False
-        return reply.status == 200
+        return status == 200
 
     def memory_bytes(self) -> int:
         """PSS of all its processes. Reads /proc for some milliseconds: call it in a thread."""
         return trees.memory_bytes(self._sandbox.pids()) if self._sandbox else 0
+
+    def pids(self) -> list[int]:
+        """The engine's own processes, without those of its sandbox."""
+        return self._sandbox.inner_pids() if self._sandbox else []
 
     def last_words(self) -> str:
         """The last lines of its output."""
@@ -142,7 +308,27 @@ class EngineProcess:
                 await self._sandbox.kill()
             await self._ended
         await self._output.close(_OUTPUT_TIMEOUT_S)
-        if self._client is not None:
-            await self._client.aclose()
         if self._folder is not None:
             await self._folder.remove()
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy regular files and folders, but for the logs; sockets are made anew by a restore."""
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        paths = [Path(folder) / name for name in names]
+        return [
+            p.name
+            for p in paths
+            if not (p.is_file() or p.is_dir()) or p.suffix in _LEFT_OUT or p.name in _CRIU_STATISTICS
+        ]
+
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=left_out)
+
+
+def _tail(log: Path) -> str:
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if "RLIMIT_NOFILE" not in line]
+    except OSError:
+        return "it left no log"
+    return "\n".join(lines[-_TOLD_LINES:])

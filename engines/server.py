@@ -7,7 +7,6 @@ needs to know nothing of the ids that vLLM derives (``chatcmpl-{id}``, ``cmpl-{i
 """
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -17,6 +16,8 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server import entry
@@ -28,9 +29,10 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import async_llm
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from engines import control
+from engines.control import Control
 from engines.counter import RequestCounter
 
-COUNTS_PATH = "/torpor/requests/"
 _HEADER = b"x-request-id"
 _LONGEST_ID = 128
 # vLLM asks for each token of each beam as a request of its own, which repeats the prompt.
@@ -83,19 +85,20 @@ class CountingOutputProcessor(OutputProcessor):  # type: ignore[misc]
         return aborted
 
 
-class AttemptMiddleware:
-    """Names the attempt of each HTTP call, and answers ``GET /torpor/requests/{attempt_id}``."""
+class TorporMiddleware:
+    """Names the attempt of each HTTP call, and answers what is asked below ``/torpor/``."""
 
     def __init__(self, app: ASGIApp, counter: RequestCounter) -> None:
         self._app = app
         self._counter = counter
+        self._control = Control(counter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"].startswith(COUNTS_PATH):
-            await self._answer(scope, send)
+        if scope["path"].startswith(control.PREFIX):
+            await self._answer(Request(scope, receive), send)
             return
         attempt_id = _attempt_id(scope)
         if attempt_id is None:
@@ -103,27 +106,21 @@ class AttemptMiddleware:
             return
         token = _attempt.set(attempt_id)
         self._counter.begin(attempt_id)
+
+        async def held(message: Message) -> None:
+            await self._control.proven()
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, held)
         finally:
             self._counter.end(attempt_id)
             _attempt.reset(token)
 
-    async def _answer(self, scope: Scope, send: Send) -> None:
-        attempt_id = scope["path"].removeprefix(COUNTS_PATH)
-        aborted = self._counter.aborted(attempt_id)
-        if aborted:
-            await _catch_up(scope["app"].state.engine_client)
-            self._counter.forget(aborted)
-        counts = self._counter.counts(attempt_id)
-        body = json.dumps(counts or {"error": "unknown request"}).encode()
-        start: Message = {
-            "type": "http.response.start",
-            "status": 404 if counts is None else 200,
-            "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
-        }
-        await send(start)
-        await send({"type": "http.response.body", "body": body})
+    async def _answer(self, request: Request, send: Send) -> None:
+        body = await request.body()
+        status, value = await self._control.answer(request.app, request.method, request.url.path, body)
+        await JSONResponse(value, status)(request.scope, request.receive, send)
 
 
 def _prompt_id(request: Any, parent_req: Any) -> str:
@@ -138,19 +135,6 @@ def _attempt_id(scope: Scope) -> str | None:
         if name == _HEADER and 0 < len(value) <= _LONGEST_ID:
             return str(value, "latin-1")
     return None
-
-
-async def _catch_up(engine: Any) -> None:
-    """Return when every output that the engine core sent before now has been counted.
-
-    The core answers this question after the aborts that were sent before it, on the socket of the outputs:
-    what it had generated until it knew of them is in the queue by then.
-    """
-    await engine.is_paused()
-    outputs: asyncio.Queue[Any] = engine.engine_core.outputs_queue
-    while not outputs.empty():  # noqa: ASYNC110 (vLLM's own queue and task: there is no event to wait for)
-        await asyncio.sleep(0.001)
-    await asyncio.sleep(0.001)
 
 
 async def _end_with(engine: Any) -> None:
@@ -168,9 +152,7 @@ def _counted(build_app: Callable[..., Any], counter: RequestCounter) -> Callable
     def build(*args: Any, **kwargs: Any) -> Any:
         app = build_app(*args, **kwargs)
         # vLLM has built the stack of middleware already: this one goes around all of it.
-        app.middleware_stack = AttemptMiddleware(
-            app.middleware_stack or app.build_middleware_stack(), counter
-        )
+        app.middleware_stack = TorporMiddleware(app.middleware_stack or app.build_middleware_stack(), counter)
         return app
 
     return build

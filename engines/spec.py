@@ -8,6 +8,9 @@ from typing import Any
 
 from engines.errors import InvalidModel
 
+DEFAULT_KV_CACHE = 1 << 30
+"""Bytes of KV cache where nothing else is said."""
+
 # A checkpoint is whole when it has one of these, as transformers and vLLM look for them.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json", "*.tiktoken")
@@ -45,6 +48,25 @@ class ModelSpec:
     api_key: str | None = field(default=None, repr=False)
     #: How many sequences run at once; more wait in the engine.
     max_running: int = 32
+    #: Engines of the model that never sleep, and how many it may have.
+    min_hot: int = 0
+    max_replicas: int = 1
+    #: Seconds without a request after which an engine is paused, and after which it leaves memory
+    #: (None: as the model's history of idle times suggests).
+    idle_pause_s: float = 10.0
+    idle_snapshot_s: float | None = None
+    #: Whether it may sleep in a snapshot.
+    snapshot: bool = True
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes of KV cache that the engine is given on the CPU."""
+        return self.memory_bytes or DEFAULT_KV_CACHE
+
+    def weights_bytes(self) -> int:
+        """Bytes of the files that hold the weights."""
+        files = (path for pattern in _WEIGHTS for path in (self.source or Path()).glob(pattern))
+        return 0 if self.source is None else sum(path.stat().st_size for path in files)
 
     @property
     def remote(self) -> bool:

@@ -1,6 +1,6 @@
 """What the host tells about its engines."""
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,12 +27,23 @@ class Wake:
 
     at: float
     source: SleepTier
-    ms: Mapping[str, float]
+    ms: MutableMapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStatus:
+    """One of a model's engines as it is now."""
+
+    number: int
+    state: EngineState
+    memory_bytes: int
+    in_flight: int
+    started_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
-    """An engine as it is now.
+    """A model's engines as they are now: the state and the tier of the most awake of them, and their sums.
 
     ``memory_bytes`` is the PSS of its processes, measured twice a minute. ``started_at`` is the unix time
     at which it became ready, None while it is not. ``failure`` holds the last lines of the engine's own
@@ -47,6 +58,7 @@ class EngineStatus:
     started_at: float | None = None
     failure: str | None = None
     wakes: tuple[Wake, ...] = ()
+    replicas: tuple[ReplicaStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,9 +66,13 @@ class EngineLease:
     """The right to send requests to an engine that stays awake meanwhile.
 
     ``tier``: the tier in which the request found the engine. ``wake_s``: how long this request waited for it.
+    ``fresh``: the engine was restored and its canary has not answered yet. It holds its answers back until
+    then, and breaks the connection when it is not fit: the request may be sent to another engine.
     """
 
     model_id: str
     address: EngineAddress
     tier: SleepTier
     wake_s: float
+    fresh: bool = False
+    replica: int = 0

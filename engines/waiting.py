@@ -16,6 +16,7 @@ class Waiter:
     wants_lease: bool
     asked_at: float
     found: SleepTier = SleepTier.COLD
+    prefix: int | None = None
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:

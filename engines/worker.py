@@ -1,9 +1,15 @@
-"""What runs in the engine's worker processes on our behalf, called through ``/collective_rpc``."""
+"""What runs in the engine's worker processes on our behalf, called through vLLM's ``collective_rpc``."""
 
 import gc
 import os
+import random
 from pathlib import Path
 from typing import Any
+
+import numpy
+import torch
+
+from engines import memory
 
 
 class WorkerExtension:
@@ -14,13 +20,36 @@ class WorkerExtension:
     def torpor_memory(self) -> dict[str, int]:
         """What this worker holds: resident bytes, those of its KV cache, objects that Python tracks."""
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        caches: dict[int, int] = {}
-        for tensor in getattr(self.model_runner, "kv_caches", ()):
-            storage = tensor.untyped_storage()
-            caches[storage.data_ptr()] = storage.nbytes()
         return {
             "pid": os.getpid(),
             "resident_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-            "kv_cache_bytes": sum(caches.values()),
+            "kv_cache_bytes": sum(self._kv_storages().values()),
             "tracked_objects": len(gc.get_objects()),
         }
+
+    def torpor_drop_kv_cache(self) -> int:
+        """Give the KV cache's memory back to the system, its content with it. Returns the bytes.
+
+        The prefix cache must have been emptied before. The pages come back as zeros when they are used.
+        """
+        dropped = 0
+        for address, length in self._kv_storages().items():
+            first, size = memory.whole_pages(address, length)
+            if size:
+                memory.drop(first, size)
+            dropped += size
+        memory.trim()
+        return dropped
+
+    def _kv_storages(self) -> dict[int, int]:
+        """Length in bytes by address."""
+        storages = (tensor.untyped_storage() for tensor in getattr(self.model_runner, "kv_caches", ()))
+        return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+    def torpor_wake(self) -> None:
+        """New random numbers: replicas of one snapshot would otherwise draw the same ones."""
+        memory.populate()
+        seed = int.from_bytes(os.urandom(4))
+        random.seed(seed)
+        numpy.random.seed(seed)
+        torch.manual_seed(seed)

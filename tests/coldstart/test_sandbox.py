@@ -40,13 +40,9 @@ from pathlib import Path
 from coldstart.sandbox import Isolation, launch
 
 async def main(namespaces: bool, mark: str) -> None:
-    sandbox = await launch(
-        [sys.executable, "-S", "-c", sys.argv[3], mark],
-        isolation=Isolation(namespaces=namespaces),
-        env={"PATH": os.environ["PATH"]},
-        cwd=Path("/"),
-        output=1,
-    )
+    sandbox = await launch(Isolation(namespaces=namespaces), output=1)
+    command = [sys.executable, "-S", "-c", sys.argv[3], mark]
+    await sandbox.run(command, env={"PATH": os.environ["PATH"]}, cwd=Path("/"))
     await sandbox.wait()
 
 asyncio.run(main(sys.argv[1] == "True", sys.argv[2]))
@@ -79,14 +75,9 @@ async def start() -> AsyncIterator[Start]:
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb")
         )
         transports.append(transport)
-        sandbox = await launch(
-            command,
-            isolation=Isolation(namespaces=namespaces),
-            env={"PATH": os.environ["PATH"], "GREETING": "hello"},
-            cwd=tmp_path,
-            output=writing,
-        )
+        sandbox = await launch(Isolation(namespaces=namespaces), output=writing)
         os.close(writing)
+        await sandbox.run(command, env={"PATH": os.environ["PATH"], "GREETING": "hello"}, cwd=tmp_path)
         return sandbox, reader
 
     yield started
@@ -144,7 +135,7 @@ async def test_inside_there_is_one_family_loopback_and_a_private_shm(start: Star
     sandbox, output = await start(python(code), tmp_path)
     assert await sandbox.wait() == 0
     assert (await output.read()).decode().splitlines() == [
-        "2 [1, 2]",
+        "100 [1, 100]",
         "[] ['lo']",
         "[Errno 101] Network is unreachable",
     ]

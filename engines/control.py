@@ -1,0 +1,147 @@
+"""What the host asks of an engine beside answering requests. Runs in the engine's API server process.
+
+``GET /torpor/requests/{attempt}``
+    The attempt's counts (`engines.counter`).
+``GET /torpor/memory``
+    What each worker holds (`engines.worker.WorkerExtension.torpor_memory`).
+``POST /torpor/sleep``
+    Empties the prefix cache and gives the KV cache's pages back; idle connections are closed. Requests may no
+    longer come. Answers ``{"dropped_bytes"}``; 409 when requests still run.
+``POST /torpor/wake``
+    After a restore: new seeds for every random number generator (replicas of one image share their state).
+    The canary of the body, where there is one, is asked from then on, in one batch with the first requests,
+    whose answers are held back meanwhile. The process ends when it is not fit.
+``GET /torpor/proof``
+    Answers when the canary has: ``{"deviation", "ms"}``.
+``POST /torpor/canary``
+    Records a canary. Answers `engines.canary.Canary` as JSON.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import random
+import sys
+import time
+from typing import Any
+
+from engines import canary, memory
+from engines.counter import RequestCounter
+
+PREFIX = "/torpor/"
+_COUNTS = "requests/"
+_DRAIN_S = 5.0
+#: The exit status of an engine whose canary is not fit.
+UNFIT = 71
+_Reply = tuple[int, Any]
+_logger = logging.getLogger("vllm.torpor")
+
+
+class Control:
+    """Answers the calls below ``/torpor/``. ``app`` is vLLM's application, whose state holds its parts."""
+
+    def __init__(self, counter: RequestCounter) -> None:
+        self._counter = counter
+        self._proof: asyncio.Task[dict[str, float]] | None = None
+
+    async def answer(self, app: Any, method: str, path: str, body: bytes) -> _Reply:
+        """The status and the JSON value of the answer."""
+        what = path.removeprefix(PREFIX)
+        if what.startswith(_COUNTS):
+            return await self._counts(app, what.removeprefix(_COUNTS))
+        engine = app.state.engine_client
+        if method == "GET" and what == "memory":
+            return 200, await engine.collective_rpc("torpor_memory")
+        if method == "POST" and what == "sleep":
+            return await self._sleep(app, engine)
+        if method == "POST" and what == "wake":
+            return 200, await self._wake(engine, json.loads(body) if body else None)
+        if method == "GET" and what == "proof":
+            return await self._tell_proof()
+        if method == "POST" and what == "canary":
+            return 200, await canary.record(engine)
+        return 404, {"error": "unknown path"}
+
+    async def _counts(self, app: Any, attempt_id: str) -> _Reply:
+        aborted = self._counter.aborted(attempt_id)
+        if aborted:
+            await _catch_up(app.state.engine_client)
+            self._counter.forget(aborted)
+        counts = self._counter.counts(attempt_id)
+        return (404, {"error": "unknown request"}) if counts is None else (200, counts)
+
+    async def _sleep(self, app: Any, engine: Any) -> _Reply:
+        deadline = time.monotonic() + _DRAIN_S
+        while not await engine.reset_prefix_cache():
+            if time.monotonic() > deadline:
+                return 409, {"error": "requests are running"}
+            await asyncio.sleep(0.01)
+        await engine.reset_mm_cache()
+        dropped = await engine.collective_rpc("torpor_drop_kv_cache")
+        memory.trim()
+        _close_idle(app.state.server)
+        return 200, {"dropped_bytes": sum(dropped)}
+
+    async def _wake(self, engine: Any, recorded: dict[str, Any] | None) -> None:
+        """Answers at once: what is sent to the engine core from now on comes there after the new seeds."""
+        random.seed()
+        reseeding = asyncio.create_task(engine.collective_rpc("torpor_wake"))
+        await asyncio.sleep(0)
+        populating = asyncio.create_task(asyncio.to_thread(memory.populate))
+        self._proof = asyncio.create_task(_prove(engine, recorded, reseeding, populating))
+
+    async def proven(self) -> None:
+        """Wait for the canary where the engine was restored: no token may leave before it has answered."""
+        if self._proof is not None and not self._proof.done():
+            await asyncio.wait((self._proof,))
+
+    async def _tell_proof(self) -> _Reply:
+        if self._proof is None:
+            return 404, {"error": "no canary was asked"}
+        return 200, await asyncio.shield(self._proof)
+
+
+async def _prove(
+    engine: Any, recorded: dict[str, Any] | None, *before: "asyncio.Task[Any]"
+) -> dict[str, float]:
+    """Ends this process when the engine does not answer as it did: every answer that waits breaks off."""
+    began = time.perf_counter()
+    fit, deviation = True, 0.0
+    try:
+        if recorded is not None:
+            fit, deviation = await canary.check(engine, recorded)
+        await asyncio.gather(*before)
+    except Exception:
+        _logger.exception("the canary could not be asked")
+        fit, deviation = False, float("nan")
+    if not fit:
+        _logger.error(
+            "the canary differs by %.3g, at most %.3g is sound",
+            deviation,
+            (recorded or {}).get("tolerance", 0.0),
+        )
+        sys.stderr.flush()
+        os._exit(UNFIT)
+    return {"deviation": deviation, "ms": (time.perf_counter() - began) * 1000}
+
+
+def _close_idle(server: Any) -> None:
+    """Close the connections on which nothing is being answered: a dump must find none."""
+    for connection in list(server.server_state.connections):
+        cycle = getattr(connection, "cycle", None)
+        if cycle is None or cycle.response_complete:
+            connection.transport.close()
+
+
+async def _catch_up(engine: Any) -> None:
+    """Return when every output that the engine core sent before now has been counted.
+
+    The core answers this question after the aborts that were sent before it, on the socket of the outputs:
+    what it had generated until it knew of them is in the queue by then.
+    """
+    await engine.is_paused()
+    outputs: asyncio.Queue[Any] = engine.engine_core.outputs_queue
+    while not outputs.empty():  # noqa: ASYNC110 (vLLM's own queue and task: there is no event to wait for)
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.001)

@@ -1,0 +1,437 @@
+"""One engine of a model, as its actor sees it.
+
+A replica belongs to its actor: its methods are called from the actor's task alone, and what takes time runs
+beside it and posts its outcome to the actor's inbox. It tells the actor of four events: it is ready, it has
+come to rest, its wake failed, it broke.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from coldstart.sandbox import SandboxError
+from coldstart.snapshots import Snapshot
+from coldstart.tiers import SleepTier
+from engines.budget import MemoryBudget, Reservation
+from engines.engine import Engine
+from engines.errors import EngineBroken, EngineError
+from engines.policy import HostPolicy
+from engines.process import EngineStartFailed
+from engines.spec import ModelSpec
+from engines.status import EngineLease, EngineState, ReplicaStatus, Wake
+from engines.watch import Watch
+
+_logger = logging.getLogger("torpor.engine")
+
+
+class Listener(Protocol):
+    """What a replica tells its actor."""
+
+    def on_ready(self, replica: "Replica") -> None: ...
+    def on_rested(self, replica: "Replica") -> None: ...
+    def on_wake_failed(self, replica: "Replica", failure: str) -> None: ...
+    def on_broken(self, replica: "Replica", failure: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What replicas of one model are made with. ``post`` puts work into the actor's inbox."""
+
+    spec: ModelSpec
+    make: Callable[[], Engine]
+    policy: HostPolicy
+    budget: MemoryBudget
+    post: Callable[[Callable[[], None]], None]
+    listener: Listener
+
+
+class Replica:
+    """An engine from its wake to its end. `wake` it once; `resume` it after each pause."""
+
+    def __init__(self, parts: Parts, number: int) -> None:
+        self.number = number
+        self.state = EngineState.COLD
+        self.leases: set[EngineLease] = set()
+        self.source = SleepTier.COLD
+        self.idle_since = time.monotonic()
+        self.ready_at: float | None = None  # unix
+        self.memory_bytes = 0
+        self.wakes: list[Wake] = []
+        self.suspected = False  # somebody saw it fail, and it is being asked whether it is well
+        self.unproven = False  # its canary has not answered yet
+        self.pinned = False  # it must not be put to sleep: a snapshot of it is being made
+        self.peak_bytes = 0
+        self._awake_at = 0.0
+        self._parts = parts
+        self._engine: Engine | None = None
+        self._engines: list[Engine] = []  # every one that was made, until it has been stopped
+        self._reservation: Reservation | None = None
+        self._goal: SleepTier | None = None  # the tier that it is on its way to
+        self._stopping = False
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watches: list[asyncio.Task[None]] = []
+
+    # -- what the actor asks --------------------------------------------------------------------------------
+
+    @property
+    def grantable(self) -> bool:
+        """Whether requests may be sent to it."""
+        return self.state is EngineState.READY and not self.suspected
+
+    @property
+    def waking(self) -> bool:
+        """Whether it will be ready without being asked again."""
+        return self.state in (EngineState.STARTING, EngineState.RESTORING)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it could be put to sleep without anybody's noticing."""
+        return not self.leases and self.state in (EngineState.READY, EngineState.PAUSED)
+
+    @property
+    def uptime_s(self) -> float:
+        """Since its last wake."""
+        return time.monotonic() - self._awake_at
+
+    @property
+    def engine(self) -> Engine:
+        """Raises `EngineBroken` when it has none."""
+        if self._engine is None:
+            raise EngineBroken("the engine has ended")
+        return self._engine
+
+    def status(self) -> ReplicaStatus:
+        """As it is now."""
+        return ReplicaStatus(
+            number=self.number,
+            state=self.state,
+            memory_bytes=self.memory_bytes,
+            in_flight=len(self.leases),
+            started_at=self.ready_at,
+        )
+
+    def wake(self, snapshot: Snapshot | None, bytes_needed: int) -> None:
+        """Begin: from the snapshot, and where that fails or is none, from nothing."""
+        self.source = SleepTier.COLD if snapshot is None else SleepTier.SNAPSHOT
+        self._set(EngineState.STARTING if snapshot is None else EngineState.RESTORING)
+        self._spawn(self._bring_up(snapshot, bytes_needed))
+
+    def resume(self) -> None:
+        """End its pause."""
+        self.source = SleepTier.PAUSED
+        self._set(EngineState.RESTORING)
+        self._spawn(self._thaw(self.engine))
+
+    def lease(self, found: SleepTier, wake_s: float) -> EngineLease:
+        """A new lease on it."""
+        lease = EngineLease(
+            self._parts.spec.id, self.engine.address, found, wake_s, fresh=self.unproven, replica=self.number
+        )
+        self.leases.add(lease)
+        return lease
+
+    def give_back(self, lease: EngineLease) -> None:
+        """The lease has ended."""
+        if lease not in self.leases:
+            return
+        self.leases.discard(lease)
+        if not self.leases:
+            self.idle_since = time.monotonic()
+            if self.state is EngineState.DRAINING:
+                self._go()
+
+    def suspect(self) -> None:
+        """A request saw it fail."""
+        if self._engine is not None and not self.suspected and not self._stopping:
+            self.suspected = True
+            self._spawn(self._examine(self._engine))
+
+    def rest(self, tier: SleepTier) -> None:
+        """Let its requests end, for a bounded time, and put it to sleep: paused, or without a process."""
+        if self._goal is None or tier is not SleepTier.PAUSED:
+            self._goal = tier
+        if self.state is EngineState.PAUSED:
+            if tier is not SleepTier.PAUSED:
+                self._go()
+        elif self.state is EngineState.READY:
+            self._set(EngineState.DRAINING)
+            if not self.leases:
+                self._go()
+                return
+            loop = asyncio.get_running_loop()
+            self._drain_timer = loop.call_later(
+                self._parts.policy.drain_timeout_s, lambda: self._parts.post(self._cut_off)
+            )
+        # While it wakes, or is dumped, it goes on its way first: see `_rise`.
+
+    async def dispose(self) -> None:
+        """End everything of it, whatever it is doing."""
+        self._unwatch()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        grace_s = self._parts.policy.stop_grace_s if self.state is not EngineState.PAUSED else 0.0
+        await asyncio.gather(*(self._discard(engine, grace_s) for engine in list(self._engines)))
+        self._dismiss()
+        self._set(EngineState.COLD)
+
+    @asynccontextmanager
+    async def held_still(self) -> AsyncIterator[Engine]:
+        """Nobody gets a lease meanwhile, and nothing asks it for its health. It must be idle and ready."""
+        self._set(EngineState.SNAPSHOTTING)
+        self._unwatch()
+        try:
+            yield self.engine
+        finally:
+            if self.state is EngineState.SNAPSHOTTING and self._engine is not None:
+                self._rise(self._engine)
+
+    # -- waking ---------------------------------------------------------------------------------------------
+
+    async def _bring_up(self, snapshot: Snapshot | None, bytes_needed: int) -> None:
+        post, spec = self._parts.post, self._parts.spec
+        self._reservation = await self._parts.budget.reserve(self, bytes_needed)
+        began = time.perf_counter()
+        if snapshot is not None:
+            engine = self._new()
+            try:
+                async with asyncio.timeout(self._parts.policy.restore_timeout_s):
+                    ms = dict(await engine.restore(snapshot))
+                    ms |= await engine.wake(snapshot.manifest.canary)
+            except (EngineError, OSError, TimeoutError) as error:
+                reason = str(error) or "it took too long"
+                _logger.error("%s: the snapshot could not be restored, starting cold: %s", spec.id, reason)
+                await self._discard(engine)
+                post(self._fell_back)
+            else:
+                post(lambda: self._on_awake(engine, ms, began, proven=snapshot.manifest.canary is None))
+                return
+        failure = await self._start_cold(began)
+        if failure is not None:
+            post(lambda: self._on_failed(failure))
+
+    async def _start_cold(self, began: float) -> str | None:
+        """What went wrong, if something did."""
+        engine = self._new()
+        limit_s = self._parts.spec.start_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                ms = await engine.start()
+        except EngineStartFailed as error:
+            failure = str(error)
+        except TimeoutError:
+            failure = f"the engine did not answer within {limit_s:g} s\n{engine.last_words()}"
+        except Exception as error:
+            # The outermost boundary of this task: the state must not stay 'starting' for ever.
+            _logger.exception("%s: the start failed", self._parts.spec.id)
+            failure = f"the engine could not be started: {error}"
+        else:
+            self._parts.post(lambda: self._on_awake(engine, ms, began, proven=True))
+            return None
+        await self._discard(engine)
+        return failure
+
+    def _fell_back(self) -> None:
+        self.source = SleepTier.COLD
+        self._set(EngineState.STARTING)
+
+    async def _thaw(self, engine: Engine) -> None:
+        began = time.perf_counter()
+        try:
+            await engine.resume()
+        except EngineBroken as error:
+            failure = str(error)
+            self._parts.post(lambda: self._break(engine, failure))
+        else:
+            self._parts.post(lambda: self._on_awake(engine, {}, began, proven=True))
+
+    def _on_awake(self, engine: Engine, ms: Mapping[str, float], began: float, *, proven: bool) -> None:
+        if engine not in self._engines:  # disposed of meanwhile
+            return
+        self._engine = engine
+        self.ready_at = time.time()
+        self._awake_at = self.idle_since = time.monotonic()
+        total_ms = (time.perf_counter() - began) * 1000
+        wake = Wake(self.ready_at, self.source, {**ms, "total": total_ms})
+        self.wakes.append(wake)
+        _logger.info("%s: awake from %s after %.0f ms", self._parts.spec.id, self.source, total_ms)
+        if not proven:
+            self.unproven = True
+            self._spawn(self._prove(engine, wake))
+        self._rise(engine)
+
+    async def _prove(self, engine: Engine, wake: Wake) -> None:
+        """The canary's verdict: until it is known, the engine itself holds its answers back."""
+        try:
+            async with asyncio.timeout(self._parts.policy.restore_timeout_s):
+                ms = await engine.proof()
+        except (EngineError, TimeoutError) as error:
+            failure = f"the restored engine is not fit: {error}"
+            self._parts.post(lambda: self._break(engine, failure))
+        else:
+            wake.ms.update(ms)
+            self._parts.post(self._on_proven)
+
+    def _on_proven(self) -> None:
+        self.unproven = False
+
+    def _rise(self, engine: Engine) -> None:
+        """It is ready, unless it was told to rest meanwhile."""
+        self._set(EngineState.READY)
+        self._watch(engine)
+        self._parts.listener.on_ready(self)
+        if self._goal is not None and self.state is EngineState.READY:
+            self.rest(self._goal)
+
+    def _on_failed(self, failure: str) -> None:
+        self._dismiss()
+        self._set(EngineState.FAILED)
+        self._parts.listener.on_wake_failed(self, failure)
+
+    # -- watching -------------------------------------------------------------------------------------------
+
+    def _watch(self, engine: Engine, *, frozen: bool = False) -> None:
+        post = self._parts.post
+        watch = Watch(
+            engine,
+            self._parts.policy,
+            on_broken=lambda how: post(lambda: self._break(engine, how)),
+            on_measured=lambda size: post(lambda: self._on_measured(engine, size)),
+        )
+        self._watches = [self._spawn(watch.end())]
+        if not frozen:
+            self._watches.append(self._spawn(watch.health()))
+
+    async def _examine(self, engine: Engine) -> None:
+        if await engine.healthy():
+            self._parts.post(lambda: self._on_found_well(engine))
+        else:
+            self._parts.post(lambda: self._break(engine, "the engine failed a request and its health check"))
+
+    def _on_found_well(self, engine: Engine) -> None:
+        if engine is self._engine:
+            self.suspected = False
+            if self.state is EngineState.READY:
+                self._parts.listener.on_ready(self)
+
+    def _on_measured(self, engine: Engine, memory: int) -> None:
+        if engine is self._engine:
+            self.memory_bytes = memory
+            self.peak_bytes = max(self.peak_bytes, memory)
+            if self._reservation is not None:
+                self._reservation.adjust(memory)
+
+    def _break(self, engine: Engine, how: str) -> None:
+        """The engine has ended by itself, or must be considered dead. Its leases lead nowhere now."""
+        if engine is not self._engine or self._stopping:
+            return
+        words = engine.last_words()
+        self._dismiss()
+        self._spawn(self._discard(engine))
+        self._set(EngineState.FAILED)
+        self._parts.listener.on_broken(self, f"{how}\n{words}")
+
+    # -- resting --------------------------------------------------------------------------------------------
+
+    def _cut_off(self) -> None:
+        if self.state is EngineState.DRAINING and self.leases:
+            _logger.warning("%s: %d requests are cut off by the stop", self._parts.spec.id, len(self.leases))
+            self._go()
+
+    def _go(self) -> None:
+        """Nothing runs on it any more: to the tier that it is on its way to."""
+        engine, goal = self._engine, self._goal
+        if engine is None or goal is None or self._stopping:
+            return
+        self._unwatch()
+        if goal is SleepTier.PAUSED and not self.leases:
+            self._spawn(self._freeze(engine))
+        else:
+            self._stopping = True
+            gentle = self.state is EngineState.DRAINING and goal is SleepTier.COLD
+            self._set(EngineState.DRAINING)
+            self._spawn(self._end(engine, self._parts.policy.stop_grace_s if gentle else 0.0))
+
+    async def _freeze(self, engine: Engine) -> None:
+        try:
+            await engine.pause()
+            memory = await asyncio.to_thread(engine.memory_bytes)
+        except EngineBroken as error:
+            failure = str(error)
+            self._parts.post(lambda: self._break(engine, failure))
+        else:
+            self._parts.post(lambda: self._on_frozen(engine, memory))
+
+    def _on_frozen(self, engine: Engine, memory: int) -> None:
+        if engine is not self._engine:
+            return
+        self._on_measured(engine, memory)
+        self._set(EngineState.PAUSED)
+        self._watch(engine, frozen=True)
+        goal, self._goal = self._goal, None
+        if goal is not SleepTier.PAUSED and goal is not None:
+            self.rest(goal)
+        else:
+            self._parts.listener.on_rested(self)
+
+    async def _end(self, engine: Engine, grace_s: float) -> None:
+        await self._discard(engine, grace_s)
+        self._parts.post(self._on_ended)
+
+    def _on_ended(self) -> None:
+        self._stopping = False
+        self._dismiss()
+        self._set(EngineState.COLD)
+        self._parts.listener.on_rested(self)
+
+    # -- helpers --------------------------------------------------------------------------------------------
+
+    def _new(self) -> Engine:
+        engine = self._parts.make()
+        self._engines.append(engine)
+        return engine
+
+    def _dismiss(self) -> None:
+        """Forget the engine that ran."""
+        self._unwatch()
+        self._engine = None
+        self.suspected = self.unproven = False
+        self.leases = set()
+        self.ready_at = None
+        self.memory_bytes = 0
+        if self._reservation is not None:
+            self._reservation.release()
+            self._reservation = None
+
+    def _unwatch(self) -> None:
+        for watch in self._watches:
+            watch.cancel()
+        self._watches = []
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+            self._drain_timer = None
+
+    async def _discard(self, engine: Engine, grace_s: float = 0.0) -> None:
+        try:
+            await engine.stop(grace_s)
+        except (EngineError, SandboxError) as error:
+            _logger.error("%s: an engine could not be ended: %s", self._parts.spec.id, error)
+        finally:
+            if engine in self._engines:
+                self._engines.remove(engine)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _set(self, state: EngineState) -> None:
+        if state is not self.state:
+            _logger.debug("%s#%d: %s", self._parts.spec.id, self.number, state)
+        self.state = state

@@ -1,0 +1,154 @@
+"""The snapshot of one model: found for a wake, and made of an engine that was started cold."""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+
+from coldstart.snapshots import Layout, Snapshot
+from coldstart.tiers import SleepTier
+from engines.engine import Dumped, Engine
+from engines.errors import EngineError, HostClosing
+from engines.replica import Parts, Replica
+from engines.snapshotting import SnapshotFailed, Snapshots
+from engines.status import EngineState, EngineStatus
+from engines.waiting import fail
+
+_POLL_S = 0.05
+_logger = logging.getLogger("torpor.snapshot")
+
+
+class Shelf:
+    """``lend`` gives a ready engine to make a snapshot of, where the actor has one.
+
+    Its methods are called from the actor's task; the making of a snapshot is a task of its own, which changes
+    a replica only in turns of the actor.
+    """
+
+    def __init__(self, parts: Parts, snapshots: Snapshots, lend: Callable[[], Replica | None]) -> None:
+        self._parts = parts
+        self._snapshots = snapshots
+        self._lend = lend
+        self._task: asyncio.Task[None] | None = None
+        self._orders: list[tuple[asyncio.Future[EngineStatus], Callable[[], EngineStatus]]] = []
+        self._stale: str | None = None
+        self._gave_up = False  # making one failed: not again before somebody asks for it
+
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether there was a usable one when it was last looked for."""
+        return self._stale is None and self._snapshots.known(self._parts.spec) is not None
+
+    def find(self) -> Snapshot | None:
+        """The snapshot that may be restored now; why there is none is logged."""
+        spec = self._parts.spec
+        found = self._snapshots.find(spec)
+        if found.stale is not None and found.stale != self._stale:
+            _logger.warning("%s: the snapshot is not used and will be made anew: %s", spec.id, found.stale)
+        self._stale = found.stale
+        return found.snapshot
+
+    def consider(self, replica: Replica) -> None:
+        """An engine is ready: make a snapshot of it, where there is none."""
+        cold = replica.source is SleepTier.COLD and replica.state is EngineState.READY
+        if cold and self._task is None and not self._gave_up and self.find() is None:
+            self._task = asyncio.create_task(self._make(replica))
+
+    def order(self, done: asyncio.Future[EngineStatus], status: Callable[[], EngineStatus]) -> None:
+        """Somebody wants a new one."""
+        self._orders.append((done, status))
+        if self._task is None:
+            self._task = asyncio.create_task(self._make(self._lend()))
+
+    async def close(self) -> None:
+        """Give up what is being made."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        for done, _ in self._orders:
+            fail(done, HostClosing())
+
+    async def _make(self, replica: Replica | None) -> None:
+        spec = self._parts.spec
+        failure: Exception | None = None
+        began = time.perf_counter()
+        try:
+            snapshot = await (self._of_replica(replica) if replica else self._of_own())
+        except (EngineError, OSError) as error:
+            failure = error if isinstance(error, EngineError) else SnapshotFailed(str(error))
+            self._gave_up = True
+            _logger.error("%s: %s", spec.id, failure)
+        else:
+            self._stale, self._gave_up = None, False
+            took_s = time.perf_counter() - began
+            size = await asyncio.to_thread(snapshot.layout.disk_bytes)
+            _logger.info(
+                "%s: snapshot %s, %d MB, made in %.1f s", spec.id, snapshot.id, size // 10**6, took_s
+            )
+        finally:
+            self._task = None
+        orders, self._orders = self._orders, []
+        for done, status in orders:
+            if failure is not None:
+                fail(done, failure)
+            elif not done.done():
+                done.set_result(status())
+
+    async def _of_replica(self, replica: Replica) -> Snapshot:
+        """Of an engine that serves: it is held still for the dump alone, when nobody uses it."""
+        replica.pinned = True
+        try:
+            canary, ms = await self._warm_up(replica.engine)
+            while not (replica.state is EngineState.READY and not replica.leases):
+                if replica.state not in (EngineState.READY, EngineState.SNAPSHOTTING):
+                    raise SnapshotFailed("the engine went away before it could be dumped")
+                await asyncio.sleep(_POLL_S)  # a moment without requests has no event, and is not urgent
+            layout = self._snapshots.store.draft(self._parts.spec.id)
+            began = time.perf_counter()
+            try:
+                async with replica.held_still() as engine:
+                    dumped = await self._dump(engine, layout)
+            except BaseException:
+                shutil.rmtree(layout.folder, ignore_errors=True)
+                raise
+            ms["dump"] = (time.perf_counter() - began) * 1000
+        finally:
+            replica.pinned = False
+        return await self._snapshots.publish(self._parts.spec, layout, dumped, canary, ms)
+
+    async def _of_own(self) -> Snapshot:
+        """Of an engine that is started for it and ended afterwards."""
+        parts = self._parts
+        need = parts.spec.weights_bytes() + parts.spec.kv_cache_bytes
+        reservation = await parts.budget.reserve(self, need)
+        engine = parts.make()
+        layout = self._snapshots.store.draft(parts.spec.id)
+        try:
+            async with asyncio.timeout(parts.spec.start_timeout_s):
+                ms = dict(await engine.start())
+            canary, more = await self._warm_up(engine)
+            began = time.perf_counter()
+            dumped = await self._dump(engine, layout)
+            ms |= more | {"dump": (time.perf_counter() - began) * 1000}
+        except BaseException as error:
+            shutil.rmtree(layout.folder, ignore_errors=True)
+            if isinstance(error, TimeoutError):
+                raise SnapshotFailed("the engine did not start in time") from error
+            raise
+        finally:
+            await engine.stop(0.0)
+            reservation.release()
+        return await self._snapshots.publish(parts.spec, layout, dumped, canary, ms)
+
+    async def _warm_up(self, engine: Engine) -> tuple[dict[str, object], dict[str, float]]:
+        began = time.perf_counter()
+        canary = await self._snapshots.warm_up(self._parts.spec, engine)
+        return dict(canary), {"warm_up": (time.perf_counter() - began) * 1000}
+
+    async def _dump(self, engine: Engine, layout: Layout) -> Dumped:
+        try:
+            async with asyncio.timeout(self._parts.policy.dump_timeout_s):
+                return await engine.dump(layout)
+        except TimeoutError as error:
+            raise SnapshotFailed("the dump took too long") from error

