@@ -25,6 +25,8 @@ def test_the_layering_table_holds() -> None:
             "coldstart/ may not import engines.host",
         ),
         ("loadtest/a.py", "import gateway", "loadtest/ may not import gateway"),
+        ("loadtest/policy_sim.py", "import engines.host", "loadtest/ may not import engines.host"),
+        ("loadtest/policy_sim.py", "x = 1", "is listed for importing coldstart, and does not"),
         ("gateway/a.py", "x = 1\ndef f():\n    global x", "a global statement"),
         ("gateway/a.py", "def f():\n    import json", "an import inside a function"),
         ("gateway/a.py", "try:\n    x = 1\nexcept:\n    x = 2", "a bare except"),
@@ -47,6 +49,7 @@ def test_what_is_allowed_is_not_a_violation(tmp_path: Path) -> None:
     (tmp_path / "metering/a.py").write_text(
         "from tenants.types import Principal\nfrom metering import errors\n"
     )
+    (tmp_path / "loadtest/policy_sim.py").write_text("from coldstart.tiers import SleepTier\n")
     (tmp_path / "gateway/a.py").write_text("import json\nfrom engines.host import EngineHost\n")
     (tmp_path / "gateway/b.py").write_text(
         "try:\n    x = 1\nexcept Exception as error:\n    raise KeyError from error"
