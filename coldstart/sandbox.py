@@ -178,7 +178,7 @@ def _kill(pid: int) -> None:
         return
 
 
-async def launch(isolation: Isolation, *, output: int) -> Sandbox:
+async def launch(isolation: Isolation, *, cwd: Path, output: int) -> Sandbox:
     """A sandbox in which nothing runs yet. What runs there has both its outputs on the descriptor ``output``.
 
     Call it from a thread that lives as long as the sandbox may: the kernel ends the sandbox with the thread.
@@ -196,6 +196,7 @@ async def launch(isolation: Isolation, *, output: int) -> Sandbox:
             stderr=output,
             pass_fds=(theirs.fileno(),),
             env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+            cwd=cwd,
             start_new_session=True,
         )
         sandbox = Sandbox(process, await asyncio.open_connection(sock=ours), isolation)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from coldstart import trees
@@ -27,13 +28,13 @@ class Room:
         await self.sandbox.kill()
 
 
-async def make_room(isolation: Isolation) -> Room:
-    """Raises `SandboxError`, OSError."""
+async def make_room(isolation: Isolation, cwd: Path) -> Room:
+    """``cwd``: the folder that its own processes are in, by which they can be known. Raises `SandboxError`, OSError."""
     reading, writing = os.pipe()
     output = os.fdopen(reading, "rb")
     try:
         pipe = os.fstat(writing).st_ino
-        return Room(await launch(isolation, output=writing), output, pipe)
+        return Room(await launch(isolation, cwd=cwd, output=writing), output, pipe)
     except BaseException:
         output.close()
         raise
@@ -44,8 +45,9 @@ async def make_room(isolation: Isolation) -> Room:
 class SpareRooms:
     """Keeps ``count`` rooms ready. Call its methods in one event loop."""
 
-    def __init__(self, isolation: Isolation, count: int) -> None:
+    def __init__(self, isolation: Isolation, cwd: Path, count: int) -> None:
         self.isolation = isolation
+        self._cwd = cwd
         self._count = count
         self._ready: list[Room] = []
         self._filling: asyncio.Task[None] | None = None
@@ -58,7 +60,7 @@ class SpareRooms:
             if room.sandbox.alive:
                 return room
             await room.close()
-        return await make_room(self.isolation)
+        return await make_room(self.isolation, self._cwd)
 
     def refill(self, delay_s: float = _REFILL_DELAY_S) -> None:
         """Make what is missing, in a while: the request that woke an engine needs the processor first."""
@@ -69,7 +71,7 @@ class SpareRooms:
         try:
             await asyncio.sleep(delay_s)
             while len(self._ready) < self._count and not self._closed:
-                self._ready.append(await make_room(self.isolation))
+                self._ready.append(await make_room(self.isolation, self._cwd))
         except (SandboxError, OSError) as error:
             _logger.warning("no spare sandbox: %s", error)
         finally:

@@ -206,6 +206,8 @@ class EngineActor:
         elif not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
             fail(waiter.result, self._unavailable(wait_s))
         else:
+            if any(replica.suspected for replica in self._replicas):
+                waiter.found = SleepTier.HOT  # awake, and probably well
             self._waiters[waiter] = None
             waiter.result.add_done_callback(lambda _: self._post(lambda: self._on_answered(waiter)))
             self._wake_one()
@@ -238,7 +240,7 @@ class EngineActor:
         if not waiter.wants_lease:
             waiter.result.set_result(None)
             return
-        hot = waiter.found is SleepTier.HOT
+        hot = waiter.found is SleepTier.HOT and not replica.woken_since(waiter.asked_at)
         found = SleepTier.HOT if hot else replica.source
         waiter.result.set_result(replica.lease(found, 0.0 if hot else time.monotonic() - waiter.asked_at))
 

@@ -9,10 +9,16 @@ import stat
 import tempfile
 from pathlib import Path
 
+from engines.errors import EngineError
+
 # A Unix socket's path has at most 107 bytes; vLLM puts sockets named by a UUID (36 bytes) into the folder.
 _LONGEST_FOLDER = 107 - 1 - 36 - 2
 _PREFIX = "engine-"
 _RANDOM = 8
+
+
+class RunFoldersInUse(EngineError):
+    """Another process runs engines there."""
 
 
 class RunFolder:
@@ -35,24 +41,38 @@ class RunFolders:
     """Makes the folders below ``run_dir``, or below a short private one in the system's temp directory."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir.absolute()
-        self._base = _base(self._run_dir)
+        self.run_dir = run_dir.absolute()
+        self._base = _base(self.run_dir)
+        self._lock: int | None = None
         #: For what engines keep from one start to the next.
-        self.cache = self._run_dir / "cache"
+        self.cache = self.run_dir / "cache"
         #: What CRIU found out about the kernel.
-        self.criu_cache = self._run_dir / "criu.kdat"
+        self.criu_cache = self.run_dir / "criu.kdat"
 
     def open(self) -> None:
-        """Make what is missing, and clear away what an earlier process left behind. Raises OSError."""
-        for folder in (self._run_dir, self._base, self.cache):
+        """Make what is missing, and clear away what an earlier process left behind.
+
+        Raises `RunFoldersInUse` when another host has them, OSError.
+        """
+        for folder in (self.run_dir, self._base, self.cache):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _require_private(folder)
+        self._lock = os.open(self.run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = None
+            raise RunFoldersInUse(f"{self.run_dir} is in use by another host") from None
         for leftover in self._base.glob(f"{_PREFIX}*"):
             _remove_dead(leftover)
 
     def close(self) -> None:
-        """Remove the folder in the temp directory when it is empty."""
-        if self._base != self._run_dir:
+        """Let another host have them; remove the folder in the temp directory when it is empty."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        if self._base != self.run_dir:
             try:
                 self._base.rmdir()
             except OSError:

@@ -10,7 +10,6 @@ from typing import Self
 
 from coldstart import criu, sandbox
 from coldstart.criu import Criu, CriuMissing
-from coldstart.keepalive import FixedKeepAlive
 from coldstart.snapshots import SnapshotStore
 from coldstart.spares import SpareRooms
 from coldstart.tiers import SleepTier
@@ -19,6 +18,7 @@ from engines.actor import EngineActor
 from engines.budget import MemoryBudget, Victim
 from engines.errors import EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
 from engines.folders import RunFolders
+from engines.habits import Habits
 from engines.policy import HostPolicy
 from engines.process import EngineProcess, EngineSite
 from engines.snapshotting import Snapshots
@@ -63,13 +63,14 @@ class EngineHost:
         make: EngineMaker = EngineProcess,
     ) -> None:
         self._specs = tuple(specs)
+        self._policy = policy or HostPolicy()
         self._folders = RunFolders(run_dir)
         self._snapshot_dir = snapshot_dir
         self._criu_dir = criu_dir
         self._budget = MemoryBudget(memory_bytes or budget.default_limit(), self._victims)
+        self._habits = Habits(run_dir / "habits", self._policy.keep_alive_s)
         self._rooms: SpareRooms | None = None
         self.snapshots: Snapshots | None = None
-        self._policy = policy or HostPolicy()
         self._make = make
         self._actors: dict[str, EngineActor] = {}
         self._remote = {spec.id: _RemoteEngine(spec) for spec in self._specs if spec.remote}
@@ -87,7 +88,7 @@ class EngineHost:
         isolation = await sandbox.probe() if local else sandbox.Isolation(namespaces=False)
         if local and not isolation.namespaces:
             _logger.warning("engines run without namespaces of their own: %s", isolation.reason)
-        self._rooms = SpareRooms(isolation, self._policy.spare_rooms if local else 0)
+        self._rooms = SpareRooms(isolation, self._folders.run_dir, self._policy.spare_rooms if local else 0)
         usable = await self._find_criu(self._rooms) if local else None
         engine_site = EngineSite(self._folders, self._rooms, usable)
         if usable is not None and self._snapshot_dir is not None:
@@ -101,7 +102,7 @@ class EngineHost:
                 lambda spec=spec: self._make(spec, engine_site),  # type: ignore[misc]
                 self._policy,
                 budget=self._budget,
-                keep_alive=FixedKeepAlive(self._policy.keep_alive_s),
+                keep_alive=self._habits.policy(spec.id),
                 snapshots=self.snapshots,
             )
             self._actors[spec.id] = actor
@@ -131,6 +132,7 @@ class EngineHost:
         finally:
             if self._rooms is not None:
                 await self._rooms.close()
+            await asyncio.to_thread(self._habits.keep)
             await asyncio.to_thread(self._folders.close)
 
     async def _find_criu(self, rooms: SpareRooms) -> Criu | None:

@@ -22,4 +22,4 @@ class HostPolicy:
     restore_timeout_s: float = 20.0
     dump_timeout_s: float = 120.0
     spare_rooms: int = 1
-    keep_alive_s: float = 600.0
+    keep_alive_s: float = 60.0

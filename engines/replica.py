@@ -98,6 +98,10 @@ class Replica:
         """Since its last wake."""
         return time.monotonic() - self._awake_at
 
+    def woken_since(self, moment: float) -> bool:
+        """Whether its last wake ended after the moment, in CLOCK_MONOTONIC's seconds."""
+        return self._awake_at > moment
+
     @property
     def engine(self) -> Engine:
         """Raises `EngineBroken` when it has none."""

@@ -24,7 +24,7 @@ async def check(criu: Criu, isolation: Isolation, folders: RunFolders) -> None:
         raise CriuMissing(f"there are no namespaces to restore in: {isolation.reason}")
     folder = folders.make()
     try:
-        room = await make_room(isolation)
+        room = await make_room(isolation, folder.path)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await room.sandbox.furnish(binds={BOX: folder.path})

@@ -5,16 +5,17 @@ from pathlib import Path
 
 
 def processes_with(mark: str | Path) -> list[int]:
-    """The living processes, this one excepted, whose command line holds ``mark``."""
+    """The living processes, this one excepted, whose command line, environment or folder holds ``mark``."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            command = (entry / "cmdline").read_bytes()
+            told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            told += os.fsencode((entry / "cwd").readlink())
             state = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0]
         except OSError:
             continue
-        if os.fsencode(mark) in command and state != b"Z":
+        if os.fsencode(mark) in told and state != b"Z":
             found.append(int(entry.name))
     return found

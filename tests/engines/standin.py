@@ -6,6 +6,7 @@ engine core might), so what the host does with processes, sockets and time is re
     standin.py SOCKET [start_s=0.1] [fail=MESSAGE] [deaf=1]
 """
 
+import json
 import os
 import signal
 import socketserver
@@ -16,9 +17,11 @@ from http.server import BaseHTTPRequestHandler
 
 
 class Handler(BaseHTTPRequestHandler):
-    """``GET /health``, ``/pids``; ``POST /echo``, ``/stream``, ``/die``, ``/deafen``, ``/hang``."""
+    """``GET /health``, ``/number``; ``POST /echo``, ``/stream``, ``/die``, ``/deafen``, ``/hang``; ``/torpor/``."""
 
     protocol_version = "HTTP/1.1"
+    number = 0  # drawn at the start: the same after a restore, another after a new start
+    wanted: "dict[str, int] | None" = None
     deaf = threading.Event()
     gone = threading.Event()
 
@@ -40,6 +43,12 @@ class Handler(BaseHTTPRequestHandler):
             if self.deaf.is_set():
                 time.sleep(60)
             self.answer(b"")
+        elif self.path == "/torpor/proof":
+            if self.wanted != {"number": self.number}:
+                os._exit(71)
+            self.answer(b'{"deviation": 0.0, "ms": 1.0}')
+        elif self.path == "/number":
+            self.answer(str(self.number).encode())
         elif self.path == "/gone":
             self.answer(b"yes" if self.gone.is_set() else b"no")
         else:
@@ -59,6 +68,15 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(60)
         elif self.path == "/stream":
             self.stream()
+        elif self.path == "/torpor/sleep":
+            self.answer(b'{"dropped_bytes": 0}')
+        elif self.path == "/torpor/canary":
+            self.answer(json.dumps({"number": self.number}).encode())
+        elif self.path == "/torpor/wake":
+            Handler.wanted = json.loads(body)
+            self.answer(b"null")
+        elif self.path.startswith("/v1/"):
+            self.answer(b"{}")
 
     def stream(self) -> None:
         self.send_response(200)
@@ -89,6 +107,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(1000)
     print("INFO the stand-in starts", flush=True)
+    Handler.number = int.from_bytes(os.urandom(6), "big")
     time.sleep(float(options.get("start_s", "0.1")))
     if "fail" in options:
         print(f"ValueError: {options['fail']}", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """What the tests of engines/ share."""
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from engines.spec import ModelSpec
 from tests.process_table import processes_with
 
 ROOT = Path(__file__).resolve().parents[2]
+CRIU_DIR = Path(os.environ.get("TORPOR_CRIU", ROOT / ".criu"))
 STANDIN = Path(__file__).with_name("standin.py")
 # The host's own times, made short.
 QUICK = HostPolicy(
@@ -24,6 +26,7 @@ QUICK = HostPolicy(
     stop_grace_s=0.5,
     health_interval_s=0.1,
     health_failures=2,
+    spare_rooms=0,
 )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from coldstart.sandbox import Isolation
+from coldstart.spares import SpareRooms
 from coldstart.tiers import SleepTier
 from engines.client import EngineClient
 from engines.errors import (
@@ -20,6 +21,7 @@ from engines.errors import (
     UnknownModel,
     UnsupportedTier,
 )
+from engines.folders import RunFoldersInUse
 from engines.host import EngineHost
 from engines.process import EngineProcess, EngineSite
 from engines.spec import ModelSpec
@@ -41,6 +43,7 @@ from tests.process_table import processes_with
 HOST = """
 import asyncio, sys
 from pathlib import Path
+from engines.folders import RunFoldersInUse
 from engines.host import EngineHost
 from tests.engines.support import QUICK, ROOT, Starts, spec
 
@@ -312,7 +315,7 @@ async def test_what_the_host_does_not_have(run_dir: Path) -> None:
         with pytest.raises(UnknownModel):
             async with engines.acquire("model", "ft:model:org:adapter:1"):
                 pass
-        for tier in (SleepTier.HOT, SleepTier.PAUSED, SleepTier.SNAPSHOT):
+        for tier in (SleepTier.HOT, SleepTier.SNAPSHOT):
             with pytest.raises(UnsupportedTier):
                 await engines.sleep("model", tier)
 
@@ -332,10 +335,10 @@ async def test_leftovers_of_a_killed_host_are_cleared_and_living_ones_are_not(ru
     dead.mkdir()
     (dead / "s").touch()
     async with host(run_dir) as first, first.acquire("model") as lease:
-        async with host(run_dir) as second:
-            assert not dead.exists()
-            await echo(lease)
-            assert state(second) is EngineState.COLD
+        assert not dead.exists()
+        with pytest.raises(RunFoldersInUse, match="in use"):
+            async with host(run_dir):
+                pass
         await echo(lease)
 
 
@@ -343,7 +346,7 @@ async def test_without_namespaces_it_works_as_well(run_dir: Path) -> None:
     """As on a platform that forbids them."""
 
     def make(spec: ModelSpec, site: EngineSite) -> EngineProcess:
-        return standin(spec, EngineSite(site.folders, Isolation(namespaces=False)))
+        return standin(spec, EngineSite(site.folders, SpareRooms(Isolation(namespaces=False), run_dir, 0)))
 
     async with host(run_dir, make) as engines:
         async with engines.acquire("model") as lease:
@@ -381,7 +384,7 @@ async def test_no_engine_outlives_a_gateway_that_is_killed(
     assert gateway.stdout is not None
     if after_s is None:
         assert await gateway.stdout.readline() == b"awake\n"
-        assert len(processes_with(run_dir / "engine-")) >= 5
+        assert len(processes_with(run_dir)) >= 4
     else:
         await asyncio.sleep(after_s)
     gateway.kill()
