@@ -22,6 +22,10 @@ LOOPBACK := 127.0.0.1,localhost
 export NO_PROXY := $(if $(NO_PROXY),$(NO_PROXY)$(comma))$(LOOPBACK)
 export no_proxy := $(if $(no_proxy),$(no_proxy)$(comma))$(LOOPBACK)
 
+# One CRIU for every gateway and test of this checkout.
+export TORPOR_ENGINES__CRIU ?= $(CURDIR)/.criu
+SNAPSHOTS = $(BIN)/torpor snapshot create --missing --config $(CONFIG)
+
 # One at a time, also of two makes: the lock is held until the shell of the recipe ends.
 ALONE = exec 9>.setup.lock; flock -n 9 || { echo "set-up: another make is at it, waiting"; flock 9; }
 
@@ -32,10 +36,10 @@ help: ## This list
 .PHONY: up
 up: setup ## Set everything up and start the gateway (DETACH=1: return when it is ready)
 ifneq ($(filter-out 0,$(DETACH)),)
-	@$(ALONE); $(BIN)/torpor setup --config $(CONFIG); $(BIN)/torpor start --config $(CONFIG)
+	@$(ALONE); $(BIN)/torpor setup --config $(CONFIG); $(SNAPSHOTS); $(BIN)/torpor start --config $(CONFIG)
 	@$(BIN)/torpor hello --config $(CONFIG)
 else
-	@$(ALONE); $(BIN)/torpor setup --config $(CONFIG)
+	@$(ALONE); $(BIN)/torpor setup --config $(CONFIG); $(SNAPSHOTS)
 	@exec $(BIN)/torpor serve --hello --config $(CONFIG)
 endif
 
@@ -56,12 +60,17 @@ check: packages ## Lint, format, types and layering
 	@$(BIN)/python -m pytest -q tests/test_layering.py
 
 .PHONY: setup
-setup: packages ## Only set everything up
+setup: packages criu ## Only set everything up
 	@$(BIN)/python -m engines.prepare models
+
+# Without a CRIU that works there are no snapshots, and everything else is as it was.
+.PHONY: criu
+criu: packages
+	@$(ALONE); $(BIN)/python -m coldstart.criu_package $(TORPOR_ENGINES__CRIU) || true
 
 .PHONY: clean
 clean: down ## Remove what the set-up made, the gateway's data and configuration excepted
-	rm -rf $(VENV) models $(NODE_CLIENT)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .criu models $(NODE_CLIENT)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf -- *.egg-info
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 

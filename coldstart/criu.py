@@ -45,12 +45,13 @@ class Criu:
         Logs and statistics go to the folder ``work``.
         """
         return [
-            *self.argv, "dump", "--tree", str(pid), "--images-dir", str(images), "--work-dir", str(work), "--leave-running", *_COMMON,
+            *self.argv, "dump", "--tree", str(pid), "--images-dir", str(images), "--work-dir", str(work),
+            "--leave-running", *_COMMON,
             "--action-script", str(script), "-v1", "--log-file", DUMP_LOG,
         ]  # fmt: skip
 
     def restore_command(self, images: Path, work: Path, pipe: int) -> list[str]:
-        """Restore a tree. Its end of the pipe with the inode ``pipe`` becomes this command's standard output."""
+        """Restore a tree. Its end of the pipe with inode ``pipe`` becomes this command's standard output."""
         return [
             *self.argv, "restore", "--images-dir", str(images), "--work-dir", str(work),
             "--restore-detached", *_COMMON,

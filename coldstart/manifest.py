@@ -1,8 +1,8 @@
 """What a snapshot was taken on, and whether that still holds.
 
-A snapshot is good only for the very things it was taken on; a difference means that it is taken anew, never a
-crash. Digesting a gigabyte takes a tenth of a second, which a wake cannot afford: a wake compares the identity
-of each file (inode, size, mtime, ctime), and digests those whose identity has changed.
+A snapshot is good only for the very things it was taken on; a difference means that it is taken anew, never
+a crash. Digesting a gigabyte takes a tenth of a second, which a wake cannot afford: a wake compares the
+identity of each file (inode, size, mtime, ctime), and digests those whose identity has changed.
 """
 
 import json
@@ -61,8 +61,9 @@ class Manifest:
 
     ``taken_on``: flat facts about the machine, the versions and the engine. ``files``: the snapshot's own, by
     their path in its folder. ``sources``: files elsewhere (the weights), by their absolute path. ``canary``
-    belongs to those who wrote it. ``memory_bytes``: what a restored tree used. ``monotonic_s``: CLOCK_MONOTONIC at the dump, which no
-    later moment of the same boot is below. ``ms``: how long each phase of its making took.
+    belongs to those who wrote it. ``memory_bytes``: what a restored tree used. ``monotonic_s``:
+    CLOCK_MONOTONIC at the dump, which no later moment of the same boot is below. ``ms``: how long each phase
+    of its making took.
     """
 
     model_id: str

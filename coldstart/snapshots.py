@@ -130,7 +130,7 @@ class SnapshotStore:
 
     def collect(self, model_id: str) -> int:
         """Delete all of the model's but the newest. Their number."""
-        doomed = [folder for folder in sorted((self._folder / model_id).glob("[!.]*"), reverse=True)][1:]
+        doomed = sorted((self._folder / model_id).glob("[!.]*"), reverse=True)[1:]
         for folder in doomed:
             shutil.rmtree(folder, ignore_errors=True)
         return len(doomed)

@@ -66,35 +66,41 @@ def observe(pids: Iterable[int]) -> Touched:
     return touched
 
 
-def read_ahead(folder: Path, elsewhere: Mapping[str, Path]) -> int:
+def read_ahead(folder: Path, seen_as: Path) -> int:
     """Ask the kernel to read what a wake will touch. Returns the bytes that were asked for.
 
-    ``elsewhere``: where files lie that the list names otherwise. Nothing is asked where the first and the last
-    of the largest ranges are in the page cache already. Blocks while the disk's queue is full: for a thread.
+    ``seen_as``: where the observed tree saw ``folder``. Nothing is asked where samples of the largest file
+    are in the page cache already. Blocks while the disk's queue is full: for a thread.
     """
     try:
         listed: dict[str, list[Range]] = json.loads((folder / PREFETCH).read_bytes())
     except (OSError, ValueError):
         return 0
-    asked = 0
-    for path, ranges in sorted(listed.items(), key=lambda item: -sum(length for _, length in item[1])):
-        place = next(
-            (real / Path(path).relative_to(at) for at, real in elsewhere.items() if path.startswith(at)),
-            Path(path),
-        )
-        try:
-            descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            if asked == 0 and _cached(descriptor, ranges):
-                return 0
-            for offset, length in ranges:
-                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-                asked += length
-        finally:
-            os.close(descriptor)
-    return asked
+    by_size = sorted(listed, key=lambda path: sum(length for _, length in listed[path]))
+    if not by_size or _read_file(folder, seen_as, by_size[-1], listed, only_sample=True) == 0:
+        return 0
+    # The small ones first: a process needs its libraries before it needs its heap.
+    return sum(_read_file(folder, seen_as, path, listed) for path in by_size)
+
+
+def _read_file(
+    folder: Path, seen_as: Path, path: str, listed: Mapping[str, list[Range]], *, only_sample: bool = False
+) -> int:
+    place = Path(path)
+    if place.is_relative_to(seen_as):
+        place = folder / place.relative_to(seen_as)
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        if only_sample:
+            return 0 if _cached(descriptor, listed[path]) else 1
+        for offset, length in listed[path]:
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(descriptor)
+    return sum(length for _, length in listed[path])
 
 
 def _cached(descriptor: int, ranges: list[Range]) -> bool:

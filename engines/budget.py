@@ -7,7 +7,7 @@ request in flight. Those who wait for memory are served in the order of their co
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,20 +33,22 @@ class Victim:
 
 
 class Reservation:
-    """A part of the budget, until it is released."""
+    """A part of the budget, until it is released. ``changed`` is told of both."""
 
-    def __init__(self, budget: "MemoryBudget", owner: Hashable, size: int) -> None:
-        self._budget = budget
-        self.owner = owner
+    def __init__(self, size: int, changed: Callable[["Reservation"], None]) -> None:
         self.size = size
+        self.released = False
+        self._changed = changed
 
     def adjust(self, size: int) -> None:
         """The owner's measured use, in bytes."""
-        self._budget._change(self, size)
+        self.size = size
+        self._changed(self)
 
     def release(self) -> None:
         """Idempotent."""
-        self._budget._release(self)
+        self.released = True
+        self._changed(self)
 
 
 class MemoryBudget:
@@ -63,28 +65,24 @@ class MemoryBudget:
         """Bytes that are reserved."""
         return sum(reservation.size for reservation in self._held)
 
-    async def reserve(self, owner: Hashable, size: int) -> Reservation:
+    async def reserve(self, size: int) -> Reservation:
         """Wait until there is memory. An engine that needs more than there is gets it when it is alone."""
-        reservation = Reservation(self, owner, size)
+        reservation = Reservation(size, self._on_changed)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[reservation] = turn
         try:
             self._serve()
             await turn
         except BaseException:
-            self._held.discard(reservation)
+            reservation.release()
             raise
         finally:
             self._waiting.pop(reservation, None)
         return reservation
 
-    def _change(self, reservation: Reservation, size: int) -> None:
-        if reservation in self._held:
-            reservation.size = size
-            self._serve()
-
-    def _release(self, reservation: Reservation) -> None:
-        self._held.discard(reservation)
+    def _on_changed(self, reservation: Reservation) -> None:
+        if reservation.released:
+            self._held.discard(reservation)
         self._serve()
 
     def recheck(self) -> None:

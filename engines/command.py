@@ -27,7 +27,7 @@ _INHERITED = (
 KEEP_ALIVE_S = 120
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
     """The CPU build of vLLM installs itself under another name."""
     try:
         distribution("vllm")
@@ -55,12 +55,14 @@ def arguments(spec: ModelSpec, socket: Path) -> list[str]:
         dtype = "float32"  # these models are small, and vectors are compared by their last digits
     else:
         flags.append("--enable-prefix-caching")
-    if _on_cpu():
+    if on_cpu():
         chosen["--dtype"] = dtype
         flags.append("--enforce-eager")
         chosen["--distributed-executor-backend"] = "engines.executor.InProcessExecutor"
         chosen["--kv-cache-memory-bytes"] = str(spec.kv_cache_bytes)
-    elif spec.memory_bytes:
+    else:
+        flags.append("--enable-sleep-mode")
+    if not on_cpu() and spec.memory_bytes:
         chosen["--kv-cache-memory-bytes"] = str(spec.memory_bytes)
     return [word for pair in chosen.items() for word in pair] + flags + list(spec.engine_args)
 
@@ -79,7 +81,7 @@ def environment(folder: Path, cache: Path) -> dict[str, str]:
     environment.setdefault("OMP_NUM_THREADS", cores)
     # vLLM would keep a core for its scheduler and pin the rest: several engines would share the same pins.
     environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    if _on_cpu():
+    if on_cpu():
         # vLLM compiles a helper at the first request for logprobs: 15 s, 80 MB of memory, 150 MB of headers.
         environment["TORCHDYNAMO_DISABLE"] = "1"
     return environment | {

@@ -7,6 +7,8 @@
 ``POST /torpor/sleep``
     Empties the prefix cache and gives the KV cache's pages back; idle connections are closed. Requests may no
     longer come. Answers ``{"dropped_bytes"}``; 409 when requests still run.
+``POST /torpor/offload``, ``POST /torpor/reload``
+    vLLM's own sleep mode, for engines on a GPU (``--enable-sleep-mode``).
 ``POST /torpor/wake``
     After a restore: new seeds for every random number generator (replicas of one image share their state).
     The canary of the body, where there is one, is asked from then on, in one batch with the first requests,
@@ -55,8 +57,15 @@ class Control:
             return 200, await engine.collective_rpc("torpor_memory")
         if method == "POST" and what == "sleep":
             return await self._sleep(app, engine)
+        if method == "POST" and what == "offload":
+            await engine.sleep(level=1)
+            return 200, None
+        if method == "POST" and what == "reload":
+            await engine.wake_up()
+            return 200, None
         if method == "POST" and what == "wake":
-            return 200, await self._wake(engine, json.loads(body) if body else None)
+            await self._wake(engine, json.loads(body) if body else None)
+            return 200, None
         if method == "GET" and what == "proof":
             return await self._tell_proof()
         if method == "POST" and what == "canary":

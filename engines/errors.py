@@ -7,6 +7,7 @@
     ├── InvalidModel
     ├── UnsupportedTier
     ├── EngineBroken
+    ├── SnapshotFailed
     └── EngineUnavailable
         └── HostClosing
 """
@@ -34,6 +35,10 @@ class UnsupportedTier(EngineError):
 
 class EngineBroken(EngineError):
     """The connection to an engine failed: refused, reset, silent for too long, or ended in mid answer."""
+
+
+class SnapshotFailed(EngineError):
+    """No snapshot could be made. The engine that it was to be made of is as it was. For the operator."""
 
 
 class EngineUnavailable(EngineError):

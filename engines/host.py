@@ -10,10 +10,11 @@ from typing import Self
 
 from coldstart import criu, sandbox
 from coldstart.criu import Criu, CriuMissing
+from coldstart.drivers import CpuDriver, CudaDriver
 from coldstart.snapshots import SnapshotStore
 from coldstart.spares import SpareRooms
 from coldstart.tiers import SleepTier
-from engines import budget, site
+from engines import budget, command, site
 from engines.actor import EngineActor
 from engines.budget import MemoryBudget, Victim
 from engines.errors import EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
@@ -48,7 +49,8 @@ class EngineHost:
     """The engines of this machine. Use it as an async context manager: leaving it ends every engine.
 
     ``snapshot_dir``: where snapshots are kept; None for none. ``criu_dir``: the folder of an unpacked CRIU.
-    ``memory_bytes``: what all engines together may use. ``make`` and ``policy`` are for tests and measurements.
+    ``memory_bytes``: what all engines together may use. ``make`` and ``policy`` are for tests and
+    measurements.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class EngineHost:
         policy: HostPolicy | None = None,
         make: EngineMaker = EngineProcess,
     ) -> None:
-        self._specs = tuple(specs)
+        self.specs = tuple(specs)
         self._policy = policy or HostPolicy()
         self._folders = RunFolders(run_dir)
         self._snapshot_dir = snapshot_dir
@@ -73,7 +75,7 @@ class EngineHost:
         self.snapshots: Snapshots | None = None
         self._make = make
         self._actors: dict[str, EngineActor] = {}
-        self._remote = {spec.id: _RemoteEngine(spec) for spec in self._specs if spec.remote}
+        self._remote = {spec.id: _RemoteEngine(spec) for spec in self.specs if spec.remote}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: list[asyncio.Task[None]] = []
         self._open = False
@@ -84,13 +86,14 @@ class EngineHost:
         Raises OSError when the folder for running engines cannot be made.
         """
         await asyncio.to_thread(self._folders.open)
-        local = [spec for spec in self._specs if not spec.remote]
+        local = [spec for spec in self.specs if not spec.remote]
         isolation = await sandbox.probe() if local else sandbox.Isolation(namespaces=False)
         if local and not isolation.namespaces:
             _logger.warning("engines run without namespaces of their own: %s", isolation.reason)
         self._rooms = SpareRooms(isolation, self._folders.run_dir, self._policy.spare_rooms if local else 0)
-        usable = await self._find_criu(self._rooms) if local else None
-        engine_site = EngineSite(self._folders, self._rooms, usable)
+        driver = CpuDriver() if command.on_cpu() else CudaDriver()
+        usable = await self._find_criu(self._rooms) if local and SleepTier.SNAPSHOT in driver.tiers else None
+        engine_site = EngineSite(self._folders, self._rooms, usable, driver)
         if usable is not None and self._snapshot_dir is not None:
             store = SnapshotStore(self._snapshot_dir)
             await asyncio.to_thread(store.open)
@@ -163,7 +166,7 @@ class EngineHost:
         timeout_s: float | None = None,
         prefix: int | None = None,
     ) -> AsyncIterator[EngineLease]:
-        """A lease on one of the model's engines, woken if need be, which stays awake until the context is left.
+        """A lease on one of the model's engines, woken if need be: it stays awake until the context is left.
 
         Waits no longer than ``timeout_s``, or the time that the model's start may take. ``prefix`` names how
         the conversation begins: those that begin alike meet the same engine where it is free. Raises
@@ -217,7 +220,7 @@ class EngineHost:
 
     def status(self) -> list[EngineStatus]:
         """Every engine as it is now, in the order of the configuration."""
-        return [self._status(spec.id) for spec in self._specs]
+        return [self._status(spec.id) for spec in self.specs]
 
     async def wake(self, model_id: str) -> EngineStatus:
         """Start the engine unless it runs. Raises `UnknownModel`, `EngineUnavailable`."""

@@ -6,12 +6,13 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coldstart import criu, trees
 from coldstart.criu import Criu
+from coldstart.drivers import CpuDriver, SleepDriver
 from coldstart.manifest import monotonic_s
 from coldstart.sandbox import Isolation, Sandbox, SandboxError
 from coldstart.snapshots import Layout, Snapshot
@@ -56,6 +57,7 @@ class EngineSite:
     folders: RunFolders
     rooms: SpareRooms
     criu: Criu | None = None
+    driver: SleepDriver = field(default_factory=CpuDriver)
 
     @property
     def isolation(self) -> Isolation:
@@ -133,9 +135,7 @@ class EngineProcess:
         layout, manifest = snapshot.layout, snapshot.manifest
         if self._site.criu is None:
             raise EngineStartFailed("there is no CRIU")
-        self._reading = asyncio.create_task(
-            asyncio.to_thread(read_ahead, layout.folder, {str(SNAPSHOT): layout.folder})
-        )
+        self._reading = asyncio.create_task(asyncio.to_thread(read_ahead, layout.folder, SNAPSHOT))
         try:
             sandbox, folder = await self._move_in({SNAPSHOT: layout.folder}, layout)
             furnished = time.perf_counter()
@@ -208,30 +208,30 @@ class EngineProcess:
             raise EngineBroken(f"the engine records no canary: {answer}")
         return dict(answer)
 
-    async def _empty(self) -> None:
-        """Nothing of a request stays, neither in the caches nor as a connection. Raises `EngineBroken`."""
-        status, answer = await call(self._socket, "POST", "/torpor/sleep", timeout_s=_SLEEP_TIMEOUT_S)
+    async def control(self, what: str) -> None:
+        """Ask something of the engine itself (`engines.control`). Raises `EngineBroken`."""
+        status, answer = await call(self._socket, "POST", f"/torpor/{what}", timeout_s=_SLEEP_TIMEOUT_S)
         if status != 200:
-            raise EngineBroken(f"the engine does not go to sleep: {answer}")
+            raise EngineBroken(f"the engine refuses to {what}: {answer}")
 
-    async def pause(self) -> None:
-        """Freeze it; its KV cache is given back. No request may run. Raises `EngineBroken`."""
-        await self._empty()
-        await self._signal(signal.SIGSTOP)
-
-    async def resume(self) -> None:
-        """End a pause: return when it answers. Raises `EngineBroken`."""
-        await self._signal(signal.SIGCONT)
-        if not await self.healthy():
-            raise EngineBroken("the engine does not answer after its pause")
-
-    async def _signal(self, number: int) -> None:
+    async def signal_all(self, number: int) -> None:
+        """Send a signal to all processes of the engine. Raises `EngineBroken`."""
         if self._sandbox is None:
             raise EngineBroken("the engine was never started")
         try:
             await self._sandbox.signal_all(number)
         except SandboxError as error:
             raise EngineBroken(f"the engine has ended: {error}") from error
+
+    async def pause(self) -> None:
+        """Freeze it; its KV cache is given back. No request may run. Raises `EngineBroken`."""
+        await self._site.driver.pause(self)
+
+    async def resume(self) -> None:
+        """End a pause: return when it answers. Raises `EngineBroken`."""
+        await self._site.driver.resume(self)
+        if not await self.healthy():
+            raise EngineBroken("the engine does not answer after its pause")
 
     async def dump(self, layout: Layout) -> Dumped:
         """Write the images of its processes into ``layout``; they run on. No request may run.
@@ -241,7 +241,7 @@ class EngineProcess:
         site, folder, sandbox = self._site, self._folder, self._sandbox
         if site.criu is None or folder is None or sandbox is None:
             raise DumpFailed("there is no CRIU, or no engine")
-        await self._empty()
+        await self.control("sleep")
         moment = monotonic_s()
         try:
             await sandbox.furnish(binds={SNAPSHOT: layout.folder})
@@ -324,6 +324,12 @@ def _copy_files(source: Path, target: Path) -> None:
         ]
 
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=left_out)
+
+
+def _belongs(path: Path) -> bool:
+    if path.suffix in _LEFT_OUT or path.name in _CRIU_STATISTICS:
+        return False
+    return path.is_file() or path.is_dir()
 
 
 def _tail(log: Path) -> str:

@@ -199,7 +199,7 @@ class Replica:
 
     async def _bring_up(self, snapshot: Snapshot | None, bytes_needed: int) -> None:
         post, spec = self._parts.post, self._parts.spec
-        self._reservation = await self._parts.budget.reserve(self, bytes_needed)
+        self._reservation = await self._parts.budget.reserve(bytes_needed)
         began = time.perf_counter()
         if snapshot is not None:
             engine = self._new()
@@ -209,7 +209,7 @@ class Replica:
                     ms |= await engine.wake(snapshot.manifest.canary)
             except (EngineError, OSError, TimeoutError) as error:
                 reason = str(error) or "it took too long"
-                _logger.error("%s: the snapshot could not be restored, starting cold: %s", spec.id, reason)
+                _logger.warning("%s: the snapshot could not be restored, starting cold: %s", spec.id, reason)
                 await self._discard(engine)
                 post(self._fell_back)
             else:
@@ -424,7 +424,7 @@ class Replica:
         try:
             await engine.stop(grace_s)
         except (EngineError, SandboxError) as error:
-            _logger.error("%s: an engine could not be ended: %s", self._parts.spec.id, error)
+            _logger.critical("%s: an engine could not be ended: %s", self._parts.spec.id, error)
         finally:
             if engine in self._engines:
                 self._engines.remove(engine)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from coldstart.snapshots import Layout, Snapshot
 from coldstart.tiers import SleepTier
 from engines.engine import Dumped, Engine
-from engines.errors import EngineError, HostClosing
+from engines.errors import EngineError, HostClosing, SnapshotFailed
 from engines.replica import Parts, Replica
-from engines.snapshotting import SnapshotFailed, Snapshots
+from engines.snapshotting import Snapshots
 from engines.status import EngineState, EngineStatus
 from engines.waiting import fail
 
@@ -78,7 +78,7 @@ class Shelf:
         except (EngineError, OSError) as error:
             failure = error if isinstance(error, EngineError) else SnapshotFailed(str(error))
             self._gave_up = True
-            _logger.error("%s: %s", spec.id, failure)
+            _logger.warning("%s: no new snapshot: %s", spec.id, failure)
         else:
             self._stale, self._gave_up = None, False
             took_s = time.perf_counter() - began
@@ -121,7 +121,7 @@ class Shelf:
         """Of an engine that is started for it and ended afterwards."""
         parts = self._parts
         need = parts.spec.weights_bytes() + parts.spec.kv_cache_bytes
-        reservation = await parts.budget.reserve(self, need)
+        reservation = await parts.budget.reserve(need)
         engine = parts.make()
         layout = self._snapshots.store.draft(parts.spec.id)
         try:

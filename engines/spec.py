@@ -55,6 +55,8 @@ class ModelSpec:
     #: (None: as the model's history of idle times suggests).
     idle_pause_s: float = 10.0
     idle_snapshot_s: float | None = None
+    #: How long a request waits for an engine; None: as the caller says.
+    wake_timeout_s: float | None = None
     #: Whether it may sleep in a snapshot.
     snapshot: bool = True
 

@@ -12,15 +12,15 @@ from starlette.routing import Route
 
 from engines.client import EngineClients
 from engines.errors import EngineError
-from engines.host import EngineHost
 from engines.spec import ModelSpec
-from gateway import administration, engines_api, health, inference, models, usage
+from gateway import administration, engines_api, health, inference, models, snapshots_api, usage
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
 from gateway.config import Config
 from gateway.context import record_of
 from gateway.database import open_database
 from gateway.datadir import DataDirectory
+from gateway.engine_host import engine_host
 from gateway.errors import ApiError, answer_error, not_supported
 from gateway.services import Services
 from metering.errors import MeteringError
@@ -72,7 +72,7 @@ async def open_services(
         ledger = await stack.enter_async_context(open_ledger(url, database))
         clients = EngineClients()
         stack.push_async_callback(clients.aclose)
-        host = await stack.enter_async_context(EngineHost(specs, run_dir=data.run_folder))
+        host = await stack.enter_async_context(engine_host(config, data, specs))
         yield Services(
             config=config,
             database=database,
@@ -149,5 +149,9 @@ def _own_routes() -> list[Route]:
         Route(f"{own}/engines", engines_api.list_engines, methods=["GET"]),
         Route(f"{own}/engines/{{model}}/wake", engines_api.wake_engine, methods=["POST"]),
         Route(f"{own}/engines/{{model}}/sleep", engines_api.sleep_engine, methods=["POST"]),
+        Route(f"{own}/engines/{{model}}/snapshot", engines_api.snapshot_engine, methods=["POST"]),
+        Route(f"{own}/snapshots", snapshots_api.list_snapshots, methods=["GET"]),
+        Route(f"{own}/snapshots/{{model}}", snapshots_api.verify_snapshot, methods=["POST"]),
+        Route(f"{own}/snapshots/{{model}}", snapshots_api.remove_snapshots, methods=["DELETE"]),
         Route(f"{own}/usage", usage.project_usage, methods=["GET"]),
     ]

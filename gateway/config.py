@@ -64,6 +64,16 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnginesConfig:
+    """``[engines]``: the host that the engines share."""
+
+    memory_gib: float | None = None
+    snapshots: bool = True
+    criu: Path | None = None
+    spare_sandboxes: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """One ``[[models]]`` table: a model that Torpor runs (``source``) or only routes to (``url``)."""
 
@@ -76,6 +86,12 @@ class ModelConfig:
     max_running: int = 32
     start_timeout_s: float = 300.0
     preload: bool = False
+    min_hot: int = 0
+    max_replicas: int = 1
+    idle_pause_s: float = 10.0
+    idle_snapshot_s: float | None = None
+    wake_timeout_s: float | None = None
+    snapshot: bool = True
     url: str | None = None
     api_key_env: str | None = None
 
@@ -93,6 +109,12 @@ class ModelConfig:
             url=self.url.rstrip("/").removesuffix("/v1") if self.url else None,
             api_key=environment.get(self.api_key_env) if self.api_key_env else None,
             max_running=self.max_running,
+            min_hot=self.min_hot,
+            max_replicas=self.max_replicas,
+            idle_pause_s=self.idle_pause_s,
+            idle_snapshot_s=self.idle_snapshot_s,
+            wake_timeout_s=self.wake_timeout_s,
+            snapshot=self.snapshot,
         )
 
 
@@ -103,11 +125,18 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    engines: EnginesConfig = field(default_factory=EnginesConfig)
     models: tuple[ModelConfig, ...] = ()
 
 
 SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
-    {"server": ServerConfig, "storage": StorageConfig, "limits": LimitsConfig, "models": ModelConfig}
+    {
+        "server": ServerConfig,
+        "storage": StorageConfig,
+        "limits": LimitsConfig,
+        "engines": EnginesConfig,
+        "models": ModelConfig,
+    }
 )
 
 
@@ -121,7 +150,7 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Con
     loader = _Loader(path, source)
     document = source.document
     loader.check_sections(document)
-    tables = {name: dict(document.get(name, {})) for name in ("server", "storage", "limits")}
+    tables = {name: dict(document.get(name, {})) for name in ("server", "storage", "limits", "engines")}
     overridden = _overrides(environment)
     for section, key, variable, text in overridden:
         if section not in tables:
@@ -131,6 +160,7 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Con
         server=loader.table(ServerConfig, "server", tables["server"]),
         storage=loader.table(StorageConfig, "storage", tables["storage"]),
         limits=loader.table(LimitsConfig, "limits", tables["limits"]),
+        engines=loader.table(EnginesConfig, "engines", tables["engines"]),
         models=tuple(
             loader.table(ModelConfig, "models", table, index)
             for index, table in enumerate(document.get("models", []))
@@ -305,6 +335,11 @@ def _check(config: Config, loader: _Loader, environment: Mapping[str, str]) -> N
                 and not 0 < value < float("inf")
             ):
                 raise loader.fault(section, item.name, f"must be more than 0, not {value!r}")
+    engines = config.engines
+    if engines.memory_gib is not None and not 0 < engines.memory_gib < float("inf"):
+        raise loader.fault("engines", "memory_gib", f"must be more than 0, not {engines.memory_gib!r}")
+    if engines.spare_sandboxes < 0:
+        raise loader.fault("engines", "spare_sandboxes", "must not be negative")
     _check_models(config, loader, environment)
 
 
@@ -324,9 +359,15 @@ def _check_models(config: Config, loader: _Loader, environment: Mapping[str, str
             )
         if model.api_key_env and model.api_key_env not in environment:
             raise loader.fault("models", "api_key_env", f"{model.api_key_env} is not set", index)
-        for key in ("kv_cache_gib", "max_running", "start_timeout_s"):
-            if not 0 < getattr(model, key) < float("inf"):
+        for key in (
+            "kv_cache_gib", "max_running", "start_timeout_s", "max_replicas",
+            "idle_pause_s", "idle_snapshot_s", "wake_timeout_s",
+        ):  # fmt: skip
+            value = getattr(model, key)
+            if value is not None and not 0 < value < float("inf"):
                 raise loader.fault("models", key, "must be more than 0", index)
+        if not 0 <= model.min_hot <= model.max_replicas:
+            raise loader.fault("models", "min_hot", "must be between 0 and max_replicas", index)
         if model.max_model_len is not None and model.max_model_len < 1:
             raise loader.fault("models", "max_model_len", "must be more than 0", index)
         try:

@@ -28,6 +28,16 @@ class DataDirectory:
         return self.path / "run"
 
     @property
+    def snapshot_folder(self) -> Path:
+        """Where engines sleep."""
+        return self.path / "snapshots"
+
+    @property
+    def criu_folder(self) -> Path:
+        """A CRIU of Torpor's own, where the system's is too old."""
+        return self.path / "criu"
+
+    @property
     def credentials_file(self) -> Path:
         """``export KEY=value`` lines of the demo organization, mode 0600."""
         return self.path / "credentials.env"

@@ -1,4 +1,4 @@
-"""``/v1/torpor/engines``: what the host's engines are doing, and waking or stopping one."""
+"""``/v1/torpor/engines``: what the host's engines are doing, and waking one, putting it to sleep, taking a snapshot of it."""
 
 from typing import Any
 
@@ -27,7 +27,15 @@ def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]
         "memory_bytes": status.memory_bytes,
         "in_flight": status.in_flight,
         **({"failure": status.failure} if for_operator else {}),
-        "replicas": [],
+        "replicas": [
+            {
+                "number": replica.number,
+                "state": replica.state,
+                "memory_bytes": replica.memory_bytes,
+                "in_flight": replica.in_flight,
+            }
+            for replica in status.replicas
+        ],
         "wakes": [
             {"at": wake.at, "from": wake.source, "ms": {phase: round(ms, 1) for phase, ms in wake.ms.items()}}
             for wake in status.wakes
@@ -60,6 +68,12 @@ async def sleep_engine(request: Request) -> Response:
     return JSONResponse(
         engine_object(await services.host.sleep(name, SleepTier(body["tier"])), for_operator=True)
     )
+
+
+async def snapshot_engine(request: Request) -> Response:
+    """``POST /v1/torpor/engines/{model}/snapshot``: answers when the new snapshot has been verified."""
+    services, name = await _root(request)
+    return JSONResponse(engine_object(await services.host.snapshot(name), for_operator=True))
 
 
 async def _root(request: Request) -> tuple[Services, str]:

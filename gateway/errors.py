@@ -12,7 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engines.errors import EngineBroken, EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
+from engines.errors import (
+    EngineBroken,
+    EngineUnavailable,
+    HostClosing,
+    SnapshotFailed,
+    UnknownModel,
+    UnsupportedTier,
+)
 from metering.errors import InvalidQuery
 from metering.errors import StorageUnavailable as LedgerUnavailable
 from tenants.errors import Conflict, InvalidCredential, InvalidValue, NotFound
@@ -160,6 +167,9 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return _unavailable(error)
         case EngineBroken():
             return engine_failed()
+        case SnapshotFailed():
+            message = "The snapshot could not be made; the gateway's log says why."
+            return ApiError(500, "server_error", "snapshot_failed", message)
         case UnknownModel():
             return model_not_found(error.model_id)
         case UnsupportedTier():

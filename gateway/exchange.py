@@ -9,6 +9,7 @@ settles the ledger's entry.
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from coldstart.tiers import SleepTier
 from engines.client import EngineClient, EngineClients, EngineStream
 from engines.errors import EngineBroken
 from engines.host import EngineHost
+from engines.status import EngineLease
 from gateway.context import RequestRecord
 from gateway.engine_errors import engine_error, refusal
 from gateway.errors import JSON, shutting_down, translate
@@ -36,6 +38,8 @@ OPEN_AFTER_S = 0.5
 """A stream whose engine is being woken is opened after so long."""
 HEARTBEAT_S = 1.0
 COUNTS_TIMEOUT_S = 3.0
+# How many engines are asked where restored ones turn out not to be fit.
+_MOST_ENGINES = 3
 ABORTED_COUNTS_TIMEOUT_S = 60.0
 
 
@@ -51,6 +55,7 @@ class Plan:
     body: bytes
     attempt: Attempt
     wake_timeout_s: float
+    prefix: int
     estimate: Callable[[int], Usage]
     include_usage: bool = False
     continuous_usage: bool = False
@@ -76,6 +81,10 @@ class _Ending:
 
 
 _COMPLETED = _Ending(Outcome.COMPLETED, 200)
+
+
+class _UnfitEngineError(Exception):
+    """An engine that had just been restored broke off before it answered."""
 
 
 class Exchange:
@@ -132,15 +141,7 @@ class Exchange:
         meter = self._meter = self._door.ledger.open(self._plan.attempt)
         ending = _Ending(Outcome.FAILED, 500)
         try:
-            async with self._lease(send) as client:
-                try:
-                    await self._exchange(client, meter, send)
-                    ending = _COMPLETED
-                except BaseException as error:
-                    ending = self._ending(error)
-                    raise
-                finally:
-                    await self._settle(meter, client, ending)
+            ending = await self._attempt(meter, send)
         except asyncio.CancelledError as error:
             ending = self._ending(error)
             if not self._expired:
@@ -152,6 +153,37 @@ class Exchange:
         finally:
             self._close(meter, ending)
 
+    async def _attempt(self, meter: Meter, send: Send) -> "_Ending":
+        """Ask an engine; another one where the first, just restored, turned out not to be fit.
+
+        Such an engine has held its answer back, so nothing of it was seen, or is to be paid for.
+        """
+        for _ in range(_MOST_ENGINES - 1):
+            try:
+                return await self._ask(meter, send, last=False)
+            except _UnfitEngineError:
+                _log.warning("%s: a restored engine was not fit, asking another", self._plan.model_id)
+        return await self._ask(meter, send, last=True)
+
+    async def _ask(self, meter: Meter, send: Send, *, last: bool) -> "_Ending":
+        ending = _Ending(Outcome.FAILED, 500)
+        async with self._lease(send) as (lease, client):
+            try:
+                await self._exchange(client, meter, send)
+                ending = _COMPLETED
+            except EngineBroken as error:
+                ending = self._ending(error)
+                if lease.fresh and self._record.ttft_ms is None and not last:
+                    raise _UnfitEngineError from error
+                raise
+            except BaseException as error:
+                ending = self._ending(error)
+                raise
+            finally:
+                if not isinstance(sys.exception(), _UnfitEngineError):
+                    await self._settle(meter, client, ending)
+        return ending
+
     def _ending(self, error: BaseException) -> "_Ending":
         if isinstance(error, asyncio.CancelledError):
             return _Ending(Outcome.INTERRUPTED, 503) if self._expired else _Ending(Outcome.ABORTED, 499)
@@ -161,10 +193,12 @@ class Exchange:
         raise NotImplementedError
 
     @asynccontextmanager
-    async def _lease(self, send: Send) -> AsyncIterator[EngineClient]:
-        """The client of an awake engine; the heartbeat runs while it is being woken."""
+    async def _lease(self, send: Send) -> AsyncIterator[tuple[EngineLease, EngineClient]]:
+        """An awake engine and the client to it; the heartbeat runs while it is being woken."""
         asked = time.perf_counter()
-        acquiring = self._door.host.acquire(self._plan.model_id, timeout_s=self._plan.wake_timeout_s)
+        acquiring = self._door.host.acquire(
+            self._plan.model_id, timeout_s=self._plan.wake_timeout_s, prefix=self._plan.prefix
+        )
         async with contextlib.AsyncExitStack() as stack:
             async with self._waiting(send):
                 lease = await stack.enter_async_context(acquiring)
@@ -174,9 +208,9 @@ class Exchange:
             record.wake_ms = lease.wake_s * 1000
             record.queue_ms = max(0.0, waited_ms - record.wake_ms)
             try:
-                yield self._door.clients.get(lease.address)
+                yield lease, self._door.clients.get(lease.address)
             except Exception as error:
-                if translate(error).code == "engine_failed":
+                if isinstance(error, _UnfitEngineError) or translate(error).code == "engine_failed":
                     self._door.host.report_broken(lease)
                 raise
 

@@ -8,6 +8,7 @@ from gateway.cli.accounts import key, org, project
 from gateway.cli.chat import chat
 from gateway.cli.common import CommandError
 from gateway.cli.doctor import doctor
+from gateway.cli.engines import engines, snapshot
 from gateway.cli.reports import usage
 from gateway.cli.running import serve, start, stop, wait
 from gateway.cli.setup import hello, setup
@@ -19,7 +20,22 @@ def torpor() -> None:
     """An OpenAI-compatible gateway in front of vLLM engines that sleep until they are asked for."""
 
 
-for command in (serve, start, stop, wait, setup, hello, doctor, chat, usage, org, project, key):
+for command in (
+    serve,
+    start,
+    stop,
+    wait,
+    setup,
+    hello,
+    doctor,
+    chat,
+    engines,
+    snapshot,
+    usage,
+    org,
+    project,
+    key,
+):
     torpor.add_command(command)
 
 

@@ -109,22 +109,26 @@ class Installation:
         return context
 
     @asynccontextmanager
-    async def api(self, key: str) -> AsyncIterator[httpx.AsyncClient]:
+    async def api(
+        self, key: str, *, engines: bool = False, timeout_s: float = _TIMEOUT_S
+    ) -> AsyncIterator[httpx.AsyncClient]:
         """The API of the running gateway; where none runs, the same routes on the database itself.
 
-        The data directory is held meanwhile, so that no gateway starts in between.
+        The data directory is held meanwhile, so that no gateway starts in between. ``engines``: with the
+        models of the configuration, none of which starts by itself.
         """
         if self.data.running() is not None:
-            async with self.http(key) as client:
+            async with self.http(key, timeout_s) as client:
                 yield client
             return
+        models = tuple(replace(model, preload=False, min_hot=0) for model in self.config.models)
         with self.data.held():
             await migrate(self.config.storage.database_url())
-            app = create_app(replace(self.config, models=()), self.data)
+            app = create_app(replace(self.config, models=models if engines else ()), self.data)
             async with app.router.lifespan_context(app):
                 transport = httpx.ASGITransport(RequestContext(app))
                 async with httpx.AsyncClient(
-                    transport=transport, base_url="http://torpor", headers=_bearer(key)
+                    transport=transport, base_url="http://torpor", headers=_bearer(key), timeout=timeout_s
                 ) as client:
                     yield client
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ import click
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from coldstart import criu, sandbox
+from coldstart.criu import Criu, CriuMissing
+from engines import site
+from engines.folders import RunFolders
 from gateway.cli.common import CommandError, Installation, config_option, json_option, run
 from gateway.database import migrate, open_database
 
 _GIB = 1024**3
-_CRIU_NEEDED = (4, 2)
-_CLONE_NEWNS = 0x00020000
-_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,34 +86,53 @@ def _memory() -> Finding:
     return Finding("memory", "ok", shown)
 
 
-def _criu() -> Finding:
-    path = shutil.which("criu")
-    advice = "not needed yet: snapshots will need CRIU 4.2 or newer"
-    if path is None:
-        return Finding("CRIU", "lacks", "not installed", advice)
-    done = subprocess.run(  # noqa: S603 - the path that PATH names, and a constant
-        [path, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-    )
-    found = re.search(r"(\d+)\.(\d+)", done.stdout)
-    version = (int(found[1]), int(found[2])) if found else (0, 0)
-    shown = ".".join(map(str, version))
-    return (
-        Finding("CRIU", "ok", shown) if version >= _CRIU_NEEDED else Finding("CRIU", "lacks", shown, advice)
-    )
-
-
 def _namespaces() -> Finding:
-    """Whether this process may make namespaces, tried in a child."""
-    code = f"import ctypes, os; os._exit(0 if ctypes.CDLL(None).unshare({_CLONE_NEWNS}) == 0 else 1)"
-    done = subprocess.run([sys.executable, "-c", code], timeout=_TIMEOUT_S, check=False)  # noqa: S603
-    if done.returncode:
-        return Finding(
-            "namespaces",
-            "lacks",
-            "not permitted",
-            "run as root, so that engines are isolated from the network",
-        )
+    isolation = run(sandbox.probe)
+    if not isolation.namespaces:
+        advice = "run as root, so that engines are isolated and can sleep in snapshots"
+        return Finding("namespaces", "lacks", isolation.reason or "not permitted", advice)
     return Finding("namespaces", "ok", "permitted")
+
+
+def _snapshots(installation: Installation) -> Finding:
+    """CRIU's version, and what it says of this kernel, tried in a sandbox as an engine's restore is."""
+    config = installation.config.engines
+    if not config.snapshots:
+        return Finding("snapshots", "lacks", "switched off", "set [engines] snapshots = true")
+    try:
+        found = criu.find(config.criu or installation.data.criu_folder)
+    except CriuMissing as error:
+        return Finding("snapshots", "lacks", str(error), "run `make criu`, or install CRIU 4.2 or newer")
+    try:
+        run(lambda: _try_criu(found))
+    except CommandError as error:
+        return Finding(
+            "snapshots", "lacks", str(error), "needs root with CAP_SYS_ADMIN and a kernel of 5.14 or newer"
+        )
+    return Finding("snapshots", "ok", f"CRIU {found.version}, `criu check` passes in a sandbox")
+
+
+async def _try_criu(found: Criu) -> None:
+    with tempfile.TemporaryDirectory(prefix="torpor-doctor-") as scratch:
+        folders = RunFolders(Path(scratch))
+        folders.open()
+        try:
+            await site.check(found, await sandbox.probe(), folders)
+        except CriuMissing as error:
+            raise CommandError(str(error)) from None
+        finally:
+            folders.close()
+
+
+def _disk(installation: Installation) -> Finding:
+    installation.data.create()
+    free = shutil.disk_usage(installation.data.path).free
+    shown = f"{free / _GIB:.1f} GiB free for snapshots"
+    if free < 4 * _GIB:
+        return Finding(
+            "disk", "lacks", shown, "a snapshot of the default model takes 1.4 GB, twice while it is made"
+        )
+    return Finding("disk", "ok", shown)
 
 
 def _port(installation: Installation) -> Finding:
@@ -161,8 +182,14 @@ def _models(installation: Installation) -> Finding:
     return Finding("models", "ok", names)
 
 
-_CHECKS: tuple[Callable[[], Finding], ...] = (_python, _vllm, _cpu, _memory, _criu, _namespaces)
-_INSTALLATION_CHECKS: tuple[Callable[[Installation], Finding], ...] = (_port, _database, _models)
+_CHECKS: tuple[Callable[[], Finding], ...] = (_python, _vllm, _cpu, _memory, _namespaces)
+_INSTALLATION_CHECKS: tuple[Callable[[Installation], Finding], ...] = (
+    _snapshots,
+    _disk,
+    _port,
+    _database,
+    _models,
+)
 
 
 @click.command()

@@ -15,9 +15,16 @@ def write(descriptor: int, writes: tuple[bytes, ...]) -> None:
     os.close(descriptor)
 
 
+async def reading(output: EngineOutput) -> int:
+    """The descriptor that it reads from the other end of."""
+    ours, writing = os.pipe()
+    await output.read(os.fdopen(ours, "rb"))
+    return writing
+
+
 async def read(*writes: bytes) -> EngineOutput:
     output = EngineOutput("model-a")
-    writing = await output.open()
+    writing = await reading(output)
     await asyncio.to_thread(write, writing, writes)
     await output.close(5)
     return output
@@ -55,7 +62,7 @@ async def test_nothing_grows(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_the_end_is_waited_for_only_so_long() -> None:
     output = EngineOutput("model-a")
-    writing = await output.open()
+    writing = await reading(output)
     os.write(writing, b"half a line")
     await output.close(0.05)
     assert output.last_words() == "half a line"

@@ -4,11 +4,6 @@ The stand-in draws a number when it starts: the same number after a wake proves 
 one that it was started anew.
 """
 
-import asyncio
-import os
-import signal
-import stat
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,16 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from coldstart import criu, manifest
-from coldstart.criu import Criu
 from coldstart.snapshots import Snapshot
 from coldstart.tiers import SleepTier
 from engines.client import EngineClient
-from engines.errors import EngineUnavailable
 from engines.host import EngineHost
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState
-from tests.engines.support import CRIU_DIR, QUICK, ROOT, Starts, eventually, no_trace, spec, standin
+from tests.engines.support import CRIU_DIR, QUICK, Starts, eventually, no_trace, spec, standin
 from tests.process_table import processes_with
 
 pytestmark = pytest.mark.timeout(120)
@@ -111,7 +103,10 @@ async def test_a_paused_engine_uses_no_processor_and_is_back_as_it_was(run_dir: 
         first, _ = await ask(host)
         assert (await host.sleep("model", SleepTier.PAUSED)).state is EngineState.PAUSED
         assert host.status()[0].tier is SleepTier.PAUSED
-        states = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in engine_pids(run_dir)}
+        states = {
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            for pid in engine_pids(run_dir)
+        }
         assert states == {"T"}
         assert await ask(host) == (first, SleepTier.PAUSED)
         await host.sleep("model", SleepTier.PAUSED)

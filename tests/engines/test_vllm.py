@@ -230,9 +230,8 @@ async def test_refused_and_unknown_requests_count_nothing(chat: EngineClient) ->
 
 
 async def test_the_worker_extension_reports_memory(host: EngineHost, chat: EngineClient) -> None:
-    request = json.dumps({"method": "torpor_memory"}).encode()
-    reply = await chat.request("POST", "/collective_rpc", request, timeout_s=10)
-    (memory,) = json.loads(reply.body)["results"]
+    reply = await chat.request("GET", "/torpor/memory", timeout_s=10)
+    (memory,) = json.loads(reply.body)
     assert 0.9 * 2**30 < memory["kv_cache_bytes"] <= 2**30
     assert await eventually(lambda: host.status()[0].memory_bytes > memory["resident_bytes"] / 2, 10)
 
@@ -287,7 +286,7 @@ async def test_embeddings_are_counted_as_vllm_does(host: EngineHost) -> None:
 
 
 async def test_nothing_is_left_of_a_stopped_engine(host: EngineHost) -> None:
-    run_dir = host._folders._run_dir
+    run_dir = host._folders.run_dir
     assert processes_with(run_dir)
     began = time.monotonic()
     assert (await host.sleep(EMBED.id, SleepTier.COLD)).state is EngineState.COLD

@@ -1,0 +1,173 @@
+"""``torpor engines`` and ``torpor snapshot``: what the engines are doing, and the snapshots that they sleep in."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.cli.common import (
+    CommandError,
+    Installation,
+    answer,
+    config_option,
+    json_option,
+    print_table,
+    run,
+)
+
+_REFRESH_S = 1.0
+_MAKING_S = 1800.0
+_TELL_S = 5.0
+_MB = 1_000_000
+_ENGINE_HEADS = ("model", "state", "tier", "memory MB", "in flight", "replicas", "last wake", "phases ms")
+_SNAPSHOT_HEADS = ("model", "snapshot", "made", "disk MB", "usable")
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Print the table once instead of keeping it up to date.")
+@config_option
+@json_option
+def engines(once: bool, config_file: Path, as_json: bool) -> None:
+    """The engines of the running gateway, every second: state, tier, memory, last wakes and their phases."""
+    installation = Installation.load(config_file)
+    if installation.data.running() is None:
+        raise CommandError("no gateway is running; start one with `torpor start`")
+    key = installation.credential("TORPOR_ROOT_KEY")
+    while True:
+        found = run(lambda: _engines(installation, key))
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+            return
+        if not once:
+            click.clear()
+        print_table(_ENGINE_HEADS, [_engine_row(engine) for engine in found])
+        if once:
+            return
+        time.sleep(_REFRESH_S)
+
+
+async def _engines(installation: Installation, key: str) -> list[dict[str, Any]]:
+    async with installation.http(key) as client:
+        data: list[dict[str, Any]] = answer(await client.get("/v1/torpor/engines"))["data"]
+        return data
+
+
+def _engine_row(engine: dict[str, Any]) -> tuple[Any, ...]:
+    wake = engine["wakes"][-1] if engine["wakes"] else None
+    return (
+        engine["id"],
+        engine["state"],
+        engine["tier"],
+        engine["memory_bytes"] // _MB,
+        engine["in_flight"],
+        len(engine["replicas"]),
+        f"{wake['from']} {time.time() - wake['at']:.0f} s ago" if wake else "",
+        " ".join(f"{phase}={ms:g}" for phase, ms in wake["ms"].items()) if wake else "",
+    )
+
+
+@click.group()
+def snapshot() -> None:
+    """The snapshots that engines sleep in."""
+
+
+@snapshot.command("create")
+@click.argument("models", nargs=-1)
+@click.option("--missing", is_flag=True, help="Only where there is no usable one.")
+@config_option
+def create(models: tuple[str, ...], missing: bool, config_file: Path) -> None:
+    """Take new snapshots of MODELS, or of all. Takes about half a minute each; engines go on serving."""
+    installation = Installation.load(config_file)
+    run(lambda: _create(installation, models, missing))
+
+
+async def _create(installation: Installation, models: tuple[str, ...], missing: bool) -> None:
+    local = [model.id for model in installation.config.models if model.source is not None]
+    unknown = set(models) - set(local)
+    if unknown:
+        raise CommandError(f"the configuration has no model {sorted(unknown)[0]} with a source")
+    key = installation.credential("TORPOR_ROOT_KEY")
+    async with installation.api(key, engines=True, timeout_s=_MAKING_S) as client:
+        listed = await client.get("/v1/torpor/snapshots")
+        if listed.status_code == 501 and missing:
+            click.echo("snapshots: not possible here, `torpor doctor` says why; engines start cold")
+            return
+        usable = {found["model"] for found in answer(listed)["data"] if found["usable"]}
+        for name in models or local:
+            if missing and name in usable:
+                continue
+            began = time.monotonic()
+            click.echo(f"snapshot of {name}: starting the engine, warming it up, dumping it")
+            asking = asyncio.create_task(client.post(f"/v1/torpor/engines/{name}/snapshot"))
+            while not (await asyncio.wait({asking}, timeout=_TELL_S))[0]:
+                click.echo(f"  still at it, {time.monotonic() - began:.0f} s")
+            answer(asking.result())
+            (made,) = [
+                f for f in answer(await client.get("/v1/torpor/snapshots"))["data"] if f["model"] == name
+            ]
+            took_s = time.monotonic() - began
+            click.echo(
+                f"snapshot of {name}: {made['disk_bytes'] // _MB} MB, made and verified in {took_s:.0f} s"
+            )
+
+
+@snapshot.command("list")
+@config_option
+@json_option
+def list_snapshots(config_file: Path, as_json: bool) -> None:
+    """The snapshots on disk, and whether a wake would use them."""
+    found = _ask(Installation.load(config_file), "GET", "/v1/torpor/snapshots")
+    _show(found, as_json)
+
+
+@snapshot.command("verify")
+@click.argument("model")
+@config_option
+@json_option
+def verify(model: str, config_file: Path, as_json: bool) -> None:
+    """Read every byte of MODEL's snapshot. Exit code 1 where it is missing or must not be used."""
+    found = _ask(Installation.load(config_file), "POST", f"/v1/torpor/snapshots/{model}")
+    _show(found, as_json)
+    if not found:
+        raise CommandError(f"there is no snapshot of {model}")
+    if not found[0]["usable"]:
+        raise CommandError(f"the snapshot of {model} will be made anew: {found[0]['stale']}")
+
+
+@snapshot.command("rm")
+@click.argument("model")
+@config_option
+def remove(model: str, config_file: Path) -> None:
+    """Delete MODEL's snapshots. Its next first start makes a new one."""
+    removed = _ask(Installation.load(config_file), "DELETE", f"/v1/torpor/snapshots/{model}")
+    click.echo(f"deleted {len(removed)} snapshots of {model}")
+
+
+def _ask(installation: Installation, method: str, path: str) -> list[dict[str, Any]]:
+    async def ask() -> list[dict[str, Any]]:
+        key = installation.credential("TORPOR_ROOT_KEY")
+        async with installation.api(key, engines=True, timeout_s=_MAKING_S) as client:
+            data: list[dict[str, Any]] = answer(await client.request(method, path))["data"]
+            return data
+
+    return run(ask)
+
+
+def _show(found: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    rows: list[tuple[Any, ...]] = [
+        (
+            one["model"],
+            one["id"],
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created_at"])),
+            one["disk_bytes"] // _MB,
+            "yes" if one["usable"] else f"no: {one['stale']}",
+        )
+        for one in found
+    ]
+    print_table(_SNAPSHOT_HEADS, rows)
