@@ -22,8 +22,6 @@ LOOPBACK := 127.0.0.1,localhost
 export NO_PROXY := $(if $(NO_PROXY),$(NO_PROXY)$(comma))$(LOOPBACK)
 export no_proxy := $(if $(no_proxy),$(no_proxy)$(comma))$(LOOPBACK)
 
-# One CRIU for every gateway and test of this checkout.
-export TORPOR_ENGINES__CRIU ?= $(CURDIR)/.criu
 SNAPSHOTS = $(BIN)/torpor snapshot create --missing --config $(CONFIG)
 
 # One at a time, also of two makes: the lock is held until the shell of the recipe ends.
@@ -66,7 +64,7 @@ setup: packages criu ## Only set everything up
 # Without a CRIU that works there are no snapshots, and everything else is as it was.
 .PHONY: criu
 criu: packages
-	@$(ALONE); $(BIN)/python -m coldstart.criu_package $(TORPOR_ENGINES__CRIU) || true
+	@$(ALONE); $(BIN)/python -m coldstart.criu_package .criu || true
 
 .PHONY: clean
 clean: down ## Remove what the set-up made, the gateway's data and configuration excepted

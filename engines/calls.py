@@ -7,6 +7,7 @@ namespace of the process that connected: CRIU, inside the engine's, does not fin
 
 import asyncio
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from engines.errors import EngineBroken
 async def call(
     socket: Path, method: str, path: str, value: Any = None, *, timeout_s: float
 ) -> tuple[int, Any]:
-    """The status and the JSON value (None where there is no body) of the answer. Raises `EngineBroken`."""
+    """The status and the JSON value (None where it is no JSON) of the answer. Raises `EngineBroken`."""
     body = b"" if value is None else json.dumps(value).encode()
     head = (
         f"{method} {path} HTTP/1.1\r\nhost: engine\r\nconnection: close\r\n"
+        f"x-request-id: torpor-{secrets.token_hex(8)}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     try:
@@ -32,7 +34,8 @@ async def call(
                 writer.close()
         head_bytes, _, content = answer.partition(b"\r\n\r\n")
         status = int(head_bytes.split(b" ", 2)[1])
-        return status, json.loads(content) if content else None
+        is_json = b"\r\ncontent-type: application/json" in head_bytes.lower()
+        return status, json.loads(content) if is_json and content else None
     except TimeoutError as error:
         raise EngineBroken(f"the engine did not answer {path} within {timeout_s:g} s") from error
     except (OSError, ValueError, IndexError) as error:

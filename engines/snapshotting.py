@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -91,7 +92,8 @@ class Snapshots:
 
         Other requests may run meanwhile. Raises `EngineError`.
         """
-        for wanted in (_usual_call(spec), *_warm_up_calls(spec)):
+        await self._usual_request(spec, engine)
+        for wanted in _warm_up_calls(spec):
             await self._request(engine, wanted)
         return await engine.canary()
 
@@ -157,13 +159,22 @@ class Snapshots:
             await engine.restore(snapshot)
             await engine.wake(snapshot.manifest.canary)
             await engine.proof()
-            await self._request(engine, _usual_call(spec))
+            await self._usual_request(spec, engine)
             pids = engine.pids()
             touched = await asyncio.to_thread(observe, pids)
             await asyncio.to_thread(touched.write, snapshot.layout.folder)
             return await asyncio.to_thread(engine.memory_bytes)
         finally:
             await engine.stop(0)
+
+    async def _usual_request(self, spec: ModelSpec, engine: Engine) -> None:
+        """A model without a chat template refuses the first."""
+        *others, last = _usual_calls(spec)
+        for wanted in others:
+            with suppress(SnapshotFailed):
+                await self._request(engine, wanted)
+                return
+        await self._request(engine, last)
 
     async def _request(self, engine: Engine, wanted: tuple[str, Any]) -> None:
         path, body = wanted
@@ -189,11 +200,17 @@ def _versions() -> Mapping[str, str]:
     return found
 
 
-def _usual_call(spec: ModelSpec) -> tuple[str, Any]:
-    """What the first request after a wake will probably be."""
+def _usual_calls(spec: ModelSpec) -> list[tuple[str, Any]]:
+    """What the first request after a wake will probably be; the second where the first is not possible."""
     if spec.task is Task.EMBED:
-        return "/v1/embeddings", {"model": spec.id, "input": "The quick brown fox"}
-    return "/v1/completions", {"model": spec.id, "prompt": "The quick brown fox", "max_tokens": 2}
+        return [("/v1/embeddings", {"model": spec.id, "input": "The quick brown fox"})]
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    base = {"model": spec.id, "max_tokens": 4, "stream": True, "stream_options": usage, "cache_salt": "torpor"}
+    chat = [{"role": "user", "content": "The quick brown fox"}]
+    return [
+        ("/v1/chat/completions", base | {"messages": chat}),
+        ("/v1/completions", base | {"prompt": "The quick brown fox"}),
+    ]
 
 
 def _warm_up_calls(spec: ModelSpec) -> list[tuple[str, Any]]:

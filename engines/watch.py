@@ -31,8 +31,9 @@ class Watch:
         for turn in itertools.count():
             if failures == self.policy.health_failures:
                 break
+            await asyncio.sleep(self.policy.health_interval_s)
+            # Not at once: it holds the engine's memory map, which the request that woke it needs.
             if turn % _CHECKS_PER_MEASUREMENT == 0:
                 self.on_measured(await asyncio.to_thread(self.engine.memory_bytes))
-            await asyncio.sleep(self.policy.health_interval_s)
             failures = 0 if await self.engine.healthy() else failures + 1
         self.on_broken("the engine does not answer its health check")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def snapshot() -> None:
 @config_option
 def create(models: tuple[str, ...], missing: bool, config_file: Path) -> None:
     """Take new snapshots of MODELS, or of all. Takes about half a minute each; engines go on serving."""
+    logging.getLogger("torpor.engine").setLevel(logging.CRITICAL)  # the engine's own output is no progress
     installation = Installation.load(config_file)
     run(lambda: _create(installation, models, missing))
 

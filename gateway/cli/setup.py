@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from coldstart.criu import CriuMissing
+from coldstart.criu_package import fetch
 from gateway.cli.common import CommandError, Installation, config_option, run
 from gateway.database import migrate, open_database
 from gateway.datadir import DataDirectoryInUse
@@ -27,6 +29,7 @@ def setup(config_file: Path) -> None:
             shutil.copyfile(example, config_file)
         click.echo(f"wrote {config_file}")
     installation = Installation.load(config_file)
+    _fetch_criu(installation)
     kept = installation.credentials()
     base_url = f"{installation.origin}/v1"
     if not kept:
@@ -40,6 +43,19 @@ def setup(config_file: Path) -> None:
         rest = {name: value for name, value in kept.items() if name != "TORPOR_BASE_URL"}
         installation.write_credentials({"TORPOR_BASE_URL": base_url, **rest})
         click.echo(f"wrote {installation.data.credentials_file}")
+
+
+def _fetch_criu(installation: Installation) -> None:
+    """Without it engines cannot sleep in snapshots; everything else is as it was."""
+    engines = installation.config.engines
+    if not engines.snapshots:
+        return
+    try:
+        found = fetch(engines.criu or installation.data.criu_folder)
+    except CriuMissing as error:
+        click.echo(f"CRIU: {error}; engines cannot sleep in snapshots")
+    else:
+        click.echo(f"CRIU: {found.version}")
 
 
 async def _make_demo(installation: Installation) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """What the tests of engines/ share."""
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from engines.spec import ModelSpec
 from tests.process_table import processes_with
 
 ROOT = Path(__file__).resolve().parents[2]
-CRIU_DIR = Path(os.environ.get("TORPOR_ENGINES__CRIU", ROOT / ".criu"))
+CRIU_DIR = ROOT / ".criu"
 STANDIN = Path(__file__).with_name("standin.py")
 # The host's own times, made short.
 QUICK = HostPolicy(
