@@ -29,7 +29,10 @@ class Room:
 
 
 async def make_room(isolation: Isolation, cwd: Path) -> Room:
-    """``cwd``: the folder that its own processes are in, by which they can be known. Raises `SandboxError`, OSError."""
+    """``cwd``: the folder that its own processes are in, by which they can be known.
+
+    Raises `SandboxError`, OSError.
+    """
     reading, writing = os.pipe()
     output = os.fdopen(reading, "rb")
     try:

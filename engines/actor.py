@@ -7,7 +7,7 @@ takes time (waking, watching, stopping, dumping) runs beside it in tasks that po
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 
 from coldstart.keepalive import KeepAlivePolicy
@@ -16,8 +16,10 @@ from engines.budget import MemoryBudget, Victim
 from engines.engine import Engine
 from engines.errors import EngineUnavailable, HostClosing, UnsupportedTier
 from engines.idling import Idling
+from engines.parts import Parts
 from engines.policy import HostPolicy
-from engines.replica import Parts, Replica
+from engines.replica import Replica
+from engines.routing import AWAKE_FIRST, Router
 from engines.shelf import Shelf
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
@@ -25,26 +27,9 @@ from engines.status import EngineLease, EngineState, EngineStatus, Wake
 from engines.waiting import Waiter, fail
 
 _KEPT_WAKES = 20
-_KEPT_PREFIXES = 1024
 _UNKNOWN_START_S = 5.0
 # What an engine needs beside its weights and its KV cache.
 _PROCESS_BYTES = 1_500_000_000
-# The most awake first: a model's state is that of its first replica in this order.
-_ORDER = {
-    state: place
-    for place, state in enumerate(
-        (
-            EngineState.READY,
-            EngineState.SNAPSHOTTING,
-            EngineState.PAUSED,
-            EngineState.RESTORING,
-            EngineState.STARTING,
-            EngineState.DRAINING,
-            EngineState.FAILED,
-            EngineState.COLD,
-        )
-    )
-}
 _logger = logging.getLogger("torpor.engine")
 
 
@@ -76,7 +61,7 @@ class EngineActor:
         self._wakes: deque[Wake] = deque(maxlen=_KEPT_WAKES)
         self._wake_began = 0.0
         self._footprint = 0
-        self._prefixes: OrderedDict[int, int] = OrderedDict()  # replica numbers by a conversation's beginning
+        self._router = Router(spec.max_running)
         self._cold_next = False  # somebody asked that the next start be a cold one
         usable = snapshots if spec.snapshot else None
         self._shelf = Shelf(self._parts, usable, self._lend) if usable is not None else None
@@ -86,7 +71,7 @@ class EngineActor:
 
     def status(self) -> EngineStatus:
         """The engines as they are now."""
-        ordered = sorted(self._replicas, key=lambda replica: _ORDER[replica.state])
+        ordered = sorted(self._replicas, key=lambda replica: AWAKE_FIRST[replica.state])
         state = ordered[0].state if ordered else EngineState.COLD
         if not ordered and self._failure is not None:
             state = EngineState.FAILED
@@ -198,7 +183,7 @@ class EngineActor:
             fail(waiter.result, HostClosing())
             return
         self._idling.on_request()
-        replica = self._choose(waiter.prefix)
+        replica = self._router.choose(self._replicas, waiter.prefix)
         if replica is not None:
             waiter.found = SleepTier.HOT
             self._grant(waiter, replica)
@@ -215,24 +200,6 @@ class EngineActor:
     def _on_answered(self, waiter: Waiter) -> None:
         """The waiter has been served or has gone away."""
         self._waiters.pop(waiter, None)
-
-    def _choose(self, prefix: int | None) -> Replica | None:
-        """The replica with the fewest in flight, or the one that knows the prefix, where it is free."""
-        free = [replica for replica in self._replicas if replica.grantable]
-        if not free:
-            return None
-        least = min(free, key=lambda replica: len(replica.leases))
-        if prefix is None or len(free) == 1:
-            return least
-        known = self._prefixes.get(prefix)
-        for replica in free:
-            if replica.number == known and len(replica.leases) < self.spec.max_running:
-                least = replica
-        self._prefixes[prefix] = least.number
-        self._prefixes.move_to_end(prefix)
-        if len(self._prefixes) > _KEPT_PREFIXES:
-            self._prefixes.popitem(last=False)
-        return least
 
     def _grant(self, waiter: Waiter, replica: Replica) -> None:
         if waiter.result.done():

@@ -11,6 +11,8 @@ import asyncio
 import itertools
 from typing import Any
 
+from vllm import PoolingParams, SamplingParams
+
 _PROMPT_TOKENS = 16
 _BATCH = 8
 # Times the largest deviation seen at the recording; at least, and at most.
@@ -53,8 +55,6 @@ async def _measure(engine: Any, prompt: list[int]) -> tuple[int | None, list[flo
 
 
 async def _logprobs(engine: Any, prompt: list[int]) -> tuple[int, list[float]]:
-    from vllm import SamplingParams
-
     wanted = SamplingParams(temperature=0.0, max_tokens=1, logprobs=0, prompt_logprobs=0, detokenize=False)
     async for output in engine.generate({"prompt_token_ids": prompt}, wanted, _name()):
         last = output
@@ -64,8 +64,6 @@ async def _logprobs(engine: Any, prompt: list[int]) -> tuple[int, list[float]]:
 
 
 async def _embedding(engine: Any, prompt: list[int]) -> list[float]:
-    from vllm import PoolingParams
-
     async for output in engine.encode({"prompt_token_ids": prompt}, PoolingParams(task="embed"), _name()):
         last = output
     return [float(value) for value in last.outputs.data.flatten().tolist()]

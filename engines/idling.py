@@ -85,12 +85,10 @@ class Idling:
         if self._spec.idle_snapshot_s is not None:
             return replica.idle_since + self._spec.idle_snapshot_s
         windows = self._current()
-        if (
-            windows.prewake_after_s > self._spec.idle_pause_s + _LEAST_ABSENCE_S
-            and self._idle_since is not None
-        ):
-            if replica.idle_since <= self._idle_since:
-                return replica.idle_since + self._spec.idle_pause_s
+        absence_s = windows.prewake_after_s - self._spec.idle_pause_s
+        prewoken = self._idle_since is None or replica.idle_since > self._idle_since
+        if absence_s > _LEAST_ABSENCE_S and not prewoken:
+            return replica.idle_since + self._spec.idle_pause_s
         return replica.idle_since + max(self._spec.idle_pause_s, windows.keep_alive_s)
 
     def _plan_prewake(self) -> None:

@@ -8,45 +8,23 @@ come to rest, its wake failed, it broke.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from coldstart.sandbox import SandboxError
 from coldstart.snapshots import Snapshot
 from coldstart.tiers import SleepTier
-from engines.budget import MemoryBudget, Reservation
+from engines import waking
+from engines.budget import Reservation
 from engines.engine import Engine
 from engines.errors import EngineBroken, EngineError
-from engines.policy import HostPolicy
-from engines.process import EngineStartFailed
-from engines.spec import ModelSpec
+from engines.parts import Parts
 from engines.status import EngineLease, EngineState, ReplicaStatus, Wake
+from engines.waking import Failed
 from engines.watch import Watch
 
 _logger = logging.getLogger("torpor.engine")
-
-
-class Listener(Protocol):
-    """What a replica tells its actor."""
-
-    def on_ready(self, replica: "Replica") -> None: ...
-    def on_rested(self, replica: "Replica") -> None: ...
-    def on_wake_failed(self, replica: "Replica", failure: str) -> None: ...
-    def on_broken(self, replica: "Replica", failure: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What replicas of one model are made with. ``post`` puts work into the actor's inbox."""
-
-    spec: ModelSpec
-    make: Callable[[], Engine]
-    policy: HostPolicy
-    budget: MemoryBudget
-    post: Callable[[Callable[[], None]], None]
-    listener: Listener
 
 
 class Replica:
@@ -198,47 +176,24 @@ class Replica:
     # -- waking ---------------------------------------------------------------------------------------------
 
     async def _bring_up(self, snapshot: Snapshot | None, bytes_needed: int) -> None:
-        post, spec = self._parts.post, self._parts.spec
+        post = self._parts.post
         self._reservation = await self._parts.budget.reserve(bytes_needed)
         began = time.perf_counter()
+        awake = None
         if snapshot is not None:
-            engine = self._new()
-            try:
-                async with asyncio.timeout(self._parts.policy.restore_timeout_s):
-                    ms = dict(await engine.restore(snapshot))
-                    ms |= await engine.wake(snapshot.manifest.canary)
-            except (EngineError, OSError, TimeoutError) as error:
-                reason = str(error) or "it took too long"
-                _logger.warning("%s: the snapshot could not be restored, starting cold: %s", spec.id, reason)
-                await self._discard(engine)
+            awake = await waking.restore(self._new(), snapshot, self._parts.spec, self._parts.policy)
+            if isinstance(awake, Failed):
+                await self._discard(awake.engine)
                 post(self._fell_back)
-            else:
-                post(lambda: self._on_awake(engine, ms, began, proven=snapshot.manifest.canary is None))
-                return
-        failure = await self._start_cold(began)
-        if failure is not None:
+        if awake is None or isinstance(awake, Failed):
+            awake = await waking.start(self._new(), self._parts.spec)
+        if isinstance(awake, Failed):
+            failure = awake.failure
+            await self._discard(awake.engine)
             post(lambda: self._on_failed(failure))
-
-    async def _start_cold(self, began: float) -> str | None:
-        """What went wrong, if something did."""
-        engine = self._new()
-        limit_s = self._parts.spec.start_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                ms = await engine.start()
-        except EngineStartFailed as error:
-            failure = str(error)
-        except TimeoutError:
-            failure = f"the engine did not answer within {limit_s:g} s\n{engine.last_words()}"
-        except Exception as error:
-            # The outermost boundary of this task: the state must not stay 'starting' for ever.
-            _logger.exception("%s: the start failed", self._parts.spec.id)
-            failure = f"the engine could not be started: {error}"
         else:
-            self._parts.post(lambda: self._on_awake(engine, ms, began, proven=True))
-            return None
-        await self._discard(engine)
-        return failure
+            risen = awake
+            post(lambda: self._on_awake(risen.engine, risen.ms, began, proven=risen.proven))
 
     def _fell_back(self) -> None:
         self.source = SleepTier.COLD

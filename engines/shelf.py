@@ -10,7 +10,8 @@ from coldstart.snapshots import Layout, Snapshot
 from coldstart.tiers import SleepTier
 from engines.engine import Dumped, Engine
 from engines.errors import EngineError, HostClosing, SnapshotFailed
-from engines.replica import Parts, Replica
+from engines.parts import Parts
+from engines.replica import Replica
 from engines.snapshotting import Snapshots
 from engines.status import EngineState, EngineStatus
 from engines.waiting import fail
@@ -76,7 +77,7 @@ class Shelf:
         try:
             snapshot = await (self._of_replica(replica) if replica else self._of_own())
         except (EngineError, OSError) as error:
-            failure = error if isinstance(error, EngineError) else SnapshotFailed(str(error))
+            failure = error if isinstance(error, SnapshotFailed) else SnapshotFailed(str(error))
             self._gave_up = True
             _logger.warning("%s: no new snapshot: %s", spec.id, failure)
         else:

@@ -45,6 +45,7 @@ class Snapshots:
         self._criu_version = criu_version
         self._make = make
         self._current: dict[str, Snapshot | None] = {}
+        self._commands: dict[ModelSpec, tuple[list[str], dict[str, str]]] = {}
 
     def known(self, spec: ModelSpec) -> Snapshot | None:
         """The model's newest snapshot, good or not."""
@@ -73,7 +74,9 @@ class Snapshots:
 
     def taken_on(self, spec: ModelSpec) -> Mapping[str, str]:
         """The facts that a snapshot of the model depends on, as they are now."""
-        argv, env = self._make(spec).command()
+        if spec not in self._commands:
+            self._commands[spec] = self._make(spec).command()
+        argv, env = self._commands[spec]
         return {
             **machine(),
             **_versions(),
@@ -205,7 +208,8 @@ def _usual_calls(spec: ModelSpec) -> list[tuple[str, Any]]:
     if spec.task is Task.EMBED:
         return [("/v1/embeddings", {"model": spec.id, "input": "The quick brown fox"})]
     usage = {"include_usage": True, "continuous_usage_stats": True}
-    base = {"model": spec.id, "max_tokens": 4, "stream": True, "stream_options": usage, "cache_salt": "torpor"}
+    base = {"model": spec.id, "max_tokens": 4, "cache_salt": "torpor"}
+    base |= {"stream": True, "stream_options": usage}
     chat = [{"role": "user", "content": "The quick brown fox"}]
     return [
         ("/v1/chat/completions", base | {"messages": chat}),

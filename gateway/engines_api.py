@@ -1,4 +1,4 @@
-"""``/v1/torpor/engines``: what the host's engines are doing, and waking one, putting it to sleep, taking a snapshot of it."""
+"""``/v1/torpor/engines``: what the engines are doing; waking them, putting them to sleep, dumping them."""
 
 from typing import Any
 

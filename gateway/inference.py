@@ -130,7 +130,7 @@ _PREFIX_BYTES = 1024
 
 
 def _prefix(principal: Principal, body: dict[str, Any]) -> int:
-    """The same for conversations of one project that begin alike: the prefix cache of an engine knows them."""
+    """The same for conversations of one project that begin alike: an engine's prefix cache knows them."""
     said = body.get("messages") or body.get("prompt") or body.get("input")
     beginning = said[:2] if isinstance(said, list) else said
     return hash((principal.project_id, msgspec.json.encode(beginning)[:_PREFIX_BYTES]))

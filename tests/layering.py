@@ -33,7 +33,8 @@ BROAD_EXCEPTS = frozenset(
     {
         "gateway/context.py",  # the outermost boundary of a request
         "gateway/exchange.py",  # the outermost boundary of a stream that has begun
-        "engines/actor.py",  # the outermost boundary of the task that starts an engine
+        "engines/waking.py",  # the outermost boundary of the start of an engine
+        "engines/control.py",  # a canary that cannot be asked is one that has failed
     }
 )
 """Where an exception of any kind may end. One that is raised again, or translated, may be caught anywhere."""

@@ -1,4 +1,4 @@
-"""``torpor engines`` and ``torpor snapshot``: what the engines are doing, and the snapshots that they sleep in."""
+"""``torpor engines|snapshot``: what the engines are doing, and what they sleep in."""
 
 import asyncio
 import json

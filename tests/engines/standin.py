@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler
 
 
 class Handler(BaseHTTPRequestHandler):
-    """``GET /health``, ``/number``; ``POST /echo``, ``/stream``, ``/die``, ``/deafen``, ``/hang``; ``/torpor/``."""
+    """What the host asks; ``GET /number``; ``POST /echo``, ``/stream``, ``/die``, ``/deafen``, ``/hang``."""
 
     protocol_version = "HTTP/1.1"
     number = 0  # drawn at the start: the same after a restore, another after a new start
@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: bytes, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
-        self.send_header("content-type", "text/plain")
+        self.send_header("content-type", "application/json" if "/torpor/" in self.path else "text/plain")
         self.end_headers()
         self.wfile.write(body)
 

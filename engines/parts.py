@@ -1,0 +1,34 @@
+"""What the replicas of one model share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from engines.budget import MemoryBudget
+from engines.engine import Engine
+from engines.policy import HostPolicy
+from engines.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from engines.replica import Replica
+
+
+class Listener(Protocol):
+    """What a replica tells its actor."""
+
+    def on_ready(self, replica: "Replica") -> None: ...
+    def on_rested(self, replica: "Replica") -> None: ...
+    def on_wake_failed(self, replica: "Replica", failure: str) -> None: ...
+    def on_broken(self, replica: "Replica", failure: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What replicas of one model are made with. ``post`` puts work into the actor's inbox."""
+
+    spec: ModelSpec
+    make: Callable[[], Engine]
+    policy: HostPolicy
+    budget: MemoryBudget
+    post: Callable[[Callable[[], None]], None]
+    listener: Listener

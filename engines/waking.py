@@ -1,0 +1,62 @@
+"""Waking one engine: from a snapshot, or from nothing. What goes wrong is an outcome, not an exception."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coldstart.snapshots import Snapshot
+from engines.engine import Engine
+from engines.errors import EngineError
+from engines.policy import HostPolicy
+from engines.process import EngineStartFailed
+from engines.spec import ModelSpec
+
+_logger = logging.getLogger("torpor.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Awake:
+    """It answers. ``ms``: how long each phase took. ``proven``: there is no canary to wait for."""
+
+    engine: Engine
+    ms: Mapping[str, float]
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It does not, and must be stopped. ``failure``: why, with its last words."""
+
+    engine: Engine
+    failure: str
+
+
+async def restore(engine: Engine, snapshot: Snapshot, spec: ModelSpec, policy: HostPolicy) -> Awake | Failed:
+    """From a snapshot that has been found good."""
+    canary = snapshot.manifest.canary
+    try:
+        async with asyncio.timeout(policy.restore_timeout_s):
+            ms = dict(await engine.restore(snapshot))
+            ms |= await engine.wake(canary)
+    except (EngineError, OSError, TimeoutError) as error:
+        failure = str(error) or "it took too long"
+        _logger.warning("%s: the snapshot could not be restored, starting cold: %s", spec.id, failure)
+        return Failed(engine, failure)
+    return Awake(engine, ms, proven=canary is None)
+
+
+async def start(engine: Engine, spec: ModelSpec) -> Awake | Failed:
+    """From nothing."""
+    limit_s = spec.start_timeout_s
+    try:
+        async with asyncio.timeout(limit_s):
+            return Awake(engine, await engine.start(), proven=True)
+    except EngineStartFailed as error:
+        return Failed(engine, str(error))
+    except TimeoutError:
+        return Failed(engine, f"the engine did not answer within {limit_s:g} s\n{engine.last_words()}")
+    except Exception as error:
+        # The outermost boundary of a start: the state must not stay 'starting' for ever.
+        _logger.exception("%s: the start failed", spec.id)
+        return Failed(engine, f"the engine could not be started: {error}")
