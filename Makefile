@@ -50,6 +50,10 @@ down: ## End the gateway and every engine
 test: setup node ## Every test, with a gateway and data of its own
 	@$(BIN)/python -m pytest $(PYTEST)
 
+.PHONY: soak
+soak: setup ## 200 wakes and sleeps of two models, nothing may leak
+	@TORPOR_SOAK_CYCLES=200 $(BIN)/python -m pytest -q tests/engines/test_snapshots.py -k leak $(PYTEST)
+
 .PHONY: check
 check: packages ## Lint, format, types and layering
 	@$(BIN)/ruff check $(SOURCES)

@@ -156,6 +156,8 @@ class EngineActor:
         """Do what is asked until `close`."""
         try:
             self._warm()
+            if self._shelf is not None:
+                self._shelf.begin()
             while not self._closing:
                 (await self._inbox.get())()
         finally:
@@ -196,6 +198,7 @@ class EngineActor:
             self._waiters[waiter] = None
             waiter.result.add_done_callback(lambda _: self._post(lambda: self._on_answered(waiter)))
             self._wake_one()
+            self._wake_crowd()
 
     def _on_answered(self, waiter: Waiter) -> None:
         """The waiter has been served or has gone away."""
@@ -243,15 +246,25 @@ class EngineActor:
             self._add_replica()
         # Else one is on its way to sleep, or is being dumped: it comes back by itself, or tells of its rest.
 
+    def _wake_crowd(self) -> None:
+        """More wait than one engine runs at once: as many replicas as they need, of the snapshot."""
+        waking = sum(replica.waking for replica in self._replicas)
+        if not waking or self._shelf is None or not self._shelf.has_snapshot:
+            return
+        needed = -(-len(self._waiters) // self.spec.max_running)
+        while waking < needed and len(self._replicas) < self.spec.max_replicas:
+            self._add_replica()
+            waking += 1
+
     def _add_replica(self) -> None:
-        found = None
-        if self._shelf is not None and not self._cold_next:
-            found = self._shelf.find()
+        shelf = None if self._cold_next else self._shelf
+        found = shelf.candidate() if shelf is not None else None
         self._cold_next = False
         self._numbers += 1
         replica = Replica(self._parts, self._numbers)
         self._replicas.append(replica)
-        replica.wake(found, self._needed_bytes(found.manifest.memory_bytes if found else 0))
+        finder = shelf.find if shelf is not None and found is not None else None
+        replica.wake(finder, self._needed_bytes(found.manifest.memory_bytes if found else 0))
 
     def _needed_bytes(self, restored: int) -> int:
         """What an engine will probably use: as measured, or estimated from the files and the KV cache."""
@@ -276,8 +289,9 @@ class EngineActor:
         if replica.wakes and (not self._wakes or replica.wakes[-1] is not self._wakes[-1]):
             self._wakes.append(replica.wakes[-1])
         self._failure = None
-        for waiter in self._waiters:
-            if replica.grantable:
+        alone = not any(other.waking for other in self._replicas)
+        for waiter in [waiter for waiter in self._waiters if not waiter.result.done()]:
+            if replica.grantable and (alone or len(replica.leases) < self.spec.max_running):
                 self._grant(waiter, replica)
         if self._sleepers:
             replica.rest(self._sleepers[-1][0])

@@ -86,6 +86,14 @@ class EngineHost:
         Raises OSError when the folder for running engines cannot be made.
         """
         await asyncio.to_thread(self._folders.open)
+        try:
+            await self._furnish()
+        except BaseException:
+            await self._close_rooms()
+            raise
+        return self
+
+    async def _furnish(self) -> None:
         local = [spec for spec in self.specs if not spec.remote]
         isolation = await sandbox.probe() if local else sandbox.Isolation(namespaces=False)
         if local and not isolation.namespaces:
@@ -118,7 +126,6 @@ class EngineHost:
                 task = asyncio.create_task(self._preload(spec.id))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -133,10 +140,13 @@ class EngineHost:
             await closing  # it is bounded, and no engine may be left
             raise
         finally:
-            if self._rooms is not None:
-                await self._rooms.close()
             await asyncio.to_thread(self._habits.keep)
-            await asyncio.to_thread(self._folders.close)
+            await self._close_rooms()
+
+    async def _close_rooms(self) -> None:
+        if self._rooms is not None:
+            await self._rooms.close()
+        await asyncio.to_thread(self._folders.close)
 
     async def _find_criu(self, rooms: SpareRooms) -> Criu | None:
         """CRIU where it works here; why not is said once."""

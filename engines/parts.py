@@ -1,9 +1,10 @@
 """What the replicas of one model share."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from coldstart.snapshots import Snapshot
 from engines.budget import MemoryBudget
 from engines.engine import Engine
 from engines.policy import HostPolicy
@@ -11,6 +12,10 @@ from engines.spec import ModelSpec
 
 if TYPE_CHECKING:
     from engines.replica import Replica
+
+
+Finder = Callable[[], Awaitable[Snapshot | None]]
+"""Looks for the snapshot that may be restored now."""
 
 
 class Listener(Protocol):

@@ -13,13 +13,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from coldstart.sandbox import SandboxError
-from coldstart.snapshots import Snapshot
 from coldstart.tiers import SleepTier
 from engines import waking
 from engines.budget import Reservation
 from engines.engine import Engine
 from engines.errors import EngineBroken, EngineError
-from engines.parts import Parts
+from engines.parts import Finder, Parts
 from engines.status import EngineLease, EngineState, ReplicaStatus, Wake
 from engines.waking import Failed
 from engines.watch import Watch
@@ -97,8 +96,8 @@ class Replica:
             started_at=self.ready_at,
         )
 
-    def wake(self, snapshot: Snapshot | None, bytes_needed: int) -> None:
-        """Begin: from the snapshot, and where that fails or is none, from nothing."""
+    def wake(self, snapshot: Finder | None, bytes_needed: int) -> None:
+        """Begin: from the snapshot that is found, and where that fails or is none, from nothing."""
         self.source = SleepTier.COLD if snapshot is None else SleepTier.SNAPSHOT
         self._set(EngineState.STARTING if snapshot is None else EngineState.RESTORING)
         self._spawn(self._bring_up(snapshot, bytes_needed))
@@ -175,16 +174,19 @@ class Replica:
 
     # -- waking ---------------------------------------------------------------------------------------------
 
-    async def _bring_up(self, snapshot: Snapshot | None, bytes_needed: int) -> None:
+    async def _bring_up(self, find: Finder | None, bytes_needed: int) -> None:
         post = self._parts.post
         self._reservation = await self._parts.budget.reserve(bytes_needed)
         began = time.perf_counter()
         awake = None
+        snapshot = await find() if find is not None else None
         if snapshot is not None:
             awake = await waking.restore(self._new(), snapshot, self._parts.spec, self._parts.policy)
             if isinstance(awake, Failed):
                 await self._discard(awake.engine)
                 post(self._fell_back)
+        elif find is not None:
+            post(self._fell_back)
         if awake is None or isinstance(awake, Failed):
             awake = await waking.start(self._new(), self._parts.spec)
         if isinstance(awake, Failed):

@@ -12,7 +12,7 @@ from engines.engine import Dumped, Engine
 from engines.errors import EngineError, HostClosing, SnapshotFailed
 from engines.parts import Parts
 from engines.replica import Replica
-from engines.snapshotting import Snapshots
+from engines.snapshotting import Found, Snapshots
 from engines.status import EngineState, EngineStatus
 from engines.waiting import fail
 
@@ -32,29 +32,49 @@ class Shelf:
         self._snapshots = snapshots
         self._lend = lend
         self._task: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._orders: list[tuple[asyncio.Future[EngineStatus], Callable[[], EngineStatus]]] = []
-        self._stale: str | None = None
+        self._stale: dict[str, str] = {}  # why, by id
         self._gave_up = False  # making one failed: not again before somebody asks for it
 
     @property
     def has_snapshot(self) -> bool:
         """Whether there was a usable one when it was last looked for."""
-        return self._stale is None and self._snapshots.known(self._parts.spec) is not None
+        known = self._snapshots.known(self._parts.spec)
+        return known is not None and known.id not in self._stale
 
-    def find(self) -> Snapshot | None:
+    def candidate(self) -> Snapshot | None:
+        """The one that a wake would use, if `find` finds it still good."""
+        return self._snapshots.known(self._parts.spec) if self.has_snapshot else None
+
+    async def find(self) -> Snapshot | None:
         """The snapshot that may be restored now; why there is none is logged."""
-        spec = self._parts.spec
-        found = self._snapshots.find(spec)
-        if found.stale is not None and found.stale != self._stale:
-            _logger.warning("%s: the snapshot is not used and will be made anew: %s", spec.id, found.stale)
-        self._stale = found.stale
-        return found.snapshot
+        return self._note(await asyncio.to_thread(self._snapshots.find, self._parts.spec))
+
+    def _note(self, found: Found) -> Snapshot | None:
+        if found.newest is None:
+            return None
+        told = self._stale.pop(found.newest.id, None)
+        if found.stale is not None:
+            self._stale[found.newest.id] = found.stale
+            if found.stale != told:
+                name = self._parts.spec.id
+                _logger.warning("%s: the snapshot is not used and will be made anew: %s", name, found.stale)
+        return found.usable
+
+    def begin(self) -> None:
+        """Begin to read every byte of what an earlier run has left. Wakes do not wait for that."""
+        self._reading = asyncio.create_task(self._verify())
+
+    async def _verify(self) -> None:
+        if self._snapshots.known(self._parts.spec) is not None:
+            self._note(await self._snapshots.verify(self._parts.spec))
 
     def consider(self, replica: Replica) -> None:
         """An engine is ready: make a snapshot of it, where there is none."""
         cold = replica.source is SleepTier.COLD and replica.state is EngineState.READY
-        if cold and self._task is None and not self._gave_up and self.find() is None:
-            self._task = asyncio.create_task(self._make(replica))
+        if cold and self._task is None and not self._gave_up:
+            self._task = asyncio.create_task(self._make_missing(replica))
 
     def order(self, done: asyncio.Future[EngineStatus], status: Callable[[], EngineStatus]) -> None:
         """Somebody wants a new one."""
@@ -64,11 +84,18 @@ class Shelf:
 
     async def close(self) -> None:
         """Give up what is being made."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        for task in (self._task, self._reading):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait((task,))
         for done, _ in self._orders:
             fail(done, HostClosing())
+
+    async def _make_missing(self, replica: Replica) -> None:
+        if await self.find() is None or self._orders:
+            await self._make(replica)
+        else:
+            self._task = None
 
     async def _make(self, replica: Replica | None) -> None:
         spec = self._parts.spec
@@ -81,7 +108,7 @@ class Shelf:
             self._gave_up = True
             _logger.warning("%s: no new snapshot: %s", spec.id, failure)
         else:
-            self._stale, self._gave_up = None, False
+            self._gave_up = False
             took_s = time.perf_counter() - began
             size = await asyncio.to_thread(snapshot.layout.disk_bytes)
             _logger.info(
@@ -112,6 +139,7 @@ class Shelf:
                     dumped = await self._dump(engine, layout)
             except BaseException:
                 shutil.rmtree(layout.folder, ignore_errors=True)
+                replica.suspect()  # a CRIU that was killed may have left it in pieces
                 raise
             ms["dump"] = (time.perf_counter() - began) * 1000
         finally:

@@ -29,10 +29,15 @@ _logger = logging.getLogger("torpor.snapshot")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The snapshot that a wake may use; ``stale``: why there is one that it must not use."""
+    """The newest snapshot, and why a wake must not use it, where it must not."""
 
-    snapshot: Snapshot | None
+    newest: Snapshot | None
     stale: str | None = None
+
+    @property
+    def usable(self) -> Snapshot | None:
+        """The snapshot that a wake may use."""
+        return self.newest if self.stale is None else None
 
 
 class Snapshots:
@@ -45,6 +50,7 @@ class Snapshots:
         self._criu_version = criu_version
         self._make = make
         self._current: dict[str, Snapshot | None] = {}
+        self._condemned: dict[str, str] = {}  # why, by id: what was read did not hold
         self._commands: dict[ModelSpec, tuple[list[str], dict[str, str]]] = {}
 
     def known(self, spec: ModelSpec) -> Snapshot | None:
@@ -58,19 +64,24 @@ class Snapshots:
         snapshot = self.known(spec)
         if snapshot is None:
             return Found(None)
+        if snapshot.id in self._condemned:
+            return Found(snapshot, self._condemned[snapshot.id])
         try:
             self.store.require(snapshot, self.taken_on(spec))
         except StaleSnapshot as error:
-            return Found(None, str(error))
+            return Found(snapshot, str(error))
         return Found(snapshot)
 
     async def verify(self, spec: ModelSpec) -> Found:
         """As `find`, reading every byte; in a thread, for as long as it takes."""
         found = self.find(spec)
-        if found.snapshot is None:
+        if found.usable is None:
             return found
-        reason = await self.store.verified(found.snapshot, self.taken_on(spec))
-        return Found(None, reason) if reason else found
+        reason = await self.store.verified(found.usable, self.taken_on(spec))
+        if reason is None:
+            return found
+        self._condemned[found.usable.id] = reason
+        return Found(found.newest, reason)
 
     def taken_on(self, spec: ModelSpec) -> Mapping[str, str]:
         """The facts that a snapshot of the model depends on, as they are now."""

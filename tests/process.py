@@ -155,10 +155,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_gateway(folder: Path, models: str = REAL_MODELS, sections: str = "") -> Iterator[Gateway]:
-    """A gateway with a configuration of its own, ended with everything below it."""
+def running_gateway(
+    folder: Path, models: str = REAL_MODELS, sections: str = "", *, snapshots: bool = False
+) -> Iterator[Gateway]:
+    """A gateway with a configuration of its own, ended with everything below it.
+
+    ``snapshots``: its engines sleep in them. Else no test waits for one that is being made (1.4 GB).
+    """
     port = free_port()
-    (folder / "torpor.toml").write_text(f"[server]\nport = {port}\n{sections}\n{models}")
+    engines = f'[engines]\ncriu = "{REPOSITORY / ".criu"}"\nsnapshots = {str(snapshots).lower()}\n'
+    (folder / "torpor.toml").write_text(f"[server]\nport = {port}\n{sections}\n{engines}\n{models}")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TORPOR_")}
     environment = {**kept, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
     gateway = Gateway(folder, port, environment)

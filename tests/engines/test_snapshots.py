@@ -5,6 +5,7 @@ one that it was started anew.
 """
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -286,9 +287,13 @@ async def test_a_restore_that_hangs_is_ended(run_dir: Path, wrapped_criu: Path) 
     assert no_trace(run_dir)()
 
 
-@pytest.mark.parametrize(
-    "fault", ["kill -9 $$", "exit 1", "(sleep 0.02; kill -9 $$) &"], ids=["kill", "exit", "late"]
-)
+AT_THE_END = """echo $$ > {0}.pid
+printf '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] && kill -9 $(cat {0}.pid)\n' > {0}.end
+chmod +x {0}.end
+set -- "$@" --action-script {0}.end"""
+
+
+@pytest.mark.parametrize("fault", ["kill -9 $$", "exit 1", AT_THE_END], ids=["kill", "exit", "at the end"])
 async def test_a_dump_that_fails_leaves_the_engine_serving_and_the_old_snapshot(
     run_dir: Path, wrapped_criu: Path, fault: str
 ) -> None:
@@ -296,12 +301,29 @@ async def test_a_dump_that_fails_leaves_the_engine_serving_and_the_old_snapshot(
         first, _ = await ask(host)
         assert await eventually(has_snapshot(host), 20)
         before = current(host).id
-        wrapped_criu.write_text(f'if [ "$1" = dump ]; then {fault}; fi\n')
+        fault = fault.replace("{0}", str(wrapped_criu))
+        wrapped_criu.write_text(f'if [ "$1" = dump ]; then\n{fault}\nfi\n')
         with pytest.raises(SnapshotFailed):
             await host.snapshot("model")
         assert await ask(host) == (first, SleepTier.HOT)
         assert current(host).id == before
         assert not list((run_dir / "snapshots").glob("*/.new-*"))
+
+
+@pytest.mark.parametrize("after_s", [0.01, 0.02, 0.03, 0.04, 0.06])
+async def test_requests_are_served_after_criu_was_killed_in_the_middle_of_a_dump(
+    run_dir: Path, wrapped_criu: Path, after_s: float
+) -> None:
+    """It may have left the engine in pieces, which is then noticed and replaced."""
+    async with snapshot_host(run_dir) as host:
+        await ask(host)
+        assert await eventually(has_snapshot(host), 20)
+        wrapped_criu.write_text(f'if [ "$1" = dump ]; then (sleep {after_s}; kill -9 $$) & fi\n')
+        with contextlib.suppress(SnapshotFailed):  # where the dump was faster
+            await host.snapshot("model")
+        assert (await ask(host))[0] > 0
+        assert not list((run_dir / "snapshots").glob("*/.new-*"))
+    assert no_trace(run_dir)()
 
 
 async def test_a_full_disk_leaves_the_engine_serving_and_no_rubbish(run_dir: Path) -> None:
@@ -438,7 +460,7 @@ async def test_conversations_that_begin_alike_meet_the_same_replica(run_dir: Pat
             assert await eventually(
                 lambda: [r.state for r in host.status()[0].replicas] == [EngineState.READY] * 2
             )
-        seen = {}
+        seen: dict[int, int] = {}
         for prefix in (7, 8, 7, 8, 7):
             async with host.acquire("model", prefix=prefix) as lease:
                 assert seen.setdefault(prefix, lease.replica) == lease.replica
