@@ -52,7 +52,7 @@ test: setup node ## Every test, with a gateway and data of its own
 
 .PHONY: soak
 soak: setup ## 200 wakes and sleeps of two models, nothing may leak
-	@TORPOR_SOAK_CYCLES=200 $(BIN)/python -m pytest -q tests/engines/test_snapshots.py -k leak $(PYTEST)
+	@TORPOR_SOAK_CYCLES=200 $(BIN)/python -m pytest -q tests/engines/test_many_sleepers.py -k leak $(PYTEST)
 
 .PHONY: check
 check: packages ## Lint, format, types and layering

@@ -384,6 +384,9 @@ def main(arguments: list[str]) -> int:
         return _probe(libc)
     mode, control, parent = arguments[0], int(arguments[1]), int(arguments[2])
     os.set_inheritable(control, False)
+    # What the parent's event loop left open would lie in the engine, and CRIU would not find its mount.
+    os.closerange(3, control)
+    os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
     if mode == "namespaces":
         return _in_namespaces(control, parent, libc)
     return _plain(control, libc)

@@ -65,7 +65,7 @@ class EngineActor:
         self._cold_next = False  # somebody asked that the next start be a cold one
         usable = snapshots if spec.snapshot else None
         self._shelf = Shelf(self._parts, usable, self._lend) if usable is not None else None
-        self._idling = Idling(spec, keep_alive, lambda: self._post(self._on_tick))
+        self._idling = Idling(spec, keep_alive, lambda: self._post(self._settle))
 
     # -- what callers may do ------------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class EngineActor:
         if awake <= self.spec.min_hot and self.spec.min_hot:
             return []
         idle = [replica for replica in self._replicas if replica.idle and not replica.pinned]
-        return [Victim(r.idle_since, lambda r=r: self._post(lambda: self._evict(r))) for r in idle]  # type: ignore[misc]
+        return [Victim(r.idle_since, lambda r=r: self._post(r.leave)) for r in idle]  # type: ignore[misc]
 
     def close(self) -> None:
         """End the engines and then `run`."""
@@ -353,15 +353,6 @@ class EngineActor:
             replica.rest(tier)
         self._settle()
 
-    def _on_tick(self) -> None:
-        """Time has passed: engines that nobody uses go to sleep, those that will be wanted wake."""
-        if not self._closing:
-            self._settle()
-
-    def _evict(self, replica: Replica) -> None:
-        if replica.idle and not replica.pinned:
-            replica.rest(SleepTier.SNAPSHOT)
-
     def _settle(self) -> None:
         """After every change: who asked for sleep is told, who waits is served, timers are set."""
         if self._closing:
@@ -394,10 +385,10 @@ class EngineActor:
     # -- snapshots ----------------------------------------------------------------------------------------
 
     def _on_snapshot(self, done: asyncio.Future[EngineStatus]) -> None:
-        if self._shelf is None:
+        if self._shelf is not None:
+            self._shelf.order(done, self.status)
+        else:
             fail(done, UnsupportedTier(f"this host takes no snapshots of model {self.spec.id}"))
-            return
-        self._shelf.order(done, self.status)
 
     def _lend(self) -> Replica | None:
         """A ready engine that was started cold, for the shelf to make a snapshot of."""

@@ -150,6 +150,11 @@ class Replica:
             )
         # While it wakes, or is dumped, it goes on its way first: see `_rise`.
 
+    def leave(self) -> None:
+        """Leave memory, if nobody would notice."""
+        if self.idle and not self.pinned:
+            self.rest(SleepTier.SNAPSHOT)
+
     async def dispose(self) -> None:
         """End everything of it, whatever it is doing."""
         self._unwatch()
@@ -297,8 +302,6 @@ class Replica:
         self._set(EngineState.FAILED)
         self._parts.listener.on_broken(self, f"{how}\n{words}")
 
-    # -- resting --------------------------------------------------------------------------------------------
-
     def _cut_off(self) -> None:
         if self.state is EngineState.DRAINING and self.leases:
             _logger.warning("%s: %d requests are cut off by the stop", self._parts.spec.id, len(self.leases))
@@ -349,8 +352,6 @@ class Replica:
         self._dismiss()
         self._set(EngineState.COLD)
         self._parts.listener.on_rested(self)
-
-    # -- helpers --------------------------------------------------------------------------------------------
 
     def _new(self) -> Engine:
         engine = self._parts.make()

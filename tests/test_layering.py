@@ -32,7 +32,7 @@ def test_the_layering_table_holds() -> None:
         ("gateway/a.py", "try:\n    x = 1\nexcept:\n    x = 2", "a bare except"),
         ("gateway/a.py", "try:\n    x = 1\nexcept Exception:\n    x = 2", "a broad except"),
         ("gateway/a.py", "try:\n    x = 1\nexcept (OSError, BaseException):\n    x = 2", "a broad except"),
-        ("engines/actor.py", "x = 1", "is listed for a broad except, and has none"),
+        ("engines/waking.py", "x = 1", "is listed for a broad except, and has none"),
         ("gateway/a.py", "x = 1\n" * 401, "longer than 400 lines"),
     ],
 )
