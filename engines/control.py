@@ -30,12 +30,11 @@ from typing import Any
 
 from engines import canary, memory
 from engines.counter import RequestCounter
+from engines.process import UNFIT
 
 PREFIX = "/torpor/"
 _COUNTS = "requests/"
 _DRAIN_S = 5.0
-#: The exit status of an engine whose canary is not fit.
-UNFIT = 71
 _Reply = tuple[int, Any]
 _logger = logging.getLogger("vllm.torpor")
 

@@ -26,6 +26,8 @@ from engines.folders import RunFolder, RunFolders
 from engines.output import EngineOutput
 from engines.spec import EngineAddress, ModelSpec
 
+#: The exit status of an engine whose canary is not fit.
+UNFIT = 71
 _POLL_S = 0.05
 _OUTPUT_TIMEOUT_S = 1.0
 _SLEEP_TIMEOUT_S = 20.0
@@ -269,6 +271,11 @@ class EngineProcess:
             return f"the engine was ended by {signal.Signals(code - 128).name}"
         except ValueError:
             return f"the engine ended with exit status {code}"
+
+    @property
+    def unfit(self) -> bool:
+        """Whether it has ended because its canary differed."""
+        return self._ended is not None and self._ended.done() and self._ended.result() == UNFIT
 
     async def healthy(self) -> bool:
         """Whether it answers its health check in time."""

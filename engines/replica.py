@@ -23,6 +23,8 @@ from engines.status import EngineLease, EngineState, ReplicaStatus, Wake
 from engines.waking import Failed
 from engines.watch import Watch
 
+# How long the end of an unfit engine is waited for.
+_END_S = 2.0
 _logger = logging.getLogger("torpor.engine")
 
 
@@ -40,6 +42,7 @@ class Replica:
         self.wakes: list[Wake] = []
         self.suspected = False  # somebody saw it fail, and it is being asked whether it is well
         self.unproven = False  # its canary has not answered yet
+        self.unfit = False  # it broke because its canary differed
         self.pinned = False  # it must not be put to sleep: a snapshot of it is being made
         self.peak_bytes = 0
         self._awake_at = 0.0
@@ -88,13 +91,7 @@ class Replica:
 
     def status(self) -> ReplicaStatus:
         """As it is now."""
-        return ReplicaStatus(
-            number=self.number,
-            state=self.state,
-            memory_bytes=self.memory_bytes,
-            in_flight=len(self.leases),
-            started_at=self.ready_at,
-        )
+        return ReplicaStatus(self.number, self.state, self.memory_bytes, len(self.leases), self.ready_at)
 
     def wake(self, snapshot: Finder | None, bytes_needed: int) -> None:
         """Begin: from the snapshot that is found, and where that fails or is none, from nothing."""
@@ -238,6 +235,7 @@ class Replica:
                 ms = await engine.proof()
         except (EngineError, TimeoutError) as error:
             failure = f"the restored engine is not fit: {error}"
+            await asyncio.wait((asyncio.ensure_future(engine.ended()),), timeout=_END_S)
             self._parts.post(lambda: self._break(engine, failure))
         else:
             wake.ms.update(ms)
@@ -297,6 +295,7 @@ class Replica:
         if engine is not self._engine or self._stopping:
             return
         words = engine.last_words()
+        self.unfit = engine.unfit
         self._dismiss()
         self._spawn(self._discard(engine))
         self._set(EngineState.FAILED)

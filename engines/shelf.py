@@ -62,6 +62,11 @@ class Shelf:
                 _logger.warning("%s: the snapshot is not used and will be made anew: %s", name, found.stale)
         return found.usable
 
+    def condemn(self, reason: str) -> None:
+        """The current one must not be used any more."""
+        self._snapshots.condemn(self._parts.spec, reason)
+        self._note(self._snapshots.find(self._parts.spec))
+
     def begin(self) -> None:
         """Begin to read every byte of what an earlier run has left. Wakes do not wait for that."""
         self._reading = asyncio.create_task(self._verify())

@@ -83,6 +83,12 @@ class Snapshots:
         self._condemned[found.usable.id] = reason
         return Found(found.newest, reason)
 
+    def condemn(self, spec: ModelSpec, reason: str) -> None:
+        """The model's newest snapshot must not be used any more."""
+        newest = self.known(spec)
+        if newest is not None:
+            self._condemned[newest.id] = reason
+
     def taken_on(self, spec: ModelSpec) -> Mapping[str, str]:
         """The facts that a snapshot of the model depends on, as they are now."""
         if spec not in self._commands:

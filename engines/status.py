@@ -30,7 +30,7 @@ class Wake:
     ms: MutableMapping[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One of a model's engines as it is now."""
 

@@ -1,6 +1,7 @@
 """Sleeping and waking as a client sees it: the real gateway, the real engine, the real model, CRIU."""
 
 import concurrent.futures
+import json
 import time
 from collections.abc import Iterator
 
@@ -154,3 +155,19 @@ def test_snapshots_are_listed_verified_and_deleted(sleepy: Gateway) -> None:
     refused = sleepy.torpor("snapshot", "verify", EMBED_MODEL, check=False)
     assert refused.returncode == 1
     assert "there is no snapshot" in refused.stderr
+
+
+def test_an_engine_that_is_not_fit_is_replaced_within_the_request(sleepy: Gateway) -> None:
+    """The canary in the manifest is made to differ: the restored engine holds its answer back and ends."""
+    sleep(sleepy, "snapshot")
+    sleepy.end()
+    (path,) = (sleepy.folder / ".torpor/snapshots" / CHAT_MODEL).glob("*/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["canary"]["values"][0] += 1
+    path.write_text(json.dumps(manifest))
+    sleepy.start()
+    answer, found, _ = ask(sleepy)
+    assert ("Paris" in answer, found) == (True, "cold")
+    assert "answered otherwise than before" in sleepy.log
+    usage = sleepy.torpor("usage", "--json").stdout
+    assert CHAT_MODEL in usage

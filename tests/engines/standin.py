@@ -77,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(b"null")
         elif self.path.startswith("/v1/"):
             self.answer(b"{}")
+        else:
+            self.answer(b'"unknown"', 404)
 
     def stream(self) -> None:
         self.send_response(200)
