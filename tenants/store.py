@@ -64,6 +64,15 @@ class TenantStore:
         """Raises `Conflict` where the slug is taken. The name is the slug where it is not given."""
         return await organizations.create(self._storage, slug, name)
 
+    async def create_organization_with_key(
+        self, slug: str, name: str | None = None, *, key_name: str
+    ) -> tuple[Organization, ApiKey, str]:
+        """As `create_organization`, with an admin key and its secret in the same transaction."""
+        organization, made = await keys.create_with_organization(
+            self._storage, self._pepper, slug, name, key_name
+        )
+        return organization, *self._made(made)
+
     async def list_organizations(self, *, after: str | None = None, limit: int = 20) -> Page[Organization]:
         """Every organization."""
         return await organizations.listed(self._storage, after, limit)
