@@ -5,44 +5,27 @@ import contextlib
 import json
 import logging
 import re
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from gateway.protocol import guarded_protocol
+from tests.gateway.serving import serving
 
 
 async def _echo(request: Request) -> Response:
     return PlainTextResponse(await request.body())
 
 
-class _Server(uvicorn.Server):
-    def install_signal_handlers(self) -> None:
-        """The test's own process keeps its handlers."""
-
-
 @asynccontextmanager
 async def _serving() -> AsyncIterator[int]:
     app = Starlette(routes=[Route("/", _echo, methods=["GET", "POST"])])
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            app, http=guarded_protocol(2048, 0.3), ws="none", lifespan="off", log_config=None
-        )
-        server = _Server(config)
-        task = asyncio.create_task(server._serve([listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        await task
+    async with serving(app, max_header_bytes=2048, header_timeout_s=0.3) as port:
+        yield port
 
 
 async def _exchange(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
