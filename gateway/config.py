@@ -5,7 +5,7 @@
 
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -111,29 +111,34 @@ SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
 )
 
 
-def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Config:
+Wanted = Mapping[str, Collection[str]]
+"""Keys by section."""
+
+
+def load_config(
+    path: Path, environment: Mapping[str, str] | None = None, *, only: Wanted | None = None
+) -> Config:
     """Reads the file, applies ``TORPOR_SECTION__KEY`` and ``TORPOR_PORT``, and checks all of it.
 
-    Relative paths are relative to the file's folder. Raises `ConfigError`.
+    Relative paths are relative to the file's folder. ``only`` names the keys that are of interest: all
+    others, models included, are passed over with whatever is wrong with them. Raises `ConfigError`.
     """
     environment = os.environ if environment is None else environment
     source = _read(path)
     loader = _Loader(path, source)
     document = source.document
-    loader.check_sections(document)
-    tables = {name: dict(document.get(name, {})) for name in ("server", "storage", "limits")}
-    overridden = _overrides(environment)
-    for section, key, variable, text in overridden:
-        if section not in tables:
-            raise ConfigError(f"{variable}: there is no section [{section}] ({_DOCUMENT})")
-        tables[section][key] = _Override(variable, text)
+    if only is None:
+        loader.check_sections(document)
+        tables = _tables(document, environment)
+    else:
+        tables = _some_tables(document, environment, only)
     config = Config(
         server=loader.table(ServerConfig, "server", tables["server"]),
         storage=loader.table(StorageConfig, "storage", tables["storage"]),
         limits=loader.table(LimitsConfig, "limits", tables["limits"]),
         models=tuple(
             loader.table(ModelConfig, "models", table, index)
-            for index, table in enumerate(document.get("models", []))
+            for index, table in enumerate(document.get("models", []) if only is None else [])
         ),
     )
     _check(config, loader, environment)
@@ -144,6 +149,32 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Con
 class _Override:
     variable: str
     text: str
+
+
+_Tables = dict[str, dict[str, Any]]
+
+
+def _tables(document: Mapping[str, Any], environment: Mapping[str, str]) -> _Tables:
+    """The tables but ``models``, with what the environment overrides."""
+    tables: _Tables = {name: dict(document.get(name, {})) for name in SECTIONS if name != "models"}
+    for section, key, variable, text in _overrides(environment):
+        if section not in tables:
+            raise ConfigError(f"{variable}: there is no section [{section}] ({_DOCUMENT})")
+        tables[section][key] = _Override(variable, text)
+    return tables
+
+
+def _some_tables(document: Mapping[str, Any], environment: Mapping[str, str], only: Wanted) -> _Tables:
+    """As `_tables`, with the wanted keys alone."""
+    tables: _Tables = {name: {} for name in SECTIONS if name != "models"}
+    for section, keys in only.items():
+        table = document.get(section)
+        if isinstance(table, dict):
+            tables[section] = {key: value for key, value in table.items() if key in keys}
+    for section, key, variable, text in _overrides(environment):
+        if key in only.get(section, ()):
+            tables[section][key] = _Override(variable, text)
+    return tables
 
 
 def _read(path: Path) -> TomlSource:
