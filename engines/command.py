@@ -80,7 +80,7 @@ def environment(folder: Path, cache: Path) -> dict[str, str]:
     environment.setdefault("PATH", os.defpath)
     environment.setdefault("LANG", "C.UTF-8")
     environment.setdefault("OMP_NUM_THREADS", cores)
-    # So many rounds does a thread that waits for the others spin before it sleeps. libgomp's default lasts for
+    # A thread that waits for the others spins for so many rounds before it sleeps. libgomp's default lasts
     # milliseconds, in which engines that share the cores keep each other from finishing: one token from each
     # of ten took 8 s and takes 1.5 s, and one engine alone is as fast as before.
     environment.setdefault("GOMP_SPINCOUNT", "2000")

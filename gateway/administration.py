@@ -111,8 +111,9 @@ async def create_organization(request: Request) -> Response:
     services = await _root(request)
     body = await _fields(request)
     slug = _text(body, "slug") or ""
-    organization = await services.tenants.create_organization(slug, _text(body, "name", required=False))
-    _, secret = await services.tenants.create_admin_key(organization.id, "first admin key")
+    organization, _, secret = await services.tenants.create_organization_with_key(
+        slug, _text(body, "name", required=False), key_name="first admin key"
+    )
     return JSONResponse({**organization_object(organization), "admin_api_key": {"value": secret}})
 
 

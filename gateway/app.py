@@ -27,7 +27,7 @@ from metering.errors import MeteringError
 from metering.ledger import open_ledger
 from metering.usage import UsageReports
 from tenants.errors import TenantError
-from tenants.store import TenantStore
+from tenants.store import open_tenants
 from tenants.types import KeyKind
 
 _NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
@@ -69,6 +69,7 @@ async def open_services(
     async with AsyncExitStack() as stack:
         database = open_database(url)
         stack.push_async_callback(database.dispose)
+        tenants = await stack.enter_async_context(open_tenants(database, data.pepper()))
         ledger = await stack.enter_async_context(open_ledger(url, database))
         clients = EngineClients()
         stack.push_async_callback(clients.aclose)
@@ -76,7 +77,7 @@ async def open_services(
         yield Services(
             config=config,
             database=database,
-            tenants=TenantStore(database, data.pepper()),
+            tenants=tenants,
             ledger=ledger,
             reports=UsageReports(database),
             host=host,

@@ -5,15 +5,16 @@
 
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from engines.errors import InvalidModel
 from engines.spec import ModelSpec, Task, check_model
 from gateway.toml_source import TomlSource
+from gateway.toml_values import convert, from_text
 
 _DOCUMENT = "docs/configuration.md"
 _GIB = 1024**3
@@ -140,22 +141,27 @@ SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
 )
 
 
-def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Config:
+Wanted = Mapping[str, Collection[str]]
+"""Keys by section."""
+
+
+def load_config(
+    path: Path, environment: Mapping[str, str] | None = None, *, only: Wanted | None = None
+) -> Config:
     """Reads the file, applies ``TORPOR_SECTION__KEY`` and ``TORPOR_PORT``, and checks all of it.
 
-    Relative paths are relative to the file's folder. Raises `ConfigError`.
+    Relative paths are relative to the file's folder. ``only`` names the keys that are of interest: all
+    others, models included, are passed over with whatever is wrong with them. Raises `ConfigError`.
     """
     environment = os.environ if environment is None else environment
     source = _read(path)
     loader = _Loader(path, source)
     document = source.document
-    loader.check_sections(document)
-    tables = {name: dict(document.get(name, {})) for name in ("server", "storage", "limits", "engines")}
-    overridden = _overrides(environment)
-    for section, key, variable, text in overridden:
-        if section not in tables:
-            raise ConfigError(f"{variable}: there is no section [{section}] ({_DOCUMENT})")
-        tables[section][key] = _Override(variable, text)
+    if only is None:
+        loader.check_sections(document)
+        tables = _tables(document, environment)
+    else:
+        tables = _some_tables(document, environment, only)
     config = Config(
         server=loader.table(ServerConfig, "server", tables["server"]),
         storage=loader.table(StorageConfig, "storage", tables["storage"]),
@@ -163,7 +169,7 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Con
         engines=loader.table(EnginesConfig, "engines", tables["engines"]),
         models=tuple(
             loader.table(ModelConfig, "models", table, index)
-            for index, table in enumerate(document.get("models", []))
+            for index, table in enumerate(document.get("models", []) if only is None else [])
         ),
     )
     _check(config, loader, environment)
@@ -174,6 +180,32 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Con
 class _Override:
     variable: str
     text: str
+
+
+_Tables = dict[str, dict[str, Any]]
+
+
+def _tables(document: Mapping[str, Any], environment: Mapping[str, str]) -> _Tables:
+    """The tables but ``models``, with what the environment overrides."""
+    tables: _Tables = {name: dict(document.get(name, {})) for name in SECTIONS if name != "models"}
+    for section, key, variable, text in _overrides(environment):
+        if section not in tables:
+            raise ConfigError(f"{variable}: there is no section [{section}] ({_DOCUMENT})")
+        tables[section][key] = _Override(variable, text)
+    return tables
+
+
+def _some_tables(document: Mapping[str, Any], environment: Mapping[str, str], only: Wanted) -> _Tables:
+    """As `_tables`, with the wanted keys alone."""
+    tables: _Tables = {name: {} for name in SECTIONS if name != "models"}
+    for section, keys in only.items():
+        table = document.get(section)
+        if isinstance(table, dict):
+            tables[section] = {key: value for key, value in table.items() if key in keys}
+    for section, key, variable, text in _overrides(environment):
+        if key in only.get(section, ()):
+            tables[section][key] = _Override(variable, text)
+    return tables
 
 
 def _read(path: Path) -> TomlSource:
@@ -245,8 +277,8 @@ class _Loader:
     def _value(self, section: str, key: str, hint: Any, value: Any, index: int) -> Any:
         try:
             if isinstance(value, _Override):
-                return _from_text(hint, value.text, Path.cwd())
-            return _convert(hint, value, self._path.resolve().parent)
+                return from_text(hint, value.text, Path.cwd())
+            return convert(hint, value, self._path.resolve().parent)
         except ValueError as error:
             if isinstance(value, _Override):
                 raise ConfigError(f"{value.variable}: {error} (see {_DOCUMENT}#{section})") from None
@@ -256,59 +288,6 @@ class _Loader:
 def _hint(name: str, known: Mapping[str, Any]) -> str:
     close = get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-_NAMES: Mapping[type[Any], str] = types.MappingProxyType(
-    {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}
-)
-
-
-def _convert(hint: Any, value: Any, base: Path) -> Any:
-    """The TOML value as the hinted type; raises ValueError naming what was wanted."""
-    hint = _without_none(hint)
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"must be an array of strings, not {value!r}")
-        return tuple(value)
-    if hint is Task:
-        return _task(value)
-    if hint is Path and isinstance(value, str):
-        return (base / value).resolve()
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise ValueError(f"must be {_NAMES[hint]}, not {value!r}")
-    return value
-
-
-def _from_text(hint: Any, text: str, base: Path) -> Any:
-    """The value of an environment variable as the hinted type."""
-    hint = _without_none(hint)
-    if get_origin(hint) is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(f"must be true or false, not {text!r}")
-        return text.lower() == "true"
-    if hint in (int, float):
-        try:
-            return hint(text)
-        except ValueError:
-            raise ValueError(f"must be {_NAMES[hint]}, not {text!r}") from None
-    return _convert(hint, text, base)
-
-
-def _without_none(hint: Any) -> Any:
-    if get_origin(hint) is types.UnionType:
-        return next(option for option in get_args(hint) if option is not type(None))
-    return hint
-
-
-def _task(value: Any) -> Task:
-    try:
-        return Task(value)
-    except ValueError:
-        raise ValueError(f"must be one of {', '.join(Task)}, not {value!r}") from None
 
 
 def _check(config: Config, loader: _Loader, environment: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import MutableHeaders
@@ -58,6 +59,16 @@ class RequestRecord:
         )
         return ", ".join(f"{name};dur={value:.2f}" for name, value in known if value is not None)
 
+    def headers(self) -> dict[str, str]:
+        """What every answer carries, as far as it is known by now."""
+        headers = {
+            "x-request-id": self.request_id,
+            "openai-processing-ms": str(round(self.elapsed_ms())),
+            "server-timing": self.server_timing(),
+            "x-torpor-engine": self.tier,
+        }
+        return {name: value for name, value in headers.items() if value}
+
 
 def record_of(scope: Scope) -> RequestRecord:
     """The record that `RequestContext` put into the scope."""
@@ -79,7 +90,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(scope))
+        record = RequestRecord(request_id(scope["headers"]))
         scope.setdefault("state", {})["record"] = record
         status = 0
 
@@ -87,13 +98,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(raw=message["headers"])
-                headers["x-request-id"] = record.request_id
-                headers["openai-processing-ms"] = str(round(record.elapsed_ms()))
-                if timing := record.server_timing():
-                    headers["server-timing"] = timing
-                if record.tier is not None:
-                    headers["x-torpor-engine"] = record.tier
+                MutableHeaders(raw=message["headers"]).update(record.headers())
             await send(message)
 
         try:
@@ -103,11 +108,12 @@ class RequestContext:
             if status == 0:
                 raise
         finally:
-            _log_request(scope, record, 499 if record.client_gone else status)
+            log_request(scope, record, 499 if record.client_gone else status)
 
 
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's own id, if it is a sane token, or a new one. Header names are in lower case."""
+    for name, value in headers:
         if name == b"x-request-id":
             given: str = value.decode("latin-1")
             if _SANE_ID.fullmatch(given):
@@ -115,13 +121,14 @@ def _request_id(scope: Scope) -> str:
     return "req_" + secrets.token_hex(16)
 
 
-def _log_request(scope: Scope, record: RequestRecord, status: int) -> None:
+def log_request(scope: Scope, record: RequestRecord, status: int) -> None:
+    """The request's one line in the log. Of the scope it takes what is there."""
     who, usage = record.principal, record.usage
     client = scope.get("client")
     fields = {
         "request_id": record.request_id,
-        "method": scope["method"],
-        "path": scope["path"][:256],
+        "method": scope.get("method"),
+        "path": scope.get("path", "")[:256] or None,
         "status": status,
         "client": client[0] if client else None,
         "organization": who.organization_id if who else None,

@@ -73,16 +73,43 @@ async def migrate(url: str) -> None:
         await engine.dispose()
 
 
+async def is_migrated(url: str) -> bool | None:
+    """Whether the schema is at the newest revision, ``None`` where there is no schema yet.
+
+    Only reads: an SQLite file that is not there is not made. Raises `DatabaseError` as `migrate` does.
+    """
+    parsed = _parsed(url)
+    engine = _create(parsed, {})
+    try:
+        if engine.dialect.name == "sqlite" and not _is_file(parsed):
+            return None
+        async with engine.connect() as connection:
+            present, newest = await connection.run_sync(_revisions)
+    finally:
+        await engine.dispose()
+    return present == newest if present else None
+
+
+def _is_file(url: URL) -> bool:
+    return url.database is not None and Path(url.database).is_file()
+
+
+def _revisions(connection: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The schema's revisions in the database and in the code; the database's are all known to the code."""
+    scripts = ScriptDirectory(str(_MIGRATIONS))
+    present = MigrationContext.configure(connection).get_current_heads()
+    for revision in present:
+        _check_known(scripts, revision)
+    return present, tuple(scripts.get_heads())
+
+
 def _upgrade(connection: Connection) -> None:
+    present, newest = _revisions(connection)
+    if present == newest:
+        return
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    scripts = ScriptDirectory.from_config(config)
-    present = MigrationContext.configure(connection).get_current_heads()
-    if present == tuple(scripts.get_heads()):
-        return
-    for revision in present:
-        _check_known(scripts, revision)
     command.upgrade(config, "head")
 
 

@@ -6,6 +6,7 @@ import secrets
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _PEPPER_BYTES = 32
@@ -13,6 +14,27 @@ _PEPPER_BYTES = 32
 
 class DataDirectoryInUse(Exception):
     """Another process holds the data directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningGateway:
+    """The process that announced itself, and when it was started, in clock ticks since boot.
+
+    No later process under the same id shares the start time.
+    """
+
+    pid: int
+    started: int
+    port: int
+
+    def alive(self) -> bool:
+        """Whether the process has not ended yet."""
+        return _start_time(self.pid) == self.started
+
+    def terminate(self) -> None:
+        """Asks the gateway to end; it may be gone already."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
 
 
 class DataDirectory:
@@ -90,22 +112,13 @@ class DataDirectory:
         """Removes the pid file."""
         self.pid_file.unlink(missing_ok=True)
 
-    def running(self) -> tuple[int, int] | None:
-        """Process id and port of the gateway that announced itself here, or ``None``.
-
-        A file left by a killed gateway is told apart by the start time of the process, which no later
-        process under the same id shares.
-        """
+    def running(self) -> RunningGateway | None:
+        """The gateway that announced itself here; ``None`` where a killed one left its file."""
         try:
-            pid, started, port = map(int, self.pid_file.read_text().split())
-        except (FileNotFoundError, ValueError):
+            gateway = RunningGateway(*map(int, self.pid_file.read_text().split()))
+        except (FileNotFoundError, ValueError, TypeError):
             return None
-        return (pid, port) if _start_time(pid) == started else None
-
-    def terminate(self, pid: int) -> None:
-        """Asks the gateway to end; it may be gone already."""
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+        return gateway if gateway.alive() else None
 
 
 def _start_time(pid: int) -> int | None:

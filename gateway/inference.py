@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
 
 from engines.spec import Task
 from gateway.authentication import MODEL_REQUEST, authenticate
@@ -23,10 +22,10 @@ from gateway.bodies import (
     read_json,
 )
 from gateway.catalog import Model
-from gateway.context import record_of
-from gateway.engine_errors import refusal
-from gateway.errors import JSON, invalid_request, not_supported, shutting_down
-from gateway.exchange import Exchange, PlainExchange, Plan, StreamExchange
+from gateway.context import RequestRecord, record_of
+from gateway.errors import invalid_request, not_supported, shutting_down
+from gateway.exchange import Exchange, Plan, UnmeteredExchange
+from gateway.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.openai_fields import OPENAI_FIELDS
 from gateway.prompt_length import check_prompt_length
 from gateway.services import Services, services_of
@@ -47,6 +46,33 @@ _OWN_FIELDS = (
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    """A call that has been read and found good, but for the length of its prompt."""
+
+    services: Services
+    principal: Principal
+    body: dict[str, Any]
+    call: Call
+    model: Model
+    record: RequestRecord
+
+
+async def _read(request: Request, kind: type[Call], task: Task | None = None) -> _Asked:
+    """Who asks what of which model. Raises 503 while the gateway drains, and what the steps raise."""
+    services = services_of(request)
+    principal = await authenticate(request, KeyKind.PROJECT, scope=MODEL_REQUEST)
+    if services.draining:
+        raise shutting_down()
+    config = services.config
+    body = await read_json(request, config.limits, config.server.body_timeout_s)
+    call = check_call(body, kind)
+    model = services.catalog.resolve(principal, call.model, task)
+    record = record_of(request.scope)
+    record.model = model.id
+    return _Asked(services, principal, body, call, model, record)
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """One inference call of the API, the same path at the gateway and at the engine."""
 
@@ -56,70 +82,54 @@ class Endpoint:
     task: Task
 
     async def __call__(self, request: Request) -> Exchange:
-        services = services_of(request)
-        principal = await authenticate(request, KeyKind.PROJECT, scope=MODEL_REQUEST)
-        if services.draining:
-            raise shutting_down()
-        config = services.config
-        body = await read_json(request, config.limits, config.server.body_timeout_s)
-        call = check_call(body, self.kind)
-        model = services.catalog.resolve(principal, call.model, self.task)
-        record = record_of(request.scope)
-        record.model = model.id
-        plan = self._plan(services, principal, model, call, body, request)
-        await check_prompt_length(model, call, body, len(plan.body))
+        asked = await _read(request, self.kind, self.task)
+        call = asked.call
+        plan = self._plan(asked)
+        await check_prompt_length(asked.model, call, asked.body, len(plan.body))
         streamed = isinstance(call, Generation) and bool(call.stream)
-        return (StreamExchange if streamed else PlainExchange)(services.door(), plan, record)
+        return (StreamExchange if streamed else PlainExchange)(asked.services.door(), plan, asked.record)
 
-    def _plan(
-        self,
-        services: Services,
-        principal: Principal,
-        model: Model,
-        call: Call,
-        body: dict[str, Any],
-        request: Request,
-    ) -> Plan:
+    def _plan(self, asked: _Asked) -> MeteredPlan:
+        principal, call = asked.principal, asked.call
         options = call.stream_options if isinstance(call, Generation) else None
-        record = record_of(request.scope)
-        return Plan(
-            model_id=model.id,
+        return MeteredPlan(
+            model_id=asked.model.id,
             path=self.path,
-            body=_engine_body(model, body, call, principal),
+            body=_engine_body(asked),
             attempt=Attempt(
                 id="att_" + secrets.token_hex(16),
-                request_id=record.request_id,
+                request_id=asked.record.request_id,
                 organization_id=principal.organization_id or "",
                 project_id=principal.project_id or "",
                 api_key_id=principal.key_id,
                 user_id=principal.user_id,
-                model=model.id,
+                model=asked.model.id,
                 operation=self.operation,
-                started_at=record.started_at,
+                started_at=asked.record.started_at,
             ),
-            wake_timeout_s=model.spec.wake_timeout_s or services.config.limits.wake_timeout_s,
-            prefix=_prefix(principal, body),
+            wake_timeout_s=_wake_timeout_s(asked),
+            prefix=_prefix(asked),
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
-            estimate=_estimator(body, call),
+            estimate=_estimator(asked.body, call),
         )
 
 
-def _engine_body(model: Model, body: dict[str, Any], call: Call, principal: Principal) -> bytes:
+def _engine_body(asked: _Asked) -> bytes:
     """What the engine is sent. The salt keeps a project's prefix cache from being timed by another's."""
-    remote = model.spec.url is not None
+    call, remote = asked.call, asked.model.spec.url is not None
     sent = {
         name: value
-        for name, value in body.items()
+        for name, value in asked.body.items()
         if name not in _OWN_FIELDS and (not remote or name in OPENAI_FIELDS)
     }
-    sent["model"] = model.id
+    sent["model"] = asked.model.id
     if isinstance(call, Generation) and call.stream:
         sent["stream_options"] = {"include_usage": True}
         if not remote:
             sent["stream_options"]["continuous_usage_stats"] = True
     if isinstance(call, Generation) and not remote:
-        sent["cache_salt"] = principal.project_id
+        sent["cache_salt"] = asked.principal.project_id
     try:
         return msgspec.json.encode(sent)
     except OverflowError:
@@ -129,11 +139,16 @@ def _engine_body(model: Model, body: dict[str, Any], call: Call, principal: Prin
 _PREFIX_BYTES = 1024
 
 
-def _prefix(principal: Principal, body: dict[str, Any]) -> int:
+def _prefix(asked: _Asked) -> int:
     """The same for conversations of one project that begin alike: an engine's prefix cache knows them."""
+    body = asked.body
     said = body.get("messages") or body.get("prompt") or body.get("input")
     beginning = said[:2] if isinstance(said, list) else said
-    return hash((principal.project_id, msgspec.json.encode(beginning)[:_PREFIX_BYTES]))
+    return hash((asked.principal.project_id, msgspec.json.encode(beginning)[:_PREFIX_BYTES]))
+
+
+def _wake_timeout_s(asked: _Asked) -> float:
+    return asked.model.spec.wake_timeout_s or asked.services.config.limits.wake_timeout_s
 
 
 _BYTES_A_TOKEN = 4
@@ -159,33 +174,24 @@ completions = Endpoint("/v1/completions", CompletionCall, Operation.COMPLETION, 
 embeddings = Endpoint("/v1/embeddings", EmbeddingCall, Operation.EMBEDDING, Task.EMBED)
 
 
-_UNMETERED_TIMEOUT_S = 30.0
-
-
 @dataclass(frozen=True, slots=True)
 class Unmetered:
-    """A call that generates nothing: answered as a whole, and in no ledger."""
+    """A call that generates nothing: an exchange like the others, but in no ledger."""
 
     path: str
     kind: type[Call]
 
-    async def __call__(self, request: Request) -> Response:
-        services = services_of(request)
-        principal = await authenticate(request, KeyKind.PROJECT, scope=MODEL_REQUEST)
-        config = services.config
-        body = await read_json(request, config.limits, config.server.body_timeout_s)
-        call = check_call(body, self.kind)
-        model = services.catalog.resolve(principal, call.model)
-        record_of(request.scope).model = model.id
-        if model.spec.url is not None:
+    async def __call__(self, request: Request) -> Exchange:
+        asked = await _read(request, self.kind)
+        if asked.model.spec.url is not None:
             raise not_supported(f"{self.path} for a model that another server runs")
-        sent = _engine_body(model, body, call, principal)
-        async with services.host.acquire(model.id, timeout_s=config.limits.wake_timeout_s) as lease:
-            client = services.clients.get(lease.address)
-            reply = await client.request("POST", self.path, sent, timeout_s=_UNMETERED_TIMEOUT_S)
-        if reply.status != 200:
-            raise refusal(reply.status, reply.body)
-        return Response(reply.body, media_type=JSON)
+        plan = Plan(
+            model_id=asked.model.id,
+            path=self.path,
+            body=_engine_body(asked),
+            wake_timeout_s=_wake_timeout_s(asked),
+        )
+        return UnmeteredExchange(asked.services.door(), plan, asked.record)
 
 
 tokenize = Unmetered("/tokenize", TokenizeCall)

@@ -1,17 +1,21 @@
 """uvicorn's HTTP protocol with the limits that it lacks, refusing in the envelope.
 
 A head larger than ``max_header_bytes`` is a 431, one that takes longer than ``header_timeout_s`` a 408, one
-that the parser refuses a 400. Each ends the connection, and so does a trailer of that size.
+that the parser refuses a 400. Each ends the connection, and so does a trailer of that size. No application
+sees such a request: its headers and its line in the log are made here.
 """
 
 import asyncio
+import time
 from typing import Any
 
+from starlette.types import Scope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gateway.errors import ApiError, invalid_request
+from gateway.context import RequestRecord, log_request, request_id
+from gateway.errors import JSON, ApiError, invalid_request
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -30,6 +34,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._in_head = False
         self._head_bytes = 0
+        self._head_began = time.perf_counter()
         self._head_timer: asyncio.TimerHandle | None = None
         self._refusal: ApiError | None = None
 
@@ -61,6 +66,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = 0
+        self._head_began = time.perf_counter()
         if self._head_timer is None:
             self._watch_head()
 
@@ -71,13 +77,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unwatch_head()
-        self._in_head = False
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.max_header_bytes:
             self._refusal = _too_large(self.max_header_bytes)
         self._head_bytes = 0
         if self._refusal is None:
             super().on_headers_complete()
+            self._in_head = False
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
@@ -116,14 +122,32 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unwatch_head()
         if self.transport.is_closing():
             return
-        answered = self.cycle is None or self.cycle.response_complete
-        if answered:
-            body = error.body()
-            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
-                body
-            )
-            self.transport.write(STATUS_LINE[error.status] + head + body)
+        record = RequestRecord(request_id(self.headers if self._in_head else ()), self._head_began)
+        free = self.cycle is None or self.cycle.response_complete
+        if free:
+            self.transport.write(_answer(error, record))
         self.transport.close()
+        if free or self._in_head:  # else it is the end of a request that has a line of its own
+            log_request(self._seen(), record, error.status)
+
+    def _seen(self) -> Scope:
+        """As much of the request's scope as has been read."""
+        if not self._in_head or not self.url:
+            return {"client": self.client}
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        return {"client": self.client, "method": self.parser.get_method().decode(), "path": path}
+
+
+def _answer(error: ApiError, record: RequestRecord) -> bytes:
+    body = error.body()
+    headers = {
+        "content-type": JSON,
+        "content-length": str(len(body)),
+        "connection": "close",
+        **record.headers(),
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return b"".join([STATUS_LINE[error.status], lines.encode("latin-1"), b"\r\n", body])
 
 
 def _too_large(limit: int) -> ApiError:

@@ -54,7 +54,6 @@ class GatewayServer(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             expiry.cancel()
-            self._data.withdraw()
 
 
 def serve(config: Config, data: DataDirectory) -> None:
@@ -92,7 +91,11 @@ def serve(config: Config, data: DataDirectory) -> None:
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, lambda *_: None)
     with _listener(server.host, server.port) as listener:
-        GatewayServer(settings, app, data, config).run(sockets=[listener])
+        try:
+            GatewayServer(settings, app, data, config).run(sockets=[listener])
+        finally:
+            # Not before: also where the end was forced, the engines have ended by now.
+            data.withdraw()
 
 
 def _listener(host: str, port: int) -> socket.socket:

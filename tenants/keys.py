@@ -8,13 +8,14 @@ from sqlalchemy import ColumnElement, insert, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tenants import projects
+from tenants import organizations, projects
 from tenants.errors import CredentialReason, InvalidValue, NotFound
 from tenants.secrets import digest, new_id, new_secret, redacted
 from tenants.storage import Storage, checked_name, now_ms, page_of, seconds
-from tenants.tables import api_keys, organizations
+from tenants.tables import api_keys
+from tenants.tables import organizations as organizations_table
 from tenants.tables import projects as projects_table
-from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Page, Principal
+from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Organization, Page, Principal
 
 _SCOPE = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 _MAX_SCOPES = 16
@@ -45,10 +46,20 @@ async def create_admin(
 ) -> tuple[ApiKey, str]:
     """Raises `NotFound` where there is no such organization."""
     async with storage.write() as connection:
-        known = select(organizations.c.id).where(organizations.c.id == organization_id)
+        table = organizations_table
+        known = select(table.c.id).where(table.c.id == organization_id)
         if await connection.scalar(known) is None:
             raise NotFound("No such organization.")
         return await _insert(connection, pepper, KeyKind.ADMIN, name, organization_id=organization_id)
+
+
+async def create_with_organization(
+    storage: Storage, pepper: bytes, slug: str, name: str | None, key_name: str
+) -> tuple[Organization, tuple[ApiKey, str]]:
+    """An organization and its first admin key, both or none. Raises `Conflict` where the slug is taken."""
+    async with storage.write() as connection:
+        made = await organizations.add(connection, slug, name)
+        return made, await _insert(connection, pepper, KeyKind.ADMIN, key_name, organization_id=made.id)
 
 
 async def create_of_project(
@@ -169,8 +180,8 @@ async def revoke(storage: Storage, organization_id: str, key_id: str, project_id
 async def find(storage: Storage, key_digest: bytes) -> KnownKey | None:
     """The key with this digest, whatever its state; ``None`` where there is none."""
     statement = (
-        select(api_keys, organizations.c.slug, projects_table.c.archived_ms)
-        .outerjoin(organizations, organizations.c.id == api_keys.c.organization_id)
+        select(api_keys, organizations_table.c.slug, projects_table.c.archived_ms)
+        .outerjoin(organizations_table, organizations_table.c.id == api_keys.c.organization_id)
         .outerjoin(projects_table, projects_table.c.id == api_keys.c.project_id)
         .where(api_keys.c.digest == key_digest)
     )

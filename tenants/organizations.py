@@ -3,6 +3,7 @@
 from sqlalchemy import insert, or_, select
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tenants.errors import Conflict, NotFound
 from tenants.secrets import new_id
@@ -13,12 +14,17 @@ from tenants.types import Organization, Page
 
 async def create(storage: Storage, slug: str, name: str | None) -> Organization:
     """Raises `Conflict` where the slug is taken."""
+    async with storage.write() as connection:
+        return await add(connection, slug, name)
+
+
+async def add(connection: AsyncConnection, slug: str, name: str | None) -> Organization:
+    """As `create`, in a transaction that the caller has."""
     organization_id, created_ms = new_id("org-"), now_ms()
     shown = checked_name(slug if name is None else name)
     row = {"id": organization_id, "slug": checked_slug(slug), "name": shown, "created_ms": created_ms}
     try:
-        async with storage.write() as connection:
-            await connection.execute(insert(organizations).values(row))
+        await connection.execute(insert(organizations).values(row))
     except IntegrityError as error:
         raise Conflict(f"There is an organization {slug!r} already.") from error
     return Organization(organization_id, slug, shown, created_ms // 1000)

@@ -1,13 +1,16 @@
 """The one door to organizations, projects and keys."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenants import keys, organizations, projects
 from tenants.credentials import CredentialCache
 from tenants.errors import InvalidCredential
+from tenants.last_uses import LastUses
 from tenants.secrets import digest, looks_like_secret
 from tenants.storage import Storage
 from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Organization, Page, Principal, Project
@@ -19,6 +22,8 @@ class TenantStore:
     ``pepper`` is the installation's secret: only HMAC-SHA256(pepper, secret) of a key is stored. Every
     method raises `StorageUnavailable` where the database fails; keys in memory go on working meanwhile.
     Lists are in order of creation, ``after`` is the id of the last item that was seen.
+
+    When a key was last used is only written by a store that `open_tenants` has opened.
     """
 
     def __init__(
@@ -28,6 +33,7 @@ class TenantStore:
         self._pepper = pepper
         self._clock = clock
         self._credentials = CredentialCache()
+        self.last_uses = LastUses(self._storage)
 
     async def authenticate(self, secret: str) -> Principal:
         """Whom the secret stands for; raises `InvalidCredential`.
@@ -43,8 +49,10 @@ class TenantStore:
         known = self._credentials.known(key_digest)
         if known is None:
             known = await self._look_up(key_digest)
-        if known.expires_at is not None and self._clock() >= known.expires_at:
+        now = self._clock()
+        if known.expires_at is not None and now >= known.expires_at:
             raise InvalidCredential("expired")
+        self.last_uses.note(known.principal.key_id, int(now * 1000))
         return known.principal
 
     async def _look_up(self, key_digest: bytes) -> keys.KnownKey:
@@ -63,6 +71,15 @@ class TenantStore:
     async def create_organization(self, slug: str, name: str | None = None) -> Organization:
         """Raises `Conflict` where the slug is taken. The name is the slug where it is not given."""
         return await organizations.create(self._storage, slug, name)
+
+    async def create_organization_with_key(
+        self, slug: str, name: str | None = None, *, key_name: str
+    ) -> tuple[Organization, ApiKey, str]:
+        """As `create_organization`, with an admin key and its secret in the same transaction."""
+        organization, made = await keys.create_with_organization(
+            self._storage, self._pepper, slug, name, key_name
+        )
+        return organization, *self._made(made)
 
     async def list_organizations(self, *, after: str | None = None, limit: int = 20) -> Page[Organization]:
         """Every organization."""
@@ -172,3 +189,15 @@ class TenantStore:
     def _made(self, made: tuple[ApiKey, str]) -> tuple[ApiKey, str]:
         self._credentials.welcome(digest(self._pepper, made[1]))
         return made
+
+
+@asynccontextmanager
+async def open_tenants(database: AsyncEngine, pepper: bytes) -> AsyncIterator[TenantStore]:
+    """A store that also writes when keys were last used; on leaving, what is noted has been written."""
+    store = TenantStore(database, pepper)
+    writing = asyncio.create_task(store.last_uses.run())
+    try:
+        yield store
+    finally:
+        store.last_uses.close()
+        await writing

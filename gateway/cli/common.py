@@ -13,7 +13,7 @@ import click
 import httpx
 
 from gateway.app import create_app
-from gateway.config import Config, ConfigError, load_config
+from gateway.config import Config, ConfigError, Wanted, load_config
 from gateway.context import RequestContext
 from gateway.database import DatabaseError, migrate
 from gateway.datadir import DataDirectory, DataDirectoryInUse, replace_private
@@ -47,10 +47,10 @@ class Installation:
     data: DataDirectory
 
     @classmethod
-    def load(cls, config_file: Path) -> "Installation":
-        """Raises `CommandError` where the configuration cannot be used."""
+    def load(cls, config_file: Path, *, only: Wanted | None = None) -> "Installation":
+        """Raises `CommandError` where the configuration, or what is wanted of it, cannot be used."""
         try:
-            config = load_config(config_file)
+            config = load_config(config_file, only=only)
         except ConfigError as error:
             raise CommandError(str(error)) from None
         return cls(config, DataDirectory(config.storage.data_dir.absolute()))

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from coldstart import criu, sandbox
@@ -22,7 +21,7 @@ from coldstart.criu import Criu, CriuMissing
 from engines import site
 from engines.folders import RunFolders
 from gateway.cli.common import CommandError, Installation, config_option, json_option, run
-from gateway.database import migrate, open_database
+from gateway.database import is_migrated
 
 _GIB = 1024**3
 
@@ -139,7 +138,7 @@ def _port(installation: Installation) -> Finding:
     server = installation.config.server
     running = installation.data.running()
     if running is not None:
-        return Finding("port", "ok", f"{server.port}, held by the running gateway (process {running[0]})")
+        return Finding("port", "ok", f"{server.port}, held by the running gateway (process {running.pid})")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -152,26 +151,21 @@ def _port(installation: Installation) -> Finding:
 
 
 def _database(installation: Installation) -> Finding:
+    """Only looked at: a gateway may be running, and no lock is held."""
     url = installation.config.storage.database_url()
     shown = url.partition(":")[0].partition("+")[0]
-
-    async def ask() -> None:
-        await migrate(url)
-        database = open_database(url)
-        try:
-            async with database.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-        finally:
-            await database.dispose()
-
-    installation.data.create()
     try:
-        run(ask)
+        migrated = run(lambda: is_migrated(url))
     except CommandError as error:
         return Finding("database", "fails", str(error), "check [storage] database")
     except (SQLAlchemyError, OSError) as error:
         reason = type(error).__name__
         return Finding("database", "fails", f"{shown}: {reason}", "check [storage] database and its server")
+    if migrated is None:
+        return Finding("database", "lacks", f"{shown}: not made yet", "the gateway makes it when it starts")
+    if not migrated:
+        advice = "start the gateway, or start it again: it brings the schema up to date"
+        return Finding("database", "lacks", f"{shown}: its schema is of an earlier version", advice)
     return Finding("database", "ok", shown)
 
 

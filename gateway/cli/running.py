@@ -1,7 +1,6 @@
 """``torpor serve|stop|wait``: the life of the gateway's process."""
 
 import asyncio
-import os
 import subprocess
 import sys
 import threading
@@ -20,6 +19,9 @@ from gateway.server import serve as serve_gateway
 
 _POLL_S = 0.2
 _WAIT_S = 600.0
+_AFTER_DRAIN_S = 30.0
+_STOP_NEEDS = {"storage": ("data_dir",), "server": ("drain_timeout_s",)}
+"""A gateway can be stopped whatever else has become of its configuration."""
 
 
 @click.command()
@@ -81,33 +83,19 @@ def start(config_file: Path) -> None:
 @config_option
 def stop(config_file: Path) -> None:
     """End the gateway of this data directory, and with it every engine."""
-    installation = Installation.load(config_file)
-    data = installation.data
-    running = data.running()
-    if running is None:
+    installation = Installation.load(config_file, only=_STOP_NEEDS)
+    gateway = installation.data.running()
+    if gateway is None:
         click.echo("no gateway is running")
         return
-    pid, _ = running
-    data.terminate(pid)
-    drain_s = installation.config.server.drain_timeout_s
-    deadline = time.monotonic() + drain_s + 30
-    while data.running() is not None:
+    gateway.terminate()
+    patience_s = installation.config.server.drain_timeout_s + _AFTER_DRAIN_S
+    deadline = time.monotonic() + patience_s
+    while gateway.alive():
         if time.monotonic() > deadline:
-            raise CommandError(f"the gateway (process {pid}) did not end within {drain_s + 30:g} s")
+            raise CommandError(f"the gateway (process {gateway.pid}) did not end within {patience_s:g} s")
         time.sleep(_POLL_S)
-    while _alive(pid):
-        if time.monotonic() > deadline:
-            raise CommandError(f"the gateway (process {pid}) drained, but did not end")
-        time.sleep(_POLL_S)
-    click.echo(f"the gateway (process {pid}) has ended")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    click.echo(f"the gateway (process {gateway.pid}) has ended")
 
 
 @click.command()

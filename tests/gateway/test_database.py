@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from gateway.database import DatabaseError, declared, migrate, open_database
+from gateway.database import DatabaseError, declared, is_migrated, migrate, open_database
 
 
 def _url(folder: Path) -> str:
@@ -65,9 +66,33 @@ async def test_schema_of_a_later_version_is_refused(tmp_path: Path) -> None:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
     before = _dump(tmp_path / "torpor.db")
-    with pytest.raises(DatabaseError, match="'9999', which this version of Torpor does not know"):
-        await migrate(_url(tmp_path))
+    for look in (migrate, is_migrated):
+        with pytest.raises(DatabaseError, match="'9999', which this version of Torpor does not know"):
+            await look(_url(tmp_path))
     assert _dump(tmp_path / "torpor.db") == before
+
+
+async def test_looking_at_the_schema_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "torpor.db"
+    assert await is_migrated(_url(tmp_path)) is None
+    assert not file.exists(), "the file is not made"
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE own (thing TEXT)")
+    before = _dump(file)
+    assert await is_migrated(_url(tmp_path)) is None
+    assert _dump(file) == before
+    connection.execute("DROP TABLE own")
+    connection.close()
+    await migrate(_url(tmp_path))
+    assert await is_migrated(_url(tmp_path)) is True
+
+
+async def test_a_schema_of_an_earlier_version_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(_url(tmp_path))
+    monkeypatch.setattr(ScriptDirectory, "get_heads", lambda _scripts: ["0000"])
+    assert await is_migrated(_url(tmp_path)) is False
 
 
 async def test_failed_migration_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -3,44 +3,29 @@
 import asyncio
 import contextlib
 import json
-import socket
+import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from gateway.protocol import guarded_protocol
+from tests.gateway.serving import serving
 
 
 async def _echo(request: Request) -> Response:
     return PlainTextResponse(await request.body())
 
 
-class _Server(uvicorn.Server):
-    def install_signal_handlers(self) -> None:
-        """The test's own process keeps its handlers."""
-
-
 @asynccontextmanager
 async def _serving() -> AsyncIterator[int]:
     app = Starlette(routes=[Route("/", _echo, methods=["GET", "POST"])])
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            app, http=guarded_protocol(2048, 0.3), ws="none", lifespan="off", log_config=None
-        )
-        server = _Server(config)
-        task = asyncio.create_task(server._serve([listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        await task
+    async with serving(app, max_header_bytes=2048, header_timeout_s=0.3) as port:
+        yield port
 
 
 async def _exchange(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
@@ -59,6 +44,8 @@ async def _exchange(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
 def _refusal(answer: bytes) -> tuple[int, str]:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"connection: close" in head
+    assert re.search(rb"^x-request-id: [\w.:-]+\r$", head + b"\r", re.M)
+    assert re.search(rb"^openai-processing-ms: \d+\r$", head + b"\r", re.M)
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return int(head.split()[1]), error["code"]
@@ -111,6 +98,44 @@ async def test_a_slow_head_is_a_408() -> None:
     async with _serving() as port:
         answer = await _exchange(port, b"GET / HTTP/1.1\r\n", b"Host:", pause_s=0.25)
         assert _refusal(answer) == (408, "request_timeout")
+
+
+def _lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """The fields of the access log's lines."""
+    return [record.__dict__["fields"] for record in caplog.records if record.name == "torpor.access"]
+
+
+async def test_a_refusal_has_the_clients_request_id_and_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "torpor.access")
+    head = b"GET /v1/models?key=s HTTP/1.1\r\nX-Request-Id: mine\r\nHost: a\r\n"
+    async with _serving() as port:
+        answers = [
+            await _exchange(port, head + b"X-Large: " + b"x" * 4000 + b"\r\n\r\n"),
+            await _exchange(port, head, pause_s=0.4),
+            await _exchange(port, head + b"no header\r\n\r\n"),
+            await _exchange(port, b"\x16\x03\x01"),
+        ]
+    lines = _lines(caplog)
+    assert [line["status"] for line in lines] == [431, 408, 400, 400]
+    for line, answer in zip(lines, answers, strict=True):
+        assert b"\r\nx-request-id: %s\r\n" % str(line["request_id"]).encode() in answer
+        assert line["client"] == "127.0.0.1"
+    for line in lines[:3]:
+        assert (line["request_id"], line["method"], line["path"]) == ("mine", "GET", "/v1/models")
+    assert 300 <= float(str(lines[1]["total_ms"])) < 1000
+    assert "path" not in lines[3]
+
+
+async def test_a_refusal_behind_a_good_request_is_not_that_ones(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "torpor.access")
+    async with _serving() as port:
+        good = b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: good\r\n\r\n"
+        answer = await _exchange(port, good, b"\x00\r\n\r\n", pause_s=0.1)
+    assert answer.count(b"HTTP/1.1 400") == 1
+    assert b"good" not in answer
+    assert len(_lines(caplog)) == 1
 
 
 async def test_a_silent_connection_is_closed() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tenants.errors import Conflict, InvalidValue, NotFound
+from tenants.errors import Conflict, InvalidValue, NotFound, StorageUnavailable
 from tenants.store import TenantStore
 from tenants.types import KeyKind, Organization, Page, Project
 from tests.tenants.conftest import PEPPER
@@ -39,6 +39,25 @@ async def test_slug_is_unique(store: TenantStore, organization: Organization) ->
     with pytest.raises(Conflict, match="acme"):
         await store.create_organization("acme")
     assert (await store.list_organizations()).items == [organization]
+
+
+async def test_an_organization_comes_with_its_key_or_not_at_all(
+    store: TenantStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_secret(_kind: KeyKind) -> str:
+        raise OSError("no randomness")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("tenants.keys.new_secret", no_secret)
+        with pytest.raises(StorageUnavailable):
+            await store.create_organization_with_key("acme", key_name="first")
+    assert (await store.list_organizations()).items == []
+    organization, key, secret = await store.create_organization_with_key("acme", key_name="first")
+    assert (await store.authenticate(secret)).organization_id == organization.id
+    assert (await store.list_keys(organization.id, kind=KeyKind.ADMIN)).items == [key]
+    with pytest.raises(Conflict, match="acme"):
+        await store.create_organization_with_key("acme", key_name="second")
+    assert (await store.list_keys(organization.id, kind=KeyKind.ADMIN)).items == [key]
 
 
 @pytest.mark.parametrize("slug", ["", "a b", "ü", "a" * 65, "a/b", "a\n"])

@@ -1,0 +1,256 @@
+"""Exchanges that the ledger counts: settled with what was really generated, whatever the ending.
+
+`PlainExchange` answers as a whole, `StreamExchange` relays server-sent events. When the client disappears,
+the engine is asked for the tokens that were generated until then.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import msgspec
+from sse_starlette.event import ServerSentEvent
+from starlette.types import Send
+
+from coldstart.tiers import SleepTier
+from engines.client import EngineClient, EngineStream
+from engines.errors import EngineBroken
+from gateway.context import RequestRecord
+from gateway.engine_errors import engine_error, refusal
+from gateway.errors import translate
+from gateway.exchange import Door, Exchange, Plan
+from gateway.sse import DONE, EventSplitter, EventTooLarge, StreamTap, usage_of
+from metering.ledger import Meter
+from metering.types import Attempt, Outcome, Usage
+
+_log = logging.getLogger("torpor.exchange")
+
+OPEN_AFTER_S = 0.5
+"""A stream whose engine is being woken is opened after so long."""
+HEARTBEAT_S = 1.0
+COUNTS_TIMEOUT_S = 3.0
+ABORTED_COUNTS_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeteredPlan(Plan):
+    """What the ledger is to be told, and what of the answer the client wants to see.
+
+    ``estimate`` counts tokens where no engine could say: it takes the text that was relayed, in bytes.
+    """
+
+    attempt: Attempt
+    estimate: Callable[[int], Usage]
+    include_usage: bool = False
+    continuous_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How an exchange ended, and the status in the log and in the ledger."""
+
+    outcome: Outcome
+    status: int
+
+
+_COMPLETED = _Ending(Outcome.COMPLETED, 200)
+
+
+class MeteredExchange(Exchange):
+    """An exchange with an entry in the ledger."""
+
+    _plan: MeteredPlan
+
+    def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord) -> None:
+        super().__init__(door, plan, record)
+        self._meter: Meter | None = None
+        self._relayed_bytes = 0
+
+    async def _attempt(self, send: Send) -> None:
+        meter = self._meter = self._door.ledger.open(self._plan.attempt)
+        ending = _Ending(Outcome.FAILED, 500)
+        try:
+            await self._ask(send, lambda client: self._work_at(client, meter, send))
+            ending = _COMPLETED
+        except BaseException as error:
+            ending = self._ending(error)
+            raise
+        finally:
+            self._close(meter, ending)
+
+    async def _work_at(self, client: EngineClient, meter: Meter, send: Send) -> None:
+        ending = _Ending(Outcome.FAILED, 500)
+        try:
+            await self._exchange(client, meter, send)
+            ending = _COMPLETED
+        except BaseException as error:
+            ending = self._ending(error)
+            raise
+        finally:
+            if not self._unfit(sys.exception()):
+                await self._settle(meter, client, ending)
+
+    def _ending(self, error: BaseException) -> "_Ending":
+        if isinstance(error, asyncio.CancelledError):
+            return _Ending(Outcome.INTERRUPTED, 503) if self._expired else _Ending(Outcome.ABORTED, 499)
+        return _Ending(Outcome.FAILED, translate(error).status if isinstance(error, Exception) else 500)
+
+    async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
+        raise NotImplementedError
+
+    async def _settle(self, meter: Meter, client: EngineClient, ending: "_Ending") -> None:
+        """Settles what the exchange itself did not: with what the engine says that it generated."""
+        if meter.settled:
+            return
+        usage = meter.usage
+        # Nobody waits for what an aborted request has cost, and a busy engine answers between two steps only.
+        patience_s = ABORTED_COUNTS_TIMEOUT_S if ending.outcome is Outcome.ABORTED else COUNTS_TIMEOUT_S
+        told = client.address.url is None
+        try:
+            async with asyncio.timeout(patience_s):
+                counts = await client.counts(self._plan.attempt.id)
+            if counts is not None:
+                usage = Usage(
+                    input_tokens=counts.input_tokens,
+                    cached_tokens=counts.cached_tokens,
+                    output_tokens=counts.output_tokens,
+                )
+        except (EngineBroken, TimeoutError):
+            told = False
+            _log.info("no count from the engine; settled with what was relayed, or estimated")
+        if not told and usage == Usage() and ending.outcome is not Outcome.FAILED:
+            usage = self._plan.estimate(self._relayed_bytes)
+        await self._settle_with(meter, ending, usage)
+
+    async def _settle_with(self, meter: Meter, ending: "_Ending", usage: Usage) -> None:
+        self._record.usage, self._record.outcome = usage, ending.outcome
+        await meter.settle(ending.outcome, usage, self._record.timings(), ending.status)
+
+    def _close(self, meter: Meter, ending: "_Ending") -> None:
+        """Where no engine was reached, or the settling was cut short, the entry is queued as it stands."""
+        if not meter.settled:
+            self._record.outcome = ending.outcome
+            meter.finish(ending.outcome, self._record.timings(), ending.status)
+
+
+class PlainExchange(MeteredExchange):
+    """Answers with the engine's whole body."""
+
+    async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
+        plan, record = self._plan, self._record
+        async with client.stream(plan.path, plan.body, attempt_id=plan.attempt.id) as upstream:
+            record.ttft_ms = record.elapsed_ms()
+            body = await upstream.read()
+        if upstream.status != 200:
+            raise refusal(upstream.status, body)
+        await self._settle_with(meter, _COMPLETED, self._usage_in(body))
+        await self._answer(body, send)
+
+    def _usage_in(self, body: bytes) -> Usage:
+        try:
+            answer = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise EngineBroken("the engine's answer is no JSON") from None
+        reported = answer.get("usage") if isinstance(answer, dict) else None
+        if reported is None:
+            return self._plan.estimate(len(body))
+        return usage_of(reported)
+
+
+class StreamExchange(MeteredExchange):
+    """Relays whole events as they come; only the last one waits, for the ledger."""
+
+    def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord) -> None:
+        super().__init__(door, plan, record)
+        self._tap = StreamTap(include_usage=plan.include_usage, continuous=plan.continuous_usage)
+
+    async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
+        plan = self._plan
+        async with client.stream(plan.path, plan.body, attempt_id=plan.attempt.id) as upstream:
+            if upstream.status != 200:
+                raise refusal(upstream.status, await upstream.read())
+            await self._relay(upstream, meter, send)
+        await self._settle_with(meter, _COMPLETED, self._usage())
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _relay(self, upstream: EngineStream, meter: Meter, send: Send) -> None:
+        tap, record, splitter = self._tap, self._record, EventSplitter()
+        async with contextlib.aclosing(upstream.chunks()) as chunks:
+            async for chunk in chunks:
+                events = self._split(splitter, chunk)
+                if not events:
+                    continue
+                onward = b"".join([tap.pass_on(event) for event in events])
+                meter.observe(tap.seen)
+                if onward:
+                    if record.ttft_ms is None:
+                        record.ttft_ms = record.elapsed_ms()
+                    await self._open(send)
+                    self._relayed_bytes += len(onward)
+                    await send({"type": "http.response.body", "body": onward, "more_body": True})
+                if tap.error is not None:
+                    raise engine_error(tap.error)
+                if tap.done:
+                    await self._open(send)
+                    return
+        raise EngineBroken("the engine's stream ended without [DONE]")
+
+    def _split(self, splitter: EventSplitter, chunk: bytes) -> list[bytes]:
+        try:
+            return splitter.feed(chunk)
+        except EventTooLarge:
+            raise EngineBroken("the engine sent an event without an end") from None
+
+    def _usage(self) -> Usage:
+        seen = self._tap.seen
+        if seen == Usage():
+            return self._plan.estimate(self._relayed_bytes)
+        return seen
+
+    async def _open(self, send: Send) -> None:
+        if self.started:
+            return
+        if self._meter is not None:
+            await self._meter.opened()
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        self.started = True
+
+    @asynccontextmanager
+    async def _waiting(self, send: Send) -> AsyncIterator[None]:
+        heartbeat = asyncio.create_task(self._heartbeat(send))
+        try:
+            yield
+        finally:
+            heartbeat.cancel()
+            await asyncio.wait({heartbeat})
+        if not heartbeat.cancelled():
+            heartbeat.result()
+
+    async def _heartbeat(self, send: Send) -> None:
+        """Opens the stream of a waking engine and keeps it alive with comments, at least one a second."""
+        asked = time.perf_counter()
+        await asyncio.sleep(OPEN_AFTER_S)
+        self._record.tier = self._found_tier()
+        await self._open(send)
+        while True:
+            waited = time.perf_counter() - asked
+            text = f"waking {self._plan.model_id} {self._record.tier} {waited:.1f}s"
+            comment = ServerSentEvent(comment=text, sep="\n").encode()
+            await send({"type": "http.response.body", "body": comment, "more_body": True})
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def _found_tier(self) -> SleepTier:
+        return next(
+            (engine.tier for engine in self._door.host.status() if engine.id == self._plan.model_id),
+            SleepTier.COLD,
+        )

@@ -1,0 +1,60 @@
+"""Values of the configuration: from TOML, or from the text of an environment variable, to the hinted type."""
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from engines.spec import Task
+
+_NAMES: Mapping[type[Any], str] = types.MappingProxyType(
+    {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}
+)
+
+
+def convert(hint: Any, value: Any, base: Path) -> Any:
+    """The TOML value as the hinted type; raises ValueError naming what was wanted."""
+    hint = _without_none(hint)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"must be an array of strings, not {value!r}")
+        return tuple(value)
+    if hint is Task:
+        return _task(value)
+    if hint is Path and isinstance(value, str):
+        return (base / value).resolve()
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"must be {_NAMES[hint]}, not {value!r}")
+    return value
+
+
+def from_text(hint: Any, text: str, base: Path) -> Any:
+    """The value of an environment variable as the hinted type."""
+    hint = _without_none(hint)
+    if get_origin(hint) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"must be true or false, not {text!r}")
+        return text.lower() == "true"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise ValueError(f"must be {_NAMES[hint]}, not {text!r}") from None
+    return convert(hint, text, base)
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) is types.UnionType:
+        return next(option for option in get_args(hint) if option is not type(None))
+    return hint
+
+
+def _task(value: Any) -> Task:
+    try:
+        return Task(value)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(Task)}, not {value!r}") from None

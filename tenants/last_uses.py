@@ -1,0 +1,69 @@
+"""When keys were last used: noted in memory by each request, written in batches behind its back."""
+
+import asyncio
+import logging
+from itertools import islice
+
+from sqlalchemy import bindparam, or_, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from tenants.errors import StorageUnavailable
+from tenants.storage import Storage
+from tenants.tables import api_keys
+
+_log = logging.getLogger("torpor.tenants")
+
+WRITE_EVERY_S = 60.0
+_BATCH = 500
+"""Keys in one transaction: the ledger waits for no longer one."""
+
+_WRITE = (
+    update(api_keys)
+    .where(api_keys.c.id == bindparam("key_id"))
+    .where(or_(api_keys.c.last_used_ms.is_(None), api_keys.c.last_used_ms < bindparam("used_ms")))
+    .values(last_used_ms=bindparam("used_ms"))
+)
+
+
+class LastUses:
+    """At most one write a key in `WRITE_EVERY_S`, and one at the end; a crash loses what lies between.
+
+    Notes of one key take one place, so that memory is bounded by the number of keys.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._noted: dict[str, int] = {}
+        self._closing = asyncio.Event()
+
+    def note(self, key_id: str, used_ms: int) -> None:
+        """The key was used at this time, in milliseconds since the epoch."""
+        self._noted[key_id] = used_ms
+
+    async def run(self) -> None:
+        """Writes what is noted from time to time until `close`, and then once more."""
+        while not self._closing.is_set():
+            try:
+                async with asyncio.timeout(WRITE_EVERY_S):
+                    await self._closing.wait()
+            except TimeoutError:
+                pass
+            await self._write()
+
+    def close(self) -> None:
+        """Lets `run` come to its end."""
+        self._closing.set()
+
+    async def _write(self) -> None:
+        """What cannot be written stays noted, unless there is a later note by then."""
+        noted, self._noted = self._noted, {}
+        try:
+            while batch := list(islice(noted.items(), _BATCH)):
+                async with self._storage.write() as connection:
+                    rows = [{"key_id": key_id, "used_ms": used_ms} for key_id, used_ms in batch]
+                    await connection.execute(_WRITE, rows)
+                for key_id, _ in batch:
+                    del noted[key_id]
+        except (StorageUnavailable, SQLAlchemyError) as error:
+            self._noted = {**noted, **self._noted}
+            _log.warning("when %d keys were last used could not be written: %s", len(noted), error)
