@@ -31,6 +31,9 @@ class ServerConfig:
     port: int = 8080
     log_level: str = "info"
     log_format: str = "text"
+    log_file: Path | None = None
+    log_file_bytes: int = 10 * 1024 * 1024
+    log_files_kept: int = 5
     trusted_proxies: tuple[str, ...] = ()
     tls_certificate: Path | None = None
     tls_key: Path | None = None

@@ -1,6 +1,7 @@
 """``torpor serve|start|stop|wait``: the life of the gateway's process."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 import httpx
@@ -18,6 +20,7 @@ from gateway.cli.common import CommandError, Installation, config_option, run
 from gateway.cli.setup import greeting
 from gateway.config import ModelConfig
 from gateway.datadir import DataDirectoryInUse
+from gateway.logs import LogFile
 from gateway.server import StartFailed
 from gateway.server import serve as serve_gateway
 
@@ -63,17 +66,19 @@ timeout_option = click.option(
 def start(timeout_s: float, config_file: Path) -> None:
     """Run the gateway in the background, and return when its default model has answered.
 
-    Its output goes to gateway.log in the data directory; that of the run before is kept beside it. A gateway
-    that this command has started does not outlive its failure.
+    Its output goes to the configured log file, or else to gateway.log in the data directory; those of the
+    runs before are kept beside it. A gateway that this command has started does not outlive its failure.
     """
     installation = Installation.load(config_file)
     _default_model(installation)
-    log = installation.data.path / "gateway.log"
+    server = installation.config.server
+    log = server.log_file or installation.data.path / "gateway.log"
     launched: AbstractContextManager[subprocess.Popen[bytes] | None] = nullcontext()
     if installation.data.running() is not None:
         click.echo("the gateway runs already")
     else:
-        launched = _launched(installation, config_file, log)
+        file = LogFile(log, server.log_file_bytes, server.log_files_kept)
+        launched = _launched(installation, config_file, file)
     # So that also a SIGTERM to this command leaves nothing behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -86,18 +91,18 @@ def start(timeout_s: float, config_file: Path) -> None:
 
 @contextmanager
 def _launched(
-    installation: Installation, config_file: Path, log: Path
+    installation: Installation, config_file: Path, log: LogFile
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """A gateway in a process of its own, which outlives the block only where the block succeeds."""
     installation.data.create()
-    if log.exists():
-        log.replace(log.with_name("gateway.log.1"))
-    with log.open("wb") as output:
+    # What it says before it writes its log reaches the same file: appended, as the log is.
+    with _opened(log) as output:
         process = subprocess.Popen(  # noqa: S603 - this command again
             [sys.executable, "-m", "gateway.cli", "serve", "--config", str(config_file)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env={**os.environ, "TORPOR_SERVER__LOG_FILE": str(log.path)},
             start_new_session=True,
         )
     try:
@@ -107,6 +112,15 @@ def _launched(
         if isinstance(error, CommandError):
             raise CommandError(f"{error}; the gateway that was started has ended") from None
         raise
+
+
+def _opened(log: LogFile) -> BinaryIO:
+    """The log, begun anew."""
+    try:
+        log.begin()
+        return log.path.open("ab")
+    except OSError as error:
+        raise CommandError(f"the log {log.path} cannot be written: {error.strerror}") from None
 
 
 def _end(process: "subprocess.Popen[bytes]", patience_s: float) -> None:

@@ -57,6 +57,30 @@ def test_a_gateway_is_started_and_stopped(tmp_path: Path, standin: str) -> None:
     assert processes_with(_mark(gateway)) == []
 
 
+def test_the_log_is_bounded_and_begun_anew_at_each_start(tmp_path: Path, standin: str) -> None:
+    gateway = _installed(tmp_path, standin)
+    gateway.environment = {
+        **gateway.environment,
+        "TORPOR_SERVER__LOG_FILE_BYTES": "4000",
+        "TORPOR_SERVER__LOG_FILES_KEPT": "2",
+    }
+    log = tmp_path / ".torpor/gateway.log"
+    log.write_text("of the run before\n")
+    try:
+        assert _start(gateway).returncode == 0
+        assert "listening on" in log.read_text()
+        assert log.with_name("gateway.log.1").read_text() == "of the run before\n"
+        with gateway.http("none") as http:
+            for _ in range(200):
+                http.get("/health/live")
+    finally:
+        gateway.torpor("stop")
+    files = sorted(file.name for file in log.parent.glob("gateway.log*"))
+    assert files == ["gateway.log", "gateway.log.1", "gateway.log.2"]
+    assert all(log.with_name(name).stat().st_size <= 4000 for name in files)
+    assert "path=/health/live" in log.with_name("gateway.log.1").read_text()
+
+
 def test_a_start_that_takes_too_long_leaves_nothing(tmp_path: Path, silent: str) -> None:
     gateway = _installed(tmp_path, silent)
     failed = _start(gateway, "--timeout", "3")
