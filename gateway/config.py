@@ -244,6 +244,8 @@ class _Loader:
             required = item.default is MISSING and item.default_factory is MISSING
             if required and item.name not in result:
                 raise self.fault(section, item.name, "is required", index)
+            if isinstance(item.default, Path) and item.name not in result:
+                result[item.name] = self._path.resolve().parent / item.default
         return kind(**result)
 
     def _value(self, section: str, key: str, hint: Any, value: Any, index: int) -> Any:
