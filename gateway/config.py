@@ -32,6 +32,9 @@ class ServerConfig:
     port: int = 8080
     log_level: str = "info"
     log_format: str = "text"
+    log_file: Path | None = None
+    log_file_bytes: int = 10 * 1024 * 1024
+    log_files_kept: int = 5
     trusted_proxies: tuple[str, ...] = ()
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -272,6 +275,8 @@ class _Loader:
             required = item.default is MISSING and item.default_factory is MISSING
             if required and item.name not in result:
                 raise self.fault(section, item.name, "is required", index)
+            if isinstance(item.default, Path) and item.name not in result:
+                result[item.name] = self._path.resolve().parent / item.default
         return kind(**result)
 
     def _value(self, section: str, key: str, hint: Any, value: Any, index: int) -> Any:

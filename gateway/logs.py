@@ -1,26 +1,71 @@
 """Structured logs: one JSON object, or one line of ``key=value`` text, for each record."""
 
 import logging
+import os
 import sys
 import time
+from contextlib import closing
+from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 
-def configure_logging(level: str, log_format: str) -> None:
-    """Sends every log of the process to standard error.
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """A file that is rotated before it is larger than ``max_bytes``; ``kept`` older ones stay beside it."""
+
+    path: Path
+    max_bytes: int
+    kept: int
+
+    def begin(self) -> None:
+        """Puts what is there aside, as a rotation does. Raises OSError."""
+        with closing(RotatingFileHandler(self.path, backupCount=self.kept, delay=True)) as handler:
+            handler.doRollover()
+
+
+def configure_logging(level: str, log_format: str, file: LogFile | None = None) -> None:
+    """Sends every log of the process to the file, or else to standard error.
 
     ``level`` is a name of the standard library's, in lower case; ``log_format`` is ``json`` or ``text``.
-    uvicorn's own lines keep to warnings: the access line is the gateway's.
+    uvicorn's own lines keep to warnings: the access line is the gateway's. Raises OSError where the file
+    cannot be written.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr) if file is None else _RotatedFile(file)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for noisy in ("uvicorn", "uvicorn.error", "httpx", "httpcore", "alembic", "aiosqlite", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _RotatedFile(RotatingFileHandler):
+    """Standard output and error that lead to the file are led to the next one when it is rotated.
+
+    What is written past the logs (the start's failures, the stack of a crash) is thus never in a file that
+    has been deleted, and counts for the size.
+    """
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__(file.path, maxBytes=file.max_bytes, backupCount=file.kept, encoding="utf-8")
+
+    def doRollover(self) -> None:  # noqa: N802 - the standard library's name
+        following = [descriptor for descriptor in (1, 2) if _leads_to(descriptor, self.baseFilename)]
+        super().doRollover()
+        for descriptor in following:
+            if self.stream is not None:
+                os.dup2(self.stream.fileno(), descriptor)
+
+
+def _leads_to(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
 
 
 class JsonFormatter(logging.Formatter):

@@ -11,11 +11,11 @@ from starlette.applications import Starlette
 
 from engines.errors import InvalidModel
 from gateway.app import create_app
-from gateway.config import Config
+from gateway.config import Config, ServerConfig
 from gateway.context import RequestContext
 from gateway.database import DatabaseError, migrate
 from gateway.datadir import DataDirectory
-from gateway.logs import configure_logging
+from gateway.logs import LogFile, configure_logging
 from gateway.protocol import guarded_protocol
 from gateway.services import Services
 from metering.errors import InvalidTokenizer
@@ -62,7 +62,7 @@ def serve(config: Config, data: DataDirectory) -> None:
     Raises `StartFailed`.
     """
     server = config.server
-    configure_logging(server.log_level, server.log_format)
+    _configure_logging(server)
     try:
         asyncio.run(migrate(config.storage.database_url()))
         app = create_app(config, data)
@@ -71,7 +71,31 @@ def serve(config: Config, data: DataDirectory) -> None:
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise StartFailed(f"the database cannot be opened: {reason}; check [storage] database") from error
-    settings = uvicorn.Config(
+    # uvicorn raises the signal again when it has drained; the process is to end with 0 then.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: None)
+    with _listener(server.host, server.port) as listener:
+        try:
+            GatewayServer(_settings(server, app), app, data, config).run(sockets=[listener])
+        finally:
+            # Not before: also where the end was forced, the engines have ended by now.
+            data.withdraw()
+
+
+def _configure_logging(server: ServerConfig) -> None:
+    file = None
+    if server.log_file is not None:
+        file = LogFile(server.log_file, server.log_file_bytes, server.log_files_kept)
+    try:
+        configure_logging(server.log_level, server.log_format, file)
+    except OSError as error:
+        raise StartFailed(
+            f"the log {server.log_file} cannot be written: {error.strerror}; check [server] log_file"
+        ) from None
+
+
+def _settings(server: ServerConfig, app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
         RequestContext(app),
         http=guarded_protocol(server.max_header_bytes, server.header_timeout_s),
         loop="uvloop",
@@ -87,15 +111,6 @@ def serve(config: Config, data: DataDirectory) -> None:
         ssl_certfile=server.tls_certificate,
         ssl_keyfile=server.tls_key,
     )
-    # uvicorn raises the signal again when it has drained; the process is to end with 0 then.
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, lambda *_: None)
-    with _listener(server.host, server.port) as listener:
-        try:
-            GatewayServer(settings, app, data, config).run(sockets=[listener])
-        finally:
-            # Not before: also where the end was forced, the engines have ended by now.
-            data.withdraw()
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -1,11 +1,16 @@
-"""``torpor serve|stop|wait``: the life of the gateway's process."""
+"""``torpor serve|start|stop|wait``: the life of the gateway's process."""
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 import httpx
@@ -13,11 +18,14 @@ import httpx
 from engines.spec import Task
 from gateway.cli.common import CommandError, Installation, config_option, run
 from gateway.cli.setup import greeting
+from gateway.config import ModelConfig
 from gateway.datadir import DataDirectoryInUse
+from gateway.logs import LogFile
 from gateway.server import StartFailed
 from gateway.server import serve as serve_gateway
 
 _POLL_S = 0.2
+_READY_TIMEOUT_S = 2.0
 _WAIT_S = 600.0
 _AFTER_DRAIN_S = 30.0
 _STOP_NEEDS = {"storage": ("data_dir",), "server": ("drain_timeout_s",)}
@@ -47,36 +55,82 @@ def _greet(installation: Installation) -> None:
         click.echo(f"torpor: {error}", err=True)
 
 
+timeout_option = click.option(
+    "--timeout", "timeout_s", default=_WAIT_S, show_default=True, help="Seconds to wait for the answer."
+)
+
+
 @click.command()
+@timeout_option
 @config_option
-def start(config_file: Path) -> None:
+def start(timeout_s: float, config_file: Path) -> None:
     """Run the gateway in the background, and return when its default model has answered.
 
-    Its output goes to gateway.log in the data directory; that of the run before is kept beside it.
+    Its output goes to the configured log file, or else to gateway.log in the data directory; those of the
+    runs before are kept beside it. A gateway that this command has started does not outlive its failure.
     """
     installation = Installation.load(config_file)
-    data = installation.data
-    process = None
-    log = data.path / "gateway.log"
-    if data.running() is not None:
+    _default_model(installation)
+    server = installation.config.server
+    log = server.log_file or installation.data.path / "gateway.log"
+    launched: AbstractContextManager[subprocess.Popen[bytes] | None] = nullcontext()
+    if installation.data.running() is not None:
         click.echo("the gateway runs already")
     else:
-        data.create()
-        if log.exists():
-            log.replace(log.with_name("gateway.log.1"))
-        with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603 - this command again
-                [sys.executable, "-m", "gateway.cli", "serve", "--config", str(config_file)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        file = LogFile(log, server.log_file_bytes, server.log_files_kept)
+        launched = _launched(installation, config_file, file)
+    # So that also a SIGTERM to this command leaves nothing behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(lambda: _wait(installation, _WAIT_S, process))
+        with launched as process:
+            run(lambda: _wait(installation, timeout_s, process))
     except CommandError as error:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
         raise CommandError(f"{error}\nThe last lines of {log}:\n{last}") from None
+
+
+@contextmanager
+def _launched(
+    installation: Installation, config_file: Path, log: LogFile
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A gateway in a process of its own, which outlives the block only where the block succeeds."""
+    installation.data.create()
+    # What it says before it writes its log reaches the same file: appended, as the log is.
+    with _opened(log) as output:
+        process = subprocess.Popen(  # noqa: S603 - this command again
+            [sys.executable, "-m", "gateway.cli", "serve", "--config", str(config_file)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "TORPOR_SERVER__LOG_FILE": str(log.path)},
+            start_new_session=True,
+        )
+    try:
+        yield process
+    except BaseException as error:
+        _end(process, installation.config.server.drain_timeout_s + _AFTER_DRAIN_S)
+        if isinstance(error, CommandError):
+            raise CommandError(f"{error}; the gateway that was started has ended") from None
+        raise
+
+
+def _opened(log: LogFile) -> BinaryIO:
+    """The log, begun anew."""
+    try:
+        log.begin()
+        return log.path.open("ab")
+    except OSError as error:
+        raise CommandError(f"the log {log.path} cannot be written: {error.strerror}") from None
+
+
+def _end(process: "subprocess.Popen[bytes]", patience_s: float) -> None:
+    """Ends the gateway; its engines end with it, however it does."""
+    process.terminate()
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @click.command()
@@ -99,7 +153,7 @@ def stop(config_file: Path) -> None:
 
 
 @click.command()
-@click.option("--timeout", "timeout_s", default=_WAIT_S, show_default=True, help="Seconds.")
+@timeout_option
 @config_option
 def wait(timeout_s: float, config_file: Path) -> None:
     """Wait until the default model has answered a request."""
@@ -107,43 +161,64 @@ def wait(timeout_s: float, config_file: Path) -> None:
     run(lambda: _wait(installation, timeout_s))
 
 
-async def _wait(
-    installation: Installation, timeout_s: float, process: "subprocess.Popen[bytes] | None" = None
-) -> None:
-    started = time.monotonic()
+def _default_model(installation: Installation) -> tuple[ModelConfig, str]:
+    """The model, and a key that opens it."""
     key = installation.credentials().get("TORPOR_API_KEY") or installation.credential("TORPOR_API_KEY")
     if not installation.config.models:
         raise CommandError("the configuration names no model")
-    model = installation.config.models[0]
-    async with installation.http(key, timeout_s=timeout_s) as client:
-        await _until_listening(client, started + timeout_s, process)
-        click.echo(f"the gateway listens; waking {model.id} (a cold start takes about half a minute)")
-        if model.task is Task.EMBED:
-            request = client.post("/v1/embeddings", json={"model": model.id, "input": "Hello"})
-        else:
-            messages = [{"role": "user", "content": "Hello"}]
-            body = {"model": model.id, "messages": messages, "max_tokens": 8}
-            request = client.post("/v1/chat/completions", json=body)
-        asking = asyncio.create_task(request)
-        while not (await asyncio.wait({asking}, timeout=5))[0]:
-            click.echo(f"  still waking, {time.monotonic() - started:.0f} s")
-        response = asking.result()
+    return installation.config.models[0], key
+
+
+async def _wait(
+    installation: Installation, timeout_s: float, process: "subprocess.Popen[bytes] | None" = None
+) -> None:
+    model, key = _default_model(installation)
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(timeout_s), installation.http(key, timeout_s=timeout_s) as client:
+            await _until_listening(client, process)
+            click.echo(f"the gateway listens; waking {model.id} (a cold start takes about half a minute)")
+            async with _telling(began):
+                response = await _ask(client, model)
+    except TimeoutError:
+        raise CommandError(f"{model.id} did not answer within {timeout_s:g} s") from None
     if response.is_error:
         raise CommandError(f"{model.id} did not answer: {response.text}")
-    click.echo(f"{model.id} answered after {time.monotonic() - started:.0f} s")
+    click.echo(f"{model.id} answered after {time.monotonic() - began:.0f} s")
 
 
-async def _until_listening(
-    client: httpx.AsyncClient, deadline: float, process: "subprocess.Popen[bytes] | None"
-) -> None:
-    while time.monotonic() < deadline:
+async def _ask(client: httpx.AsyncClient, model: ModelConfig) -> httpx.Response:
+    if model.task is Task.EMBED:
+        return await client.post("/v1/embeddings", json={"model": model.id, "input": "Hello"})
+    messages = [{"role": "user", "content": "Hello"}]
+    body = {"model": model.id, "messages": messages, "max_tokens": 8}
+    return await client.post("/v1/chat/completions", json=body)
+
+
+@asynccontextmanager
+async def _telling(began: float) -> AsyncIterator[None]:
+    """A line every five seconds."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(5)
+            click.echo(f"  still waking, {time.monotonic() - began:.0f} s")
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()
+
+
+async def _until_listening(client: httpx.AsyncClient, process: "subprocess.Popen[bytes] | None") -> None:
+    while True:
         if process is not None and process.poll() is not None:
-            raise CommandError("the gateway has ended")
+            raise CommandError(f"the gateway ended by itself, with exit code {process.returncode}")
         try:
-            response = await client.get("/health/ready")
+            response = await client.get("/health/ready", timeout=_READY_TIMEOUT_S)
         except httpx.TransportError:
             response = None
         if response is not None and response.is_success:
             return
         await asyncio.sleep(_POLL_S)
-    raise CommandError("the gateway did not begin to listen in time; its log says why")

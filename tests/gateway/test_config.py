@@ -28,6 +28,10 @@ def test_the_example_loads(tmp_path: Path) -> None:
     assert config.storage.data_dir == tmp_path / ".torpor"
 
 
+def test_the_default_folder_is_the_files_own_too(tmp_path: Path) -> None:
+    assert _load(tmp_path, "").storage.data_dir == tmp_path / ".torpor"
+
+
 def test_every_key_is_documented_with_its_default() -> None:
     document = (REPOSITORY / "docs/configuration.md").read_text()
     for section, kind in SECTIONS.items():

@@ -11,7 +11,7 @@ from gateway.database import migrate
 
 
 def _installation(folder: Path) -> Installation:
-    (folder / "torpor.toml").write_text("")
+    (folder / "torpor.toml").write_text('[storage]\ndata_dir = "data"\n')
     return Installation.load(folder / "torpor.toml")
 
 

@@ -5,9 +5,132 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.process import REPOSITORY, free_port, running_gateway
+import pytest
+
+from tests.process import REPOSITORY, Gateway, free_port, running_gateway
+from tests.process_table import processes_with
+
+SERVE = "gateway.cli\0serve\0--config\0"
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The URL of a server that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _installed(folder: Path, url: str, port: int | None = None) -> Gateway:
+    """An installation whose default model is somebody else's."""
+    port = port or free_port()
+    config = folder / "torpor.toml"
+    config.write_text(f"[server]\nport = {port}\n[[models]]\nid = 'far'\nurl = '{url}'\n")
+    gateway = Gateway(folder, port, {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)})
+    gateway.torpor("setup")
+    return gateway
+
+
+def _mark(gateway: Gateway) -> str:
+    """What the command line of the gateway that is started holds."""
+    return f"{SERVE}{gateway.folder / 'torpor.toml'}"
+
+
+def _start(gateway: Gateway, *options: str) -> "subprocess.CompletedProcess[str]":
+    return gateway.torpor("start", "--config", str(gateway.folder / "torpor.toml"), *options, check=False)
+
+
+def test_a_gateway_is_started_and_stopped(tmp_path: Path, standin: str) -> None:
+    gateway = _installed(tmp_path, standin)
+    try:
+        assert _start(gateway).returncode == 0
+        assert len(processes_with(_mark(gateway))) == 1
+        again = _start(gateway)
+        assert again.returncode == 0
+        assert "runs already" in again.stdout
+    finally:
+        gateway.torpor("stop")
+    assert processes_with(_mark(gateway)) == []
+
+
+def test_the_log_is_bounded_and_begun_anew_at_each_start(tmp_path: Path, standin: str) -> None:
+    gateway = _installed(tmp_path, standin)
+    gateway.environment = {
+        **gateway.environment,
+        "TORPOR_SERVER__LOG_FILE_BYTES": "4000",
+        "TORPOR_SERVER__LOG_FILES_KEPT": "2",
+    }
+    log = tmp_path / ".torpor/gateway.log"
+    log.write_text("of the run before\n")
+    try:
+        assert _start(gateway).returncode == 0
+        assert "listening on" in log.read_text()
+        assert log.with_name("gateway.log.1").read_text() == "of the run before\n"
+        with gateway.http("none") as http:
+            for _ in range(200):
+                http.get("/health/live")
+    finally:
+        gateway.torpor("stop")
+    files = sorted(file.name for file in log.parent.glob("gateway.log*"))
+    assert files == ["gateway.log", "gateway.log.1", "gateway.log.2"]
+    assert all(log.with_name(name).stat().st_size <= 4000 for name in files)
+    assert "path=/health/live" in log.with_name("gateway.log.1").read_text()
+
+
+def test_a_start_that_takes_too_long_leaves_nothing(tmp_path: Path, silent: str) -> None:
+    gateway = _installed(tmp_path, silent)
+    failed = _start(gateway, "--timeout", "3")
+    assert failed.returncode == 1
+    assert "far did not answer within 3 s; the gateway that was started has ended" in failed.stderr
+    assert "listening on" in failed.stderr, "the log's last lines"
+    assert processes_with(_mark(gateway)) == []
+    assert gateway.torpor("stop").stdout == "no gateway is running\n"
+
+
+def test_a_start_whose_model_fails_leaves_nothing(tmp_path: Path) -> None:
+    gateway = _installed(tmp_path, f"http://127.0.0.1:{free_port()}")
+    failed = _start(gateway)
+    assert failed.returncode == 1
+    assert "engine_failed" in failed.stderr
+    assert processes_with(_mark(gateway)) == []
+
+
+def test_a_gateway_that_cannot_start_says_why(tmp_path: Path, silent: str) -> None:
+    gateway = _installed(tmp_path, silent, port=int(silent.rpartition(":")[2]))
+    failed = _start(gateway)
+    assert failed.returncode == 1
+    assert "the gateway ended by itself, with exit code 1" in failed.stderr
+    assert f"cannot listen on 127.0.0.1:{gateway.port}" in failed.stderr
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_that_is_ended_leaves_nothing(tmp_path: Path, silent: str, ending: signal.Signals) -> None:
+    gateway = _installed(tmp_path, silent)
+    command = [sys.executable, "-m", "gateway.cli", "start", "--config", str(tmp_path / "torpor.toml")]
+    starting = subprocess.Popen(command, cwd=tmp_path, env=gateway.environment)
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / ".torpor/gateway.pid").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        starting.send_signal(ending)
+        assert starting.wait(60) == 1
+    finally:
+        starting.kill()
+        starting.wait()
+    assert processes_with(_mark(gateway)) == []
+
+
+def test_nothing_is_started_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "torpor.toml").write_text("")
+    gateway = Gateway(tmp_path, 0, {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)})
+    gateway.torpor("setup")
+    assert "names no model" in _start(gateway).stderr
+    assert not (tmp_path / ".torpor/gateway.log").exists()
 
 
 def test_a_gateway_is_stopped_whatever_its_configuration_has_become(tmp_path: Path) -> None:

@@ -113,6 +113,10 @@ def test_it_ends_well_when_it_is_asked_to(tmp_path: Path, ending: signal.Signals
             "torpor: the database cannot be opened: unable to open database file",
         ),
         ('[[models]]\nid = "a"\nsource = "nowhere"\n', "torpor.toml:3: [[models]] source:"),
+        (
+            '[server]\nlog_file = "nowhere/a.log"\n',
+            "cannot be written: No such file or directory",
+        ),
     ],
 )
 def test_a_start_that_cannot_be_ends_with_one_line(tmp_path: Path, text: str, told: str) -> None:
