@@ -307,7 +307,8 @@ class EngineActor:
         """A replica has ended by itself."""
         if replica.unfit and self._shelf is not None:
             self._shelf.condemn("a restored engine answered otherwise than before")
-            self._failures -= 1  # no fault of the engine's: the next one is started cold, and at once
+            self._lose(replica, failure, 0.0)  # the next one is started cold, and at once
+            return
         if replica.uptime_s >= self._policy.stable_s:
             self._failures = 0
         self._lose(replica, failure, self._backoff_s(self._failures - 1) if self._failures else 0.0)

@@ -80,7 +80,7 @@ def test_usage_prints_a_table(gateway: Gateway) -> None:
 def test_doctor(gateway: Gateway) -> None:
     findings = json.loads(gateway.torpor("doctor", "--json").stdout)
     levels = {finding["subject"]: finding["level"] for finding in findings}
-    assert {"Python", "vLLM", "CPU", "memory", "CRIU", "port", "database"} <= set(levels)
+    assert {"Python", "vLLM", "CPU", "memory", "snapshots", "port", "database"} <= set(levels)
     assert "fails" not in levels.values()
 
 

@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(60)
             self.answer(b"")
         elif self.path == "/torpor/proof":
-            if self.wanted != {"number": self.number}:
+            if self.wanted not in (None, {"number": self.number}):
                 os._exit(71)
             self.answer(b'{"deviation": 0.0, "ms": 1.0}')
         elif self.path == "/number":
@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/torpor/canary":
             self.answer(json.dumps({"number": self.number}).encode())
         elif self.path == "/torpor/wake":
-            Handler.wanted = json.loads(body)
+            Handler.wanted = json.loads(body or b"null")
             self.answer(b"null")
         elif self.path.startswith("/v1/"):
             self.answer(b"{}")
