@@ -16,7 +16,7 @@ from engines.host import EngineMaker
 from engines.process import EngineProcess, EngineSite
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
-from tests.engines.support import CRIU_DIR, standin
+from tests.engines.support import CRIU_DIR, eventually, standin
 from tests.engines.support import spec as standin_spec
 from tests.engines.test_vllm import CHAT
 
@@ -101,14 +101,15 @@ async def test_a_pause_ends_where_it_began(bench: Bench) -> None:
         await engine.restore(bench.snapshot)
         await engine.wake(None)
         await engine.pause()
-        stopped = {
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in engine.pids()
-        }
-        assert stopped == {"T"}
+        assert await eventually(lambda: {state_of(pid) for pid in engine.pids()} == {"T"})
         await engine.resume()
         assert await engine.healthy()
     finally:
         await engine.stop(0)
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 async def test_unknown_calls_are_refused(bench: Bench) -> None:
