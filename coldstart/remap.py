@@ -101,7 +101,7 @@ def remap(folder: Path, memory: Path, seen_as: Path) -> Remapped:
             mapped += process.mapped
             copied += process.copied
             mappings += process.mappings
-        out.truncate(-(-out.tell() // PAGE) * PAGE)
+        out.truncate(-(-out.seek(0, os.SEEK_END) // PAGE) * PAGE)
     files.add_memory(memory, seen_as)
     return Remapped(mapped, copied, mappings)
 
