@@ -63,6 +63,7 @@ class EngineActor:
         self._footprint = 0
         self._router = Router(spec.max_running)
         self._cold_next = False  # somebody asked that the next start be a cold one
+        self._told_to_sleep = False  # and nobody has asked for the model since
         usable = snapshots if spec.snapshot else None
         self._shelf = Shelf(self._parts, usable, self._lend) if usable is not None else None
         self._idling = Idling(spec, keep_alive, lambda: self._post(self._settle))
@@ -150,14 +151,12 @@ class EngineActor:
     def _post(self, handle: Callable[[], None]) -> None:
         self._inbox.put_nowait(handle)
 
-    # -- the actor's task ---------------------------------------------------------------------------------
-
     async def run(self) -> None:
         """Do what is asked until `close`."""
         try:
-            self._warm()
             if self._shelf is not None:
                 self._shelf.begin()
+            self._settle()
             while not self._closing:
                 (await self._inbox.get())()
         finally:
@@ -185,6 +184,7 @@ class EngineActor:
             fail(waiter.result, HostClosing())
             return
         self._idling.on_request()
+        self._told_to_sleep = False
         replica = self._router.choose(self._replicas, waiter.prefix)
         if replica is not None:
             waiter.found = SleepTier.HOT
@@ -196,13 +196,9 @@ class EngineActor:
             if any(replica.suspected for replica in self._replicas):
                 waiter.found = SleepTier.HOT  # awake, and probably well
             self._waiters[waiter] = None
-            waiter.result.add_done_callback(lambda _: self._post(lambda: self._on_answered(waiter)))
+            waiter.result.add_done_callback(lambda _: self._post(lambda: self._forget_waiter(waiter)))
             self._wake_one()
             self._wake_crowd()
-
-    def _on_answered(self, waiter: Waiter) -> None:
-        """The waiter has been served or has gone away."""
-        self._waiters.pop(waiter, None)
 
     def _grant(self, waiter: Waiter, replica: Replica) -> None:
         if waiter.result.done():
@@ -227,10 +223,14 @@ class EngineActor:
     # -- waking -------------------------------------------------------------------------------------------
 
     def _warm(self) -> None:
-        """As many engines as are always to be hot."""
-        awake = [r for r in self._replicas if r.waking or r.state is EngineState.READY]
-        if len(awake) < self.spec.min_hot and not self._closing and time.monotonic() >= self._retry_at:
-            self._wake_one(more=True)
+        """As many engines as are always to be hot, unless somebody put them to sleep."""
+        missing = self.spec.min_hot - sum(r.state is not EngineState.DRAINING for r in self._replicas)
+        if missing > 0 and not self._told_to_sleep:
+            wait_s = self._retry_at - time.monotonic()
+            if wait_s <= 0:
+                self._wake_one(more=True)
+            else:
+                asyncio.get_running_loop().call_later(wait_s, lambda: self._post(self._settle))
 
     def _wake_one(self, *, more: bool = False) -> None:
         """One wake for all who wait, unless one is on its way. ``more``: also where one is awake."""
@@ -333,8 +333,6 @@ class EngineActor:
     def _unavailable(self, wait_s: float) -> EngineUnavailable:
         return EngineUnavailable(f"the engine of model {self.spec.id} failed to start", max(0.1, wait_s))
 
-    # -- sleeping -----------------------------------------------------------------------------------------
-
     def on_rested(self, replica: Replica) -> None:
         """A replica is paused, or has ended as it was told to."""
         if replica.state is EngineState.COLD:
@@ -351,6 +349,7 @@ class EngineActor:
             return
         self._sleepers.append((tier, done))
         self._cold_next = tier is SleepTier.COLD
+        self._told_to_sleep = True
         if not self._replicas:
             self._failures, self._failure, self._retry_at = 0, None, 0.0
         for replica in self._replicas:
@@ -376,6 +375,9 @@ class EngineActor:
                 self._wake_one()
         self._parts.budget.recheck()
 
+    def _forget_waiter(self, waiter: Waiter) -> None:
+        self._waiters.pop(waiter, None)
+
     def _at_rest(self, replica: Replica) -> bool:
         return replica.state is EngineState.PAUSED and self._sleepers[-1][0] is SleepTier.PAUSED
 
@@ -385,8 +387,6 @@ class EngineActor:
         )
         if replica in self._replicas:
             self._replicas.remove(replica)
-
-    # -- snapshots ----------------------------------------------------------------------------------------
 
     def _on_snapshot(self, done: asyncio.Future[EngineStatus]) -> None:
         if self._shelf is not None:

@@ -24,7 +24,7 @@ from engines.policy import HostPolicy
 from engines.process import EngineProcess, EngineSite
 from engines.snapshotting import Snapshots
 from engines.spec import EngineAddress, ModelSpec
-from engines.status import EngineLease, EngineState, EngineStatus
+from engines.status import EngineLease, EngineState, EngineStatus, HostMemory
 
 EngineMaker = Callable[[ModelSpec, EngineSite], EngineProcess]
 
@@ -163,9 +163,10 @@ class EngineHost:
     def _victims(self) -> list[Victim]:
         return [victim for actor in self._actors.values() for victim in actor.victims()]
 
-    def room_bytes(self) -> int:
-        """Memory of the spare sandboxes, which are the host's own. Reads /proc: call it in a thread."""
-        return self._rooms.memory_bytes() if self._rooms is not None else 0
+    def memory(self) -> HostMemory:
+        """What the engines share. Reads /proc for some milliseconds: call it in a thread."""
+        spare_bytes = self._rooms.memory_bytes() if self._rooms is not None else 0
+        return HostMemory(self._budget.limit, self._budget.used, spare_bytes)
 
     @asynccontextmanager
     async def acquire(

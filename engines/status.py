@@ -61,6 +61,15 @@ class EngineStatus:
     replicas: tuple[ReplicaStatus, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Bytes: what all engines may use, what is reserved for them, and what the spare sandboxes use beside."""
+
+    limit: int
+    reserved: int
+    spare_sandboxes: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EngineLease:
     """The right to send requests to an engine that stays awake meanwhile.

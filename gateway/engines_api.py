@@ -1,5 +1,6 @@
 """``/v1/torpor/engines``: what the engines are doing; waking them, putting them to sleep, dumping them."""
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -44,11 +45,22 @@ def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]
 
 
 async def list_engines(request: Request) -> Response:
-    """``GET /v1/torpor/engines``."""
+    """``GET /v1/torpor/engines``; with the root key also the memory that the engines share."""
     principal = await authenticate(request, KeyKind.ROOT, KeyKind.ADMIN)
     operator = principal.kind is KeyKind.ROOT
-    engines = [engine_object(status, for_operator=operator) for status in services_of(request).host.status()]
-    return JSONResponse({"object": "list", "data": engines})
+    host = services_of(request).host
+    answer: dict[str, Any] = {
+        "object": "list",
+        "data": [engine_object(status, for_operator=operator) for status in host.status()],
+    }
+    if operator:
+        memory = await asyncio.to_thread(host.memory)
+        answer["memory"] = {
+            "limit_bytes": memory.limit,
+            "reserved_bytes": memory.reserved,
+            "spare_sandboxes_bytes": memory.spare_sandboxes,
+        }
+    return JSONResponse(answer)
 
 
 async def wake_engine(request: Request) -> Response:

@@ -16,6 +16,7 @@ from engines.host import EngineHost
 from engines.spec import ModelSpec
 from engines.status import EngineLease
 from tests.engines.support import CRIU_DIR, QUICK, spec, standin
+from tests.process_table import processes_with
 
 FOREVER = 1e6
 
@@ -73,3 +74,9 @@ async def asleep(run_dir: Path, *models: ModelSpec, **options: object) -> AsyncI
         await host.snapshot(name)
         await host.sleep(name, SleepTier.SNAPSHOT)
         yield host
+
+
+def engine_pids(run_dir: Path) -> list[int]:
+    """The processes of engines, without those of their sandboxes."""
+    told = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_with(run_dir)}
+    return [pid for pid, command in told.items() if b"init.py" not in command]

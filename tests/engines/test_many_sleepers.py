@@ -5,6 +5,7 @@ A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`
 
 import asyncio
 import os
+import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from coldstart.tiers import SleepTier
 from engines.errors import EngineUnavailable
 from engines.status import EngineState
-from tests.engines.sleepers import ask, asleep, has_snapshot, model, number, snapshot_host
+from tests.engines.sleepers import ask, asleep, engine_pids, has_snapshot, model, number, snapshot_host
 from tests.engines.support import QUICK, Starts, eventually, no_trace
 from tests.process_table import processes_with
 
@@ -81,10 +82,20 @@ async def test_memory_is_shared_and_who_has_a_request_in_flight_keeps_it(run_dir
 
 
 async def test_min_hot_is_always_there(run_dir: Path) -> None:
+    awake = (EngineState.READY, EngineState.SNAPSHOTTING)
     async with snapshot_host(run_dir, model(min_hot=1, idle_pause_s=0.05)) as host:
-        assert await eventually(lambda: host.status()[0].state is EngineState.READY)
+        assert await eventually(has_snapshot(host))
         await asyncio.sleep(0.5)
-        assert host.status()[0].state in (EngineState.READY, EngineState.SNAPSHOTTING)
+        assert host.status()[0].state in awake
+        first, _ = await ask(host)
+        wakes = len(host.status()[0].wakes)
+        for pid in engine_pids(run_dir):
+            os.kill(pid, signal.SIGKILL)
+        assert await eventually(lambda: len(host.status()[0].wakes) > wakes)
+        assert await ask(host) == (first, SleepTier.HOT)
+        await host.sleep("model", SleepTier.SNAPSHOT)  # an order holds until somebody asks
+        await asyncio.sleep(0.3)
+        assert host.status()[0].tier is SleepTier.SNAPSHOT
 
 
 async def test_idle_engines_are_paused_and_then_leave(run_dir: Path) -> None:

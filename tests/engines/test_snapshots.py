@@ -14,9 +14,8 @@ from coldstart import manifest
 from coldstart.snapshots import Snapshot
 from coldstart.tiers import SleepTier
 from engines.status import EngineState
-from tests.engines.sleepers import ask, asleep, current, has_snapshot, model, snapshot_host
+from tests.engines.sleepers import ask, asleep, current, engine_pids, has_snapshot, model, snapshot_host
 from tests.engines.support import Starts, eventually, no_trace
-from tests.process_table import processes_with
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -64,12 +63,6 @@ async def test_a_paused_engine_uses_no_processor_and_is_back_as_it_was(run_dir: 
         await ask(host)
         await host.sleep("model", SleepTier.PAUSED)
     assert no_trace(run_dir)()
-
-
-def engine_pids(run_dir: Path) -> list[int]:
-    """The processes of engines, without those of their sandboxes."""
-    told = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_with(run_dir)}
-    return [pid for pid, command in told.items() if b"init.py" not in command]
 
 
 # -- what must not be used ----------------------------------------------------------------------------------
