@@ -368,9 +368,9 @@ class EngineActor:
         if any(not waiter.result.done() for waiter in self._waiters):
             self._wake_one()
         elif not self._sleepers:
-            self._idling.settle(
-                self._replicas, can_leave=self._shelf is not None and self._shelf.has_snapshot
-            )
+            self._warm()
+            can_leave = self._shelf is not None and self._shelf.has_snapshot
+            self._idling.settle(self._replicas, can_leave=can_leave)
             if self._idling.prewake_due() and not self._replicas:
                 self._wake_one()
         self._parts.budget.recheck()
