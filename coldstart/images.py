@@ -13,7 +13,7 @@ _MAGIC = 8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-class InvalidImage(Exception):
+class InvalidImage(ValueError):
     """A file is not what CRIU writes."""
 
 

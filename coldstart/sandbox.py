@@ -76,6 +76,7 @@ class Sandbox:
         self._process = process
         self._reader, self._writer = control
         self._asking = asyncio.Lock()
+        self._unanswered = False  # an answer is under way that nobody waits for, if not `_asking`
         self.isolation = isolation
 
     @property
@@ -130,6 +131,9 @@ class Sandbox:
 
     async def _ask(self, **request: Any) -> dict[str, Any]:
         async with self._asking:
+            if self._unanswered:
+                raise SandboxError("an earlier request was given up before its answer")
+            self._unanswered = True
             try:
                 self._writer.write(json.dumps(request).encode() + b"\n")
                 return await self.answer()
@@ -141,6 +145,7 @@ class Sandbox:
         line = await self._reader.readline()
         if not line:
             raise SandboxError("the sandbox has ended")
+        self._unanswered = False
         answer: dict[str, Any] = json.loads(line)
         if answer["error"] is not None:
             raise SandboxError(answer["error"])

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from coldstart.sandbox import SandboxError
@@ -96,13 +96,13 @@ class Replica:
     def wake(self, snapshot: Finder | None, bytes_needed: int) -> None:
         """Begin: from the snapshot that is found, and where that fails or is none, from nothing."""
         self.source = SleepTier.COLD if snapshot is None else SleepTier.SNAPSHOT
-        self._set(EngineState.STARTING if snapshot is None else EngineState.RESTORING)
+        self.state = EngineState.STARTING if snapshot is None else EngineState.RESTORING
         self._spawn(self._bring_up(snapshot, bytes_needed))
 
     def resume(self) -> None:
         """End its pause."""
         self.source = SleepTier.PAUSED
-        self._set(EngineState.RESTORING)
+        self.state = EngineState.RESTORING
         self._spawn(self._thaw(self.engine))
 
     def lease(self, found: SleepTier, wake_s: float) -> EngineLease:
@@ -137,7 +137,7 @@ class Replica:
             if tier is not SleepTier.PAUSED:
                 self._go()
         elif self.state is EngineState.READY:
-            self._set(EngineState.DRAINING)
+            self.state = EngineState.DRAINING
             if not self.leases:
                 self._go()
                 return
@@ -161,12 +161,12 @@ class Replica:
         grace_s = self._parts.policy.stop_grace_s if self.state is not EngineState.PAUSED else 0.0
         await asyncio.gather(*(self._discard(engine, grace_s) for engine in list(self._engines)))
         self._dismiss()
-        self._set(EngineState.COLD)
+        self.state = EngineState.COLD
 
     @asynccontextmanager
     async def held_still(self) -> AsyncIterator[Engine]:
         """Nobody gets a lease meanwhile, and nothing asks it for its health. It must be idle and ready."""
-        self._set(EngineState.SNAPSHOTTING)
+        self.state = EngineState.SNAPSHOTTING
         self._unwatch()
         try:
             yield self.engine
@@ -201,7 +201,7 @@ class Replica:
 
     def _fell_back(self) -> None:
         self.source = SleepTier.COLD
-        self._set(EngineState.STARTING)
+        self.state = EngineState.STARTING
 
     async def _thaw(self, engine: Engine) -> None:
         began = time.perf_counter()
@@ -235,7 +235,7 @@ class Replica:
                 ms = await engine.proof()
         except (EngineError, TimeoutError) as error:
             failure = f"the restored engine is not fit: {error}"
-            await asyncio.wait((asyncio.ensure_future(engine.ended()),), timeout=_END_S)
+            await _ending(engine)
             self._parts.post(lambda: self._break(engine, failure))
         else:
             wake.ms.update(ms)
@@ -246,7 +246,7 @@ class Replica:
 
     def _rise(self, engine: Engine) -> None:
         """It is ready, unless it was told to rest meanwhile."""
-        self._set(EngineState.READY)
+        self.state = EngineState.READY
         self._watch(engine)
         self._parts.listener.on_ready(self)
         if self._goal is not None and self.state is EngineState.READY:
@@ -254,7 +254,7 @@ class Replica:
 
     def _on_failed(self, failure: str) -> None:
         self._dismiss()
-        self._set(EngineState.FAILED)
+        self.state = EngineState.FAILED
         self._parts.listener.on_wake_failed(self, failure)
 
     # -- watching -------------------------------------------------------------------------------------------
@@ -275,6 +275,8 @@ class Replica:
         if await engine.healthy():
             self._parts.post(lambda: self._on_found_well(engine))
         else:
+            if self.unproven:
+                await _ending(engine)
             self._parts.post(lambda: self._break(engine, "the engine failed a request and its health check"))
 
     def _on_found_well(self, engine: Engine) -> None:
@@ -298,7 +300,7 @@ class Replica:
         self.unfit = engine.unfit
         self._dismiss()
         self._spawn(self._discard(engine))
-        self._set(EngineState.FAILED)
+        self.state = EngineState.FAILED
         self._parts.listener.on_broken(self, f"{how}\n{words}")
 
     def _cut_off(self) -> None:
@@ -317,7 +319,7 @@ class Replica:
         else:
             self._stopping = True
             gentle = self.state is EngineState.DRAINING and goal is SleepTier.COLD
-            self._set(EngineState.DRAINING)
+            self.state = EngineState.DRAINING
             self._spawn(self._end(engine, self._parts.policy.stop_grace_s if gentle else 0.0))
 
     async def _freeze(self, engine: Engine) -> None:
@@ -334,7 +336,7 @@ class Replica:
         if engine is not self._engine:
             return
         self._on_measured(engine, memory)
-        self._set(EngineState.PAUSED)
+        self.state = EngineState.PAUSED
         self._watch(engine, frozen=True)
         goal, self._goal = self._goal, None
         if goal is not SleepTier.PAUSED and goal is not None:
@@ -349,7 +351,7 @@ class Replica:
     def _on_ended(self) -> None:
         self._stopping = False
         self._dismiss()
-        self._set(EngineState.COLD)
+        self.state = EngineState.COLD
         self._parts.listener.on_rested(self)
 
     def _new(self) -> Engine:
@@ -392,7 +394,8 @@ class Replica:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _set(self, state: EngineState) -> None:
-        if state is not self.state:
-            _logger.debug("%s#%d: %s", self._parts.spec.id, self.number, state)
-        self.state = state
+
+async def _ending(engine: Engine) -> None:
+    """Wait a moment for the end of an engine that has probably ended itself: how it did tells why."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(engine.ended(), _END_S)

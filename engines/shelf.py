@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 
+from coldstart.sandbox import SandboxError
 from coldstart.snapshots import Layout, Snapshot
 from coldstart.tiers import SleepTier
 from engines.engine import Dumped, Engine
@@ -49,7 +50,11 @@ class Shelf:
 
     async def find(self) -> Snapshot | None:
         """The snapshot that may be restored now; why there is none is logged."""
-        return self._note(await asyncio.to_thread(self._snapshots.find, self._parts.spec))
+        try:
+            return self._note(await asyncio.to_thread(self._snapshots.find, self._parts.spec))
+        except OSError as error:
+            _logger.warning("%s: its snapshot cannot be read: %s", self._parts.spec.id, error)
+            return None
 
     def _note(self, found: Found) -> Snapshot | None:
         if found.newest is None:
@@ -108,10 +113,14 @@ class Shelf:
         began = time.perf_counter()
         try:
             snapshot = await (self._of_replica(replica) if replica else self._of_own())
-        except (EngineError, OSError) as error:
+        except (EngineError, SandboxError, OSError) as error:
             failure = error if isinstance(error, SnapshotFailed) else SnapshotFailed(str(error))
             self._gave_up = True
             _logger.warning("%s: no new snapshot: %s", spec.id, failure)
+        except Exception as error:
+            # The outermost boundary of this task: whoever ordered the snapshot must not wait for ever.
+            failure, self._gave_up = SnapshotFailed(str(error)), True
+            _logger.exception("%s: no new snapshot", spec.id)
         else:
             self._gave_up = False
             took_s = time.perf_counter() - began

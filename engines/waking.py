@@ -39,11 +39,18 @@ async def restore(engine: Engine, snapshot: Snapshot, spec: ModelSpec, policy: H
         async with asyncio.timeout(policy.restore_timeout_s):
             ms = dict(await engine.restore(snapshot))
             ms |= await engine.wake(canary)
-    except (EngineError, OSError, TimeoutError) as error:
-        failure = str(error) or "it took too long"
-        _logger.warning("%s: the snapshot could not be restored, starting cold: %s", spec.id, failure)
-        return Failed(engine, failure)
-    return Awake(engine, ms, proven=canary is None)
+    except TimeoutError:
+        failure = f"it took longer than {policy.restore_timeout_s:g} s"
+    except EngineError as error:
+        failure = str(error)
+    except Exception as error:
+        # The outermost boundary of a restore, as of a start.
+        _logger.exception("%s: the restore failed", spec.id)
+        failure = str(error)
+    else:
+        return Awake(engine, ms, proven=canary is None)
+    _logger.warning("%s: the snapshot could not be restored, starting cold: %s", spec.id, failure)
+    return Failed(engine, failure)
 
 
 async def start(engine: Engine, spec: ModelSpec) -> Awake | Failed:
