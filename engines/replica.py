@@ -257,8 +257,6 @@ class Replica:
         self.state = EngineState.FAILED
         self._parts.listener.on_wake_failed(self, failure)
 
-    # -- watching -------------------------------------------------------------------------------------------
-
     def _watch(self, engine: Engine, *, frozen: bool = False) -> None:
         post = self._parts.post
         watch = Watch(
