@@ -240,6 +240,8 @@ def measure(gateway: Gateway, name: str, wakes: int, prepare: Callable[[], None]
     for turn in range(wakes + 1):
         if name != "hot":
             gateway.sleep(name)
+        else:
+            time.sleep(SETTLE_S)  # as idle as the others: a processor that has rested is slower at first
         if prepare is not None:
             prepare()
         ttft_ms, found = gateway.ask()
