@@ -30,10 +30,14 @@ class CriuMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Criu:
-    """A CRIU that can be run: the words that its command lines begin with, and its version as it says it."""
+    """A CRIU that can be run: the words that its command lines begin with, and its version as it says it.
+
+    ``files``: what is loaded when it is run.
+    """
 
     argv: tuple[str, ...]
     version: str
+    files: tuple[Path, ...] = ()
 
     def check_command(self) -> list[str]:
         """Whether the kernel has what CRIU needs."""
@@ -80,8 +84,22 @@ def find(private: Path | None) -> Criu:
         elif _numbers(version) < LEAST_VERSION:
             reasons.append(f"{name} CRIU is {version}, 4.2 is the least")
         else:
-            return Criu(tuple(argv), version)
+            return Criu(tuple(argv), version, _files(argv))
     raise CriuMissing("; ".join(reasons) or "there is no CRIU")
+
+
+def _files(argv: Sequence[str]) -> tuple[Path, ...]:
+    """The program and its libraries, as the dynamic loader tells them (ld.so(8))."""
+    done = subprocess.run(  # noqa: S603 - a CRIU that was found
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+        env={"LD_TRACE_LOADED_OBJECTS": "1"},
+    )
+    libraries = re.findall(r"=> (/\S+) ", done.stdout)
+    return tuple(Path(word) for word in (*argv, *libraries) if Path(word).is_file())
 
 
 def _version(argv: Sequence[str]) -> str | None:

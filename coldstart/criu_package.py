@@ -37,14 +37,14 @@ def fetch(folder: Path) -> Criu:
         for suite in _SUITES:
             try:
                 unpacked = _download(Path(scratch) / suite, suite)
-                found = find(unpacked)
+                find(unpacked)
             except CriuMissing as error:
                 reasons.append(f"{suite}: {error}")
                 continue
             if folder.exists():
                 shutil.rmtree(folder)
             unpacked.rename(folder)
-            return Criu(tuple(word.replace(str(unpacked), str(folder)) for word in found.argv), found.version)
+            return find(folder)
     raise CriuMissing("; ".join(reasons))
 
 

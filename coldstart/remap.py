@@ -4,7 +4,7 @@ Stock CRIU fills a restored process's memory by reading its pages from the image
 the kernel must first find and zero, a gigabyte takes most of a second. Here the pages move into one file,
 ``memory``, laid out in the order of their addresses, and each piece of memory becomes a private mapping of
 that file: the kernel reads a page when it is touched, from the page cache, which all replicas of a snapshot
-share until they write to it.
+share until they write to it. What two processes hold alike is in the file once (`coldstart.memory_file`).
 
 Two kinds of memory are rewritten. Private anonymous memory, in runs of present pages (small gaps are filled
 with zeros, which is what they read as). And private file mappings with changed pages (the relocated data of
@@ -20,13 +20,14 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO
 
 from coldstart import images
 from coldstart.images import InvalidImage, Message
+from coldstart.memory_file import PAGE, MemoryFile, Piece
 
-PAGE = 4096
 MEMORY = "memory"
 
 # Fields of CRIU's messages, by the names that it gives them.
@@ -47,7 +48,6 @@ _REGULAR_FILE = 1
 
 # A gap of so many absent pages within a mapping is filled; a longer one splits it.
 _GAP_PAGES = 64
-_COPY = 1 << 20
 
 
 @dataclass(slots=True)
@@ -94,20 +94,25 @@ def remap(folder: Path, memory: Path, seen_as: Path) -> Remapped:
     """
     files = _Files(folder)
     mapped = copied = mappings = 0
-    with memory.open("xb") as out:
+    with MemoryFile(memory) as out:
         for path in sorted(folder.glob("mm-*.img"), key=lambda path: int(path.stem.partition("-")[2])):
             process = _Process(folder, int(path.stem.partition("-")[2]), files, out)
             process.rewrite()
+            out.next_process()
+            files.next_process()
             mapped += process.mapped
             copied += process.copied
             mappings += process.mappings
-        out.truncate(-(-out.seek(0, os.SEEK_END) // PAGE) * PAGE)
-    files.add_memory(memory, seen_as)
+    files.write(memory, seen_as)
     return Remapped(mapped, copied, mappings)
 
 
 class _Files:
-    """CRIU's table of open files."""
+    """CRIU's table of open files, with an entry of its own for each process that maps a file.
+
+    Where parent and child map the same entry at the same place, CRIU makes the parent's mapping early and
+    lets the child inherit it, which costs more than two mappings, and does not compare offsets.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "files.img"
@@ -119,20 +124,54 @@ class _Files:
                 self._regular[entry.get(_FILE_ID)] = Message.parse(blob)
         if not self._regular:
             raise InvalidImage("files.img names no regular file")
-        self.memory_id = max(entry.get(_FILE_ID) for entry in self._entries) + 1
+        self._next_id = max(entry.get(_FILE_ID) for entry in self._entries) + 1
+        self._own: dict[int, int] = {}
+        self._taken: set[int] = set()
+        self._memory_ids = [self._new_id()]
+
+    def next_process(self) -> None:
+        """The mappings that follow are another process's."""
+        self._taken |= self._own.keys()
+        self._own = {}
+        self._memory_ids.append(self._new_id())
+
+    @property
+    def memory_id(self) -> int:
+        """The memory file, for the mappings of the present process."""
+        return self._memory_ids[-1]
+
+    def own(self, file_id: int) -> int:
+        """The file, for the mappings of the present process."""
+        if file_id not in self._own:
+            regular = self._regular.get(file_id)
+            if regular is None or file_id not in self._taken:
+                self._own[file_id] = file_id
+            else:
+                self._own[file_id] = self._new_id()
+                self._add(self._own[file_id], regular)
+        return self._own[file_id]
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
+
+    def _add(self, file_id: int, regular: Message) -> None:
+        blob = regular.with_values({_REG_ID: file_id}).encode()
+        entry: dict[int, int | bytes | None] = {_FILE_TYPE: _REGULAR_FILE, _FILE_ID: file_id, _FILE_REG: blob}
+        self._entries.append(Message().with_values(entry))
 
     def path(self, file_id: int) -> Path | None:
         regular = self._regular.get(file_id)
         name = None if regular is None else regular.blob(_REG_NAME)
         return None if name is None else Path(os.fsdecode(name))
 
-    def add_memory(self, memory: Path, seen_as: Path) -> None:
+    def write(self, memory: Path, seen_as: Path) -> None:
+        """Write the table anew, with the memory file under each of its ids."""
         memory.chmod(0o400)
         status = memory.stat()
         like = next(iter(self._regular.values()))
         regular = like.with_values(
             {
-                _REG_ID: self.memory_id,
                 _REG_FLAGS: os.O_RDONLY,
                 _REG_POSITION: 0,
                 _REG_NAME: os.fsencode(seen_as),
@@ -141,16 +180,15 @@ class _Files:
                 _REG_BUILD_ID: None,
             }
         )
-        entry = Message().with_values(
-            {_FILE_TYPE: _REGULAR_FILE, _FILE_ID: self.memory_id, _FILE_REG: regular.encode()}
-        )
-        images.write(self._path, self._magic, [*self._entries, entry])
+        for file_id in self._memory_ids:
+            self._add(file_id, regular)
+        images.write(self._path, self._magic, self._entries)
 
 
 class _Process:
     """The memory of one process."""
 
-    def __init__(self, folder: Path, pid: int, files: _Files, out: BinaryIO) -> None:
+    def __init__(self, folder: Path, pid: int, files: _Files, out: MemoryFile) -> None:
         self._mm_path = folder / f"mm-{pid}.img"
         self._map_path = folder / f"pagemap-{pid}.img"
         self._files = files
@@ -194,14 +232,14 @@ class _Process:
                 status = vma.message.get(_VMA_STATUS)
                 plain = status & ~_STATUS_HEAP
                 if not vma.runs or self._left_alone(vma):
-                    vmas.append(vma.message)
+                    vmas.append(self._unchanged(vma))
                     kept += vma.runs
                 elif plain == _STATUS_REGULAR | _STATUS_ANON_PRIVATE:
                     vmas += self._remap_anonymous(vma, pages)
                 elif plain == _STATUS_REGULAR | _STATUS_FILE_PRIVATE and (new := self._overlay(vma, pages)):
-                    vmas.append(new)
+                    vmas += new
                 else:
-                    vmas.append(vma.message)
+                    vmas.append(self._unchanged(vma))
                     kept += vma.runs
             self._keep(kept, pages)
         self.mappings = len(vmas)
@@ -213,64 +251,67 @@ class _Process:
         message = vma.message
         return bool(message.get(_VMA_PROT) & _PROT_EXEC or message.get(_VMA_FLAGS) & _MAP_GROWSDOWN)
 
+    def _unchanged(self, vma: _Vma) -> Message:
+        if not vma.message.get(_VMA_STATUS) & _STATUS_FILE_PRIVATE:
+            return vma.message
+        return vma.message.with_values({_VMA_SHMID: self._files.own(vma.message.get(_VMA_SHMID))})
+
     def _remap_anonymous(self, vma: _Vma, pages: BinaryIO) -> Iterator[Message]:
         """The pieces of the mapping: those with pages come from the file, the others stay as they are."""
         at = vma.start
         for runs in _spans(vma.runs):
-            first, last = runs[0].address, runs[-1].end
-            if at < first:
-                yield vma.message.with_values({_VMA_START: at, _VMA_END: first})
-            base = self._begin()
-            for run in runs:
-                self._out.seek(base + run.address - first)
-                self._copy(pages, run.offset, run.pages * PAGE)
-            yield self._from_memory(vma.message, first, last, base)
-            at = last
+            for piece in self._out.add(runs[0].address, self._pages_of(runs, pages), anonymous=True):
+                if piece.offset is None:
+                    continue
+                if at < piece.start:
+                    yield vma.message.with_values({_VMA_START: at, _VMA_END: piece.start})
+                yield self._from_memory(vma.message, piece)
+                at = piece.end
         if at < vma.end:
             yield vma.message.with_values({_VMA_START: at, _VMA_END: vma.end})
 
-    def _overlay(self, vma: _Vma, pages: BinaryIO) -> Message | None:
-        """The mapped file's bytes with the changed pages over them, or None where the file is no help."""
+    def _overlay(self, vma: _Vma, pages: BinaryIO) -> list[Message]:
+        """The mapped file's bytes with the changed pages over them; nothing where the file is no help."""
         path = self._files.path(vma.message.get(_VMA_SHMID))
         offset, length = vma.message.get(_VMA_PGOFF), vma.end - vma.start
         try:
-            with ExitStack() as stack:
-                source = stack.enter_context((path or Path()).open("rb"))
+            with (path or Path()).open("rb") as source:
                 size = os.fstat(source.fileno()).st_size
                 if offset + length > -(-size // PAGE) * PAGE:
-                    return None  # pages beyond the file's end, which must not become readable
-                base = self._begin()
-                source.seek(offset)
-                self._out.write(source.read(length))
+                    return []  # pages beyond the file's end, which must not become readable
+                content = bytearray(os.pread(source.fileno(), length, offset).ljust(length, b"\0"))
         except OSError:
-            return None
+            return []
         for run in vma.runs:
-            self._out.seek(base + run.address - vma.start)
-            self._copy(pages, run.offset, run.pages * PAGE)
-        return self._from_memory(vma.message, vma.start, vma.end, base)
+            first = run.address - vma.start
+            content[first : first + run.pages * PAGE] = b"".join(self._pages_of([run], pages))
+        whole = (bytes(content[at : at + PAGE]) for at in range(0, length, PAGE))
+        return [
+            self._from_memory(vma.message, piece)
+            for piece in self._out.add(vma.start, whole, anonymous=False)
+        ]
 
-    def _begin(self) -> int:
-        """The next whole page of the file."""
-        end = self._out.seek(0, os.SEEK_END)
-        return self._out.seek(-(-end // PAGE) * PAGE)
+    def _pages_of(self, runs: list[_Run], pages: BinaryIO) -> Iterator[bytes]:
+        """What the runs hold, page by page, with zeros between them."""
+        at = runs[0].address
+        for run in runs:
+            yield from repeat(bytes(PAGE), (run.address - at) // PAGE)
+            pages.seek(run.offset)
+            for _ in range(run.pages):
+                page = pages.read(PAGE)
+                if len(page) != PAGE:
+                    raise InvalidImage(f"{self._pages_path.name} is cut short")
+                yield page
+            at = run.end
 
-    def _copy(self, pages: BinaryIO, offset: int, length: int) -> None:
-        pages.seek(offset)
-        while length:
-            piece = pages.read(min(length, _COPY))
-            if not piece:
-                raise InvalidImage(f"{self._pages_path.name} is cut short")
-            self._out.write(piece)
-            length -= len(piece)
-
-    def _from_memory(self, message: Message, start: int, end: int, offset: int) -> Message:
-        self.mapped += end - start
+    def _from_memory(self, message: Message, piece: Piece) -> Message:
+        self.mapped += piece.end - piece.start
         status = message.get(_VMA_STATUS) & ~_STATUS_ANON_PRIVATE | _STATUS_FILE_PRIVATE
         return message.with_values(
             {
-                _VMA_START: start,
-                _VMA_END: end,
-                _VMA_PGOFF: offset,
+                _VMA_START: piece.start,
+                _VMA_END: piece.end,
+                _VMA_PGOFF: piece.offset or 0,
                 _VMA_SHMID: self._files.memory_id,
                 _VMA_FLAGS: message.get(_VMA_FLAGS) & ~_MAP_ANONYMOUS,
                 _VMA_STATUS: status,
@@ -283,19 +324,15 @@ class _Process:
         new_path = self._pages_path.with_suffix(".new")
         entries = [self._head]
         with new_path.open("xb") as out:
-            mapped, self._out = self._out, out
-            try:
-                for run in runs:
-                    self._copy(pages, run.offset, run.pages * PAGE)
-                    values: dict[int, int | bytes | None] = {
-                        _MAP_ADDRESS: run.address,
-                        _MAP_COMPAT_PAGES: 0,
-                        _MAP_FLAGS: run.flags,
-                        _MAP_PAGES: run.pages,
-                    }
-                    entries.append(Message().with_values(values))
-            finally:
-                self._out = mapped
+            for run in runs:
+                out.writelines(self._pages_of([run], pages))
+                values: dict[int, int | bytes | None] = {
+                    _MAP_ADDRESS: run.address,
+                    _MAP_COMPAT_PAGES: 0,
+                    _MAP_FLAGS: run.flags,
+                    _MAP_PAGES: run.pages,
+                }
+                entries.append(Message().with_values(values))
         self.copied = sum(run.pages for run in runs) * PAGE
         new_path.replace(self._pages_path)
         images.write(self._map_path, self._map_magic, entries)

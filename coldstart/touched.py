@@ -6,13 +6,14 @@ it: the pages that it *wrote* to, by process, which the next wake makes private 
 *files* that it read, which the next wake from a cold page cache reads ahead in large pieces.
 """
 
-import json
 import os
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from coldstart.readahead import Part, Range, write_list
 
 _PAGE = 4096
 _ENTRY = 8
@@ -22,10 +23,8 @@ _CHUNK = 1 << 15
 # Written pages closer to each other than this become one range: fewer calls, some pages too many.
 _WRITTEN_GAP = 2 * _PAGE
 _READ_GAP = 64 * _PAGE
-#: Folder and file in a snapshot.
-WRITTEN, PREFETCH = "written", "prefetch.json"
-
-Range = tuple[int, int]
+#: Folder in a snapshot.
+WRITTEN = "written"
 
 
 @dataclass(slots=True)
@@ -35,13 +34,17 @@ class Touched:
     written: dict[int, list[Range]] = field(default_factory=dict)
     read: dict[str, list[Range]] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> None:
-        """Put both lists into a snapshot's folder."""
+    def write(self, folder: Path, earlier: "Touched") -> None:
+        """Put both lists into a snapshot's folder; what was touched ``earlier`` is to be read first."""
         (folder / WRITTEN).mkdir(mode=0o700, exist_ok=True)
         for pid, ranges in self.written.items():
             data = b"".join(struct.pack("<QQ", *one) for one in ranges)
             (folder / WRITTEN / str(pid)).write_bytes(data)
-        (folder / PREFETCH).write_text(json.dumps(self.read))
+        write_list(folder, [*earlier.in_order(), *self.in_order()])
+
+    def in_order(self) -> list[Part]:
+        """The small files first: a process needs its libraries before it needs its heap."""
+        return sorted(self.read.items(), key=lambda part: sum(length for _, length in part[1]))
 
 
 def observe(pids: Iterable[int]) -> Touched:
@@ -56,7 +59,7 @@ def observe(pids: Iterable[int]) -> Touched:
                 for start, length, private in _present(pages, mapping):
                     if private and mapping.writable:
                         written.append((start, length))
-                    elif not private and mapping.path is not None:
+                    if mapping.path is not None:  # a page that is private now was read before it was copied
                         offset = start - mapping.start + mapping.offset
                         read.setdefault(mapping.path, []).append((offset, length))
         finally:
@@ -64,56 +67,6 @@ def observe(pids: Iterable[int]) -> Touched:
         touched.written[_inner_pid(pid)] = _merged(written, _WRITTEN_GAP)
     touched.read = {path: _merged(sorted(ranges), _READ_GAP) for path, ranges in read.items()}
     return touched
-
-
-def read_ahead(folder: Path, seen_as: Path) -> int:
-    """Ask the kernel to read what a wake will touch. Returns the bytes that were asked for.
-
-    ``seen_as``: where the observed tree saw ``folder``. Nothing is asked where samples of the largest file
-    are in the page cache already. Blocks while the disk's queue is full: for a thread.
-    """
-    try:
-        listed: dict[str, list[Range]] = json.loads((folder / PREFETCH).read_bytes())
-    except (OSError, ValueError):
-        return 0
-    by_size = sorted(listed, key=lambda path: sum(length for _, length in listed[path]))
-    if not by_size or _read_file(folder, seen_as, by_size[-1], listed, only_sample=True) == 0:
-        return 0
-    # The small ones first: a process needs its libraries before it needs its heap.
-    return sum(_read_file(folder, seen_as, path, listed) for path in by_size)
-
-
-def _read_file(
-    folder: Path, seen_as: Path, path: str, listed: Mapping[str, list[Range]], *, only_sample: bool = False
-) -> int:
-    place = Path(path)
-    if place.is_relative_to(seen_as):
-        place = folder / place.relative_to(seen_as)
-    try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        if only_sample:
-            return 0 if _cached(descriptor, listed[path]) else 1
-        for offset, length in listed[path]:
-            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-    finally:
-        os.close(descriptor)
-    return sum(length for _, length in listed[path])
-
-
-def _cached(descriptor: int, ranges: list[Range]) -> bool:
-    """Whether a few pages all over the ranges can be read without waiting for the disk."""
-    buffer = [bytearray(1)]
-    step = max(1, len(ranges) // 8)
-    for offset, length in ranges[::step]:
-        try:
-            if os.preadv(descriptor, buffer, offset + length // 2, os.RWF_NOWAIT) != 1:
-                return False
-        except OSError:
-            return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 """The canary: a fixed prompt whose answer tells whether a restored engine still computes what it should.
 
 Recorded before the snapshot, compared after every restore and before the first tenant's token leaves: wrong
-answers are worse than a slow start. A generating model is asked for the log-probabilities of the prompt's
-tokens and of the next one, an embedding model for its vector: one step of the engine either way. In bf16
-these numbers vary with the batch that they are computed in, so the tolerance is measured at the recording,
+answers are worse than a slow start. A generating model is asked for the token that follows the prompt and for
+the log-probabilities, at that place, of this token and of others all over the vocabulary; an embedding model
+for its vector. Either is one step of the engine, and depends on every layer. (The log-probabilities of the
+prompt's own tokens would tell no more, and each would cost another projection to the vocabulary.) In bf16 the
+numbers vary with the batch that they are computed in, so the tolerance is measured at the recording, both
 alone and in a batch. Runs in the engine's API server process.
 """
 
@@ -14,53 +16,69 @@ from typing import Any
 from vllm import PoolingParams, SamplingParams
 
 _PROMPT_TOKENS = 16
+_PROBES = 16
 _BATCH = 8
 # Times the largest deviation seen at the recording; at least, and at most.
-_SLACK, _LEAST, _MOST = 4.0, 0.02, 1.0
+_SLACK, _MOST = 4.0, 1.0
+# A log-probability in bf16 has steps of 1/16 and 1/8, a normalized vector's numbers are all below 1.
+_LEAST_LOGPROB, _LEAST_VECTOR = 0.25, 0.02
 _ids = itertools.count()
 
 
 async def record(engine: Any) -> dict[str, Any]:
-    """``{"prompt": [token ids], "token": id | None, "values": [...], "tolerance": float}``.
+    """``{"prompt": [token ids], "probes": [token ids], "token": id | None, "values", "tolerance"}``.
 
+    ``token`` is the one that follows, and the last of ``probes``, whose log-probabilities are the ``values``.
     Raises RuntimeError when the engine contradicts itself more than a sound one may.
     """
     size = engine.model_config.get_vocab_size()
-    prompt = [(7919 * (place + 1)) % size for place in range(_PROMPT_TOKENS)]
-    token, values = await _measure(engine, prompt)
-    others = [
-        [(104729 * (row + place + 2)) % size for place in range(_PROMPT_TOKENS + row)]
-        for row in range(_BATCH)
-    ]
-    again = [_measure(engine, prompt) for _ in range(_BATCH)]
-    measured = await asyncio.gather(*again, *(_measure(engine, other) for other in others))
+    prompt = _tokens(7919, _PROMPT_TOKENS, size)
+    probes = _tokens(15485863, _PROBES, size)
+    token, _ = await _measure(engine, prompt, probes)
+    if token is not None:
+        probes = [*(probe for probe in probes if probe != token), token]
+    _, values = await _measure(engine, prompt, probes)
+    others = [_tokens(104729 + row, _PROMPT_TOKENS + row, size) for row in range(_BATCH)]
+    again = [_measure(engine, prompt, probes) for _ in range(_BATCH)]
+    measured = await asyncio.gather(*again, *(_measure(engine, other, probes) for other in others))
     deviation = max(_deviation(values, seen) for _, seen in measured[:_BATCH])
-    tolerance = max(_LEAST, _SLACK * deviation)
+    least = _LEAST_VECTOR if token is None else _LEAST_LOGPROB
+    tolerance = max(least, _SLACK * deviation)
     if tolerance > _MOST:
         raise RuntimeError(f"the engine's answers to one prompt differ by {deviation:.3g}")
-    return {"prompt": prompt, "token": token, "values": values, "tolerance": tolerance}
+    return {"prompt": prompt, "probes": probes, "token": token, "values": values, "tolerance": tolerance}
 
 
 async def check(engine: Any, recorded: dict[str, Any]) -> tuple[bool, float]:
-    """Whether the engine answers as it did, and by how much its numbers differ."""
-    _, values = await _measure(engine, recorded["prompt"])
+    """Whether the engine answers as it did, and by how much its numbers differ.
+
+    Another token may follow where the engine finds it as probable as the recorded one, within the tolerance.
+    """
+    token, values = await _measure(engine, recorded["prompt"], recorded["probes"])
     deviation = _deviation(recorded["values"], values)
+    if token is not None and token != recorded["token"]:
+        _, (other,) = await _measure(engine, recorded["prompt"], [token])
+        deviation = max(deviation, other - values[-1])
     return deviation <= recorded["tolerance"], deviation
 
 
-async def _measure(engine: Any, prompt: list[int]) -> tuple[int | None, list[float]]:
+def _tokens(step: int, count: int, size: int) -> list[int]:
+    return [(step * (place + 1)) % size for place in range(count)]
+
+
+async def _measure(engine: Any, prompt: list[int], probes: list[int]) -> tuple[int | None, list[float]]:
     if engine.model_config.runner_type == "pooling":
         return None, await _embedding(engine, prompt)
-    return await _logprobs(engine, prompt)
+    return await _logprobs(engine, prompt, probes)
 
 
-async def _logprobs(engine: Any, prompt: list[int]) -> tuple[int, list[float]]:
-    wanted = SamplingParams(temperature=0.0, max_tokens=1, logprobs=0, prompt_logprobs=0, detokenize=False)
+async def _logprobs(engine: Any, prompt: list[int], probes: list[int]) -> tuple[int, list[float]]:
+    wanted = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=probes, detokenize=False)
     async for output in engine.generate({"prompt_token_ids": prompt}, wanted, _name()):
         last = output
     (token,) = last.outputs[0].token_ids
-    places = [*zip(prompt[1:], last.prompt_logprobs[1:], strict=True), (token, last.outputs[0].logprobs[0])]
-    return token, [float(logprobs[chosen].logprob) for chosen, logprobs in places]
+    seen = last.outputs[0].logprobs[0]
+    return token, [float(seen[probe].logprob) for probe in probes]
 
 
 async def _embedding(engine: Any, prompt: list[int]) -> list[float]:

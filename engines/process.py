@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from coldstart import criu, trees
 from coldstart.criu import Criu
 from coldstart.drivers import CpuDriver, SleepDriver
 from coldstart.manifest import monotonic_s
+from coldstart.readahead import read_ahead
 from coldstart.sandbox import Isolation, Sandbox, SandboxError
 from coldstart.snapshots import Layout, Snapshot
 from coldstart.spares import SpareRooms
-from coldstart.touched import read_ahead
 from engines import command
 from engines.calls import call
 from engines.engine import Dumped
@@ -137,7 +138,8 @@ class EngineProcess:
         layout, manifest = snapshot.layout, snapshot.manifest
         if self._site.criu is None:
             raise EngineStartFailed("there is no CRIU")
-        self._reading = asyncio.create_task(asyncio.to_thread(read_ahead, layout.folder, SNAPSHOT))
+        first = chain(self._site.criu.files, layout.images.iterdir())
+        self._reading = asyncio.create_task(asyncio.to_thread(read_ahead, layout.folder, SNAPSHOT, first))
         try:
             sandbox, folder = await self._move_in({SNAPSHOT: layout.folder}, layout)
             furnished = time.perf_counter()
@@ -162,7 +164,7 @@ class EngineProcess:
         folder = self._folder = self._site.folders.make()
         copies = {}
         if layout is not None:
-            shutil.copytree(layout.box, folder.path, dirs_exist_ok=True)
+            await asyncio.to_thread(shutil.copytree, layout.box, folder.path, dirs_exist_ok=True)
             copies[Path("/dev/shm")] = layout.shm  # noqa: S108 - the sandbox's own
             if self._site.folders.criu_cache.is_file():
                 copies[criu.PROBE_CACHE] = self._site.folders.criu_cache
@@ -331,12 +333,6 @@ def _copy_files(source: Path, target: Path) -> None:
         ]
 
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=left_out)
-
-
-def _belongs(path: Path) -> bool:
-    if path.suffix in _LEFT_OUT or path.name in _CRIU_STATISTICS:
-        return False
-    return path.is_file() or path.is_dir()
 
 
 def _tail(log: Path) -> str:

@@ -26,10 +26,11 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.utils import length_from_prompt_token_ids_or_embeds
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.v1.engine import async_llm
+from vllm.v1.engine import async_llm, utils
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from engines import control
+from engines import control, forking
+from engines.command import on_cpu
 from engines.control import Control
 from engines.counter import RequestCounter
 
@@ -185,4 +186,6 @@ def serve(arguments: Sequence[str]) -> None:
     async_llm.OutputProcessor = partial(CountingOutputProcessor, counter)
     entry.build_app = _counted(entry.build_app, counter)
     entry.build_and_serve = _watched(entry.build_and_serve)
+    if on_cpu():
+        utils.get_mp_context = forking.context
     asyncio.run(entry.run_server(args))

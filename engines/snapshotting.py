@@ -177,12 +177,13 @@ class Snapshots:
         engine = self._make(spec)
         try:
             await engine.restore(snapshot)
+            await engine.healthy()
+            awake = await asyncio.to_thread(observe, engine.pids())
             await engine.wake(snapshot.manifest.canary)
             await engine.proof()
             await self._usual_request(spec, engine)
-            pids = engine.pids()
-            touched = await asyncio.to_thread(observe, pids)
-            await asyncio.to_thread(touched.write, snapshot.layout.folder)
+            touched = await asyncio.to_thread(observe, engine.pids())
+            await asyncio.to_thread(touched.write, snapshot.layout.folder, awake)
             return await asyncio.to_thread(engine.memory_bytes)
         finally:
             await engine.stop(0)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from coldstart import criu, images
 from coldstart.images import InvalidImage, Message
-from coldstart.remap import MEMORY, PAGE, remap
+from coldstart.memory_file import PAGE
+from coldstart.remap import MEMORY, remap
 from coldstart.sandbox import Isolation
 from coldstart.spares import make_room
 
