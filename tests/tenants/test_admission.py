@@ -48,7 +48,10 @@ class Stage:
     def remaining(self) -> tuple[int | None, int | None]:
         standings = self.admissions.standings(principal(), "m")
         requests, tokens = standings.requests, standings.tokens
-        return requests and requests.remaining, tokens and tokens.remaining
+        return (
+            None if requests is None else requests.remaining,
+            None if tokens is None else tokens.remaining,
+        )
 
 
 def test_a_refusal_names_the_limit_its_size_and_when_it_frees() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tenants.budgets import CENT, Budgets, Crossing
+from tenants.budgets import CENT, Budgets, Crossing, Reservation
 from tenants.errors import BudgetExceeded, InvalidValue, NotFound
 from tenants.spend_limits import MAX_CENTS, SpendLimitStore
 from tenants.store import TenantStore
@@ -42,7 +42,7 @@ def test_running_requests_together_never_overshoot(
     budgets = Budgets()
     budgets.set_limit("p", of_project)
     budgets.set_limit("o", of_organization)
-    running = []
+    running: list[tuple[Reservation, int]] = []
     reserved = spent = 0
     for most, really, ends_first in asked:
         if ends_first and running:
