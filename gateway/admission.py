@@ -1,5 +1,6 @@
 """Admission of a request: what it takes of the limits and of the budget, from its first byte to its end."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,9 +41,16 @@ class AdmissionControl:
     admissions: Admissions
 
 
-async def open_admission(config: Config, database: AsyncEngine) -> AdmissionControl:
+async def open_admission(
+    config: Config,
+    database: AsyncEngine,
+    *,
+    clock_ns: Callable[[], int] = time.monotonic_ns,
+    clock: Callable[[], float] = time.time,
+) -> AdmissionControl:
     """Reads the limits, and from the ledger what has been spent this month.
 
+    ``clock_ns`` is that of the limits, ``clock`` (unix seconds) that of the months.
     Raises `tenants.errors.StorageUnavailable` and `metering.errors.StorageUnavailable`.
     """
     defaults = config.limits
@@ -53,7 +61,7 @@ async def open_admission(config: Config, database: AsyncEngine) -> AdmissionCont
             requests_per_day=defaults.requests_per_day,
         )
     )
-    budgets, prices = Budgets(), price_list(config.prices)
+    budgets, prices = Budgets(clock), price_list(config.prices)
     limits, spend_limits = LimitStore(database, book), SpendLimitStore(database, budgets)
     await limits.load()
     await spend_limits.load()
@@ -64,7 +72,7 @@ async def open_admission(config: Config, database: AsyncEngine) -> AdmissionCont
         spend_limits=spend_limits,
         budgets=budgets,
         prices=prices,
-        admissions=Admissions(book, budgets),
+        admissions=Admissions(book, budgets, clock_ns=clock_ns),
     )
 
 
