@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tenants.budgets import Budgets, Reservation
 from tenants.errors import RateLimitExceeded, RequestTooLarge
-from tenants.gcra import Gcra, Rate, Refusal, Standing
-from tenants.limits import Applicable, Limit, LimitBook
+from tenants.gcra import Charge, Gcra, Rate, Refusal, Standing
+from tenants.limits import Applicable, LimitBook
 from tenants.types import Principal
 
 _SECOND_NS = 10**9
@@ -59,66 +59,54 @@ class Admissions:
         project_id, organization_id = principal.project_id or "", principal.organization_id or ""
         self._budgets.check(project_id, organization_id, cost)
         if batch:
-            applicable = Applicable(tokens=applicable.batch)
-        for limit in applicable.tokens:
-            if input_tokens > limit.rate.amount:
-                raise RequestTooLarge(limit.name, limit.rate.amount, input_tokens)
+            applicable = Applicable(tokens=applicable.batch, names=applicable.names)
+        for rate in applicable.tokens:
+            if input_tokens > rate.amount:
+                raise RequestTooLarge(applicable.names[rate.key], rate.amount, input_tokens)
+        running = self._running
         for ceiling in applicable.ceilings:
-            running = self._running.get(ceiling.key, 0)
-            if running >= ceiling.most:
-                left = max(0, ceiling.most - running)
-                raise RateLimitExceeded(ceiling.name, ceiling.most, left, 1, _RETRY_CONCURRENCY_S)
-        self._charge(applicable, input_tokens)
+            now = running.get(ceiling.key, 0)
+            if now >= ceiling.most:
+                raise RateLimitExceeded(ceiling.name, ceiling.most, 0, 1, _RETRY_CONCURRENCY_S)
+        charges = self._charge(applicable, input_tokens)
         for ceiling in applicable.ceilings:
-            self._running[ceiling.key] = self._running.get(ceiling.key, 0) + 1
+            running[ceiling.key] = running.get(ceiling.key, 0) + 1
         reservation = self._budgets.reserve(project_id, organization_id, cost)
-        return Admission(self, applicable, input_tokens, reservation, charges_output=not batch)
+        return Admission(self, applicable, input_tokens, charges, reservation, charges_output=not batch)
 
     def standings(self, principal: Principal, model: str) -> Standings:
         """How the caller's tightest limits for the model stand: those of which the least is left."""
         applicable = self._book.applicable(principal, model)
+        now_ns, gcra = self._clock_ns(), self._gcra
+        return Standings(gcra.tightest(applicable.requests, now_ns), gcra.tightest(applicable.tokens, now_ns))
+
+    def _charge(self, applicable: Applicable, input_tokens: int) -> Sequence[Charge]:
+        requests, tokens = applicable.requests, applicable.tokens
+        if not requests and not tokens:
+            return ()
         now_ns = self._clock_ns()
-        return Standings(
-            self._tightest(applicable.requests, now_ns), self._tightest(applicable.tokens, now_ns)
-        )
+        weights = [1] * len(requests) + [input_tokens] * len(tokens)
+        done = self._gcra.admit(requests + tokens, weights, now_ns)
+        if isinstance(done, Refusal):
+            raise self._exceeded(applicable, done, now_ns)
+        return done
 
-    def _tightest(self, limits: Sequence[Limit], now_ns: int) -> Standing | None:
-        standings = [self._gcra.standing(limit.rate, now_ns) for limit in limits]
-        return min(standings, key=lambda one: (one.remaining, -one.reset_ns), default=None)
-
-    def _charge(self, applicable: Applicable, input_tokens: int) -> None:
-        demands = [(limit.rate, 1) for limit in applicable.requests]
-        demands += [(limit.rate, input_tokens) for limit in applicable.tokens]
-        if not demands:
-            return
-        now_ns = self._clock_ns()
-        refusal = self._gcra.admit(demands, now_ns)
-        if refusal is not None:
-            raise self._exceeded(applicable, demands, refusal, now_ns)
-
-    def _exceeded(
-        self, applicable: Applicable, demands: list[tuple[Rate, int]], refusal: Refusal, now_ns: int
-    ) -> RateLimitExceeded:
-        rate, weight = demands[refusal.index]
-        name = (*applicable.requests, *applicable.tokens)[refusal.index].name
-        remaining = self._gcra.standing(rate, now_ns).remaining
-        return RateLimitExceeded(name, rate.amount, remaining, weight, refusal.wait_ns / _SECOND_NS)
-
-    def arrivals(self, limits: Sequence[Limit]) -> tuple[int, ...]:
-        """Where each limit stands after a charge; `give_back` wants to know."""
-        return tuple([self._gcra.arrival(limit.rate) for limit in limits])
+    def _exceeded(self, applicable: Applicable, refusal: Refusal, now_ns: int) -> RateLimitExceeded:
+        rate = refusal.rate
+        standing = self._gcra.tightest((rate,), now_ns)
+        remaining = 0 if standing is None else standing.remaining
+        name, wait_s = applicable.names[rate.key], refusal.wait_ns / _SECOND_NS
+        return RateLimitExceeded(name, rate.amount, remaining, refusal.weight, wait_s)
 
     def charge_tokens(self, applicable: Applicable, tokens: int) -> None:
         """Charges tokens that have been used already."""
-        now_ns = self._clock_ns()
-        for limit in applicable.tokens:
-            self._gcra.charge(limit.rate, tokens, now_ns)
+        self._gcra.charge(applicable.tokens, tokens, self._clock_ns())
 
-    def give_back(self, limits: Sequence[Limit], weight: int, arrivals: Sequence[int]) -> None:
-        """Gives back what has not drained of a charge."""
+    def give_back(self, rates: Sequence[Rate], weight: int, charges: Sequence[Charge]) -> None:
+        """Gives back what has not drained of the rates' charges."""
         now_ns = self._clock_ns()
-        for limit, arrival in zip(limits, arrivals, strict=True):
-            self._gcra.give_back(limit.rate, weight, arrival, now_ns)
+        for rate, charge in zip(rates, charges, strict=True):
+            self._gcra.give_back(rate, weight, charge, now_ns)
 
     def end(self, applicable: Applicable, reservation: Reservation, cost: int) -> None:
         """A request is over: it runs no more, and has cost so much."""
@@ -135,12 +123,11 @@ class Admission:
     __slots__ = (
         "_admissions",
         "_applicable",
+        "_charges",
         "_charges_output",
         "_input_tokens",
         "_output_tokens",
-        "_requests_at",
         "_reservation",
-        "_tokens_at",
         "settled",
     )
 
@@ -149,6 +136,7 @@ class Admission:
         admissions: Admissions,
         applicable: Applicable,
         input_tokens: int,
+        charges: Sequence[Charge],
         reservation: Reservation,
         *,
         charges_output: bool,
@@ -157,9 +145,8 @@ class Admission:
         self._applicable = applicable
         self._input_tokens = input_tokens
         self._output_tokens = 0
+        self._charges = charges
         self._charges_output = charges_output and bool(applicable.tokens)
-        self._requests_at = admissions.arrivals(applicable.requests)
-        self._tokens_at = admissions.arrivals(applicable.tokens)
         self._reservation = reservation
         self.settled = False
 
@@ -181,16 +168,18 @@ class Admission:
             return
         self.generated(output_tokens)
         self.settled = True
-        more = input_tokens - self._input_tokens
+        more, applicable = input_tokens - self._input_tokens, self._applicable
         if more > 0:
-            self._admissions.charge_tokens(self._applicable, more)
+            self._admissions.charge_tokens(applicable, more)
         elif more < 0:
-            self._admissions.give_back(self._applicable.tokens, -more, self._tokens_at)
-        self._admissions.end(self._applicable, self._reservation, cost)
+            of_tokens = self._charges[len(applicable.requests) :]
+            self._admissions.give_back(applicable.tokens, -more, of_tokens)
+        self._admissions.end(applicable, self._reservation, cost)
 
     def withdraw(self) -> None:
         """The request came to nothing through no fault of its own: it is as if it had not been made."""
         if self.settled:
             return
-        self._admissions.give_back(self._applicable.requests, 1, self._requests_at)
+        requests = self._applicable.requests
+        self._admissions.give_back(requests, 1, self._charges[: len(requests)])
         self.settle(0, 0, 0)

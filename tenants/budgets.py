@@ -35,7 +35,7 @@ class _Account:
     reserved: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reservation:
     """What a running request may cost, of the month that ends at ``month_ends``."""
 
@@ -64,7 +64,7 @@ class Budgets:
         """What has been spent this month so far, by project and by organization."""
         self._turn_page()
         for subject_id, amount in spent.items():
-            self._accounts.setdefault(subject_id, _Account()).spent = amount
+            self._account(subject_id).spent = amount
 
     def month_start(self) -> int:
         """The first second of this month."""
@@ -116,20 +116,25 @@ class Budgets:
 
     def reserve(self, project_id: str, organization_id: str, amount: int) -> Reservation:
         """Sets so much aside. Call `check` first, and let nothing come between."""
-        self._turn_page()
         for subject_id in (project_id, organization_id):
-            self._accounts.setdefault(subject_id, _Account()).reserved += amount
+            self._account(subject_id).reserved += amount
         return Reservation(project_id, organization_id, amount, self._month_ends)
 
     def settle(self, reservation: Reservation, cost: int) -> None:
         """The request is over and has cost so much. To be called once for each reservation."""
         self._turn_page()
         for subject_id in (reservation.project_id, reservation.organization_id):
-            account = self._accounts.setdefault(subject_id, _Account())
+            account = self._account(subject_id)
             account.reserved -= reservation.amount
             if reservation.month_ends == self._month_ends and cost:
                 before, account.spent = account.spent, account.spent + cost
                 self._report(subject_id, before, account.spent)
+
+    def _account(self, subject_id: str) -> _Account:
+        account = self._accounts.get(subject_id)
+        if account is None:
+            account = self._accounts[subject_id] = _Account()
+        return account
 
     def _report(self, subject_id: str, before: int, spent: int) -> None:
         """What is spent in a month only grows, so that each threshold is crossed once."""

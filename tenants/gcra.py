@@ -8,6 +8,7 @@ The unit of all state is a token's nanosecond: a token weighs ``period_ns`` unit
 ``amount`` units drain. So nothing is ever divided, and nothing is rounded but what is shown.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,19 +27,22 @@ class Rate:
     key: str
     amount: int
     period_ns: int
-    capacity: int = field(init=False)
+    parts: tuple[str, int, int, int] = field(init=False, repr=False, compare=False)
+    """Key, amount, period and capacity in units: taken apart at once, which is faster than one by one."""
 
     def __post_init__(self) -> None:
         if self.amount < 1 or self.period_ns < 1:
             raise ValueError("a rate needs an amount and a period of at least 1")
-        object.__setattr__(self, "capacity", self.amount * self.period_ns)
+        parts = (self.key, self.amount, self.period_ns, self.amount * self.period_ns)
+        object.__setattr__(self, "parts", parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Which demand, by its place, has to wait longest, and for how many nanoseconds until all would pass."""
+    """The rate that has to be waited for longest, and how many nanoseconds until all would pass."""
 
-    index: int
+    rate: Rate
+    weight: int
     wait_ns: int
 
 
@@ -58,95 +62,112 @@ class Gcra:
     """
 
     def __init__(self) -> None:
+        # By key: the theoretical arrival time in units, and the amount at whose rate these drain.
         self._arrivals: dict[str, tuple[int, int]] = {}
+        self._circle: deque[str] = deque()
 
     def __len__(self) -> int:
         return len(self._arrivals)
 
-    def admit(self, demands: Sequence[tuple[Rate, int]], now_ns: int) -> Refusal | None:
-        """Charges every demand, a rate and a weight of tokens, or none: the refusal says how long to wait.
+    def admit(self, rates: Sequence[Rate], weights: Sequence[int], now_ns: int) -> "Refusal | list[Charge]":
+        """Charges every rate with its weight of tokens, or none: the refusal says how long to wait.
 
         Each rate may be there once. A weight beyond the rate's amount never passes.
         """
-        arrivals = self._arrivals
-        charged: list[tuple[str, tuple[int, int]]] = []
-        refused, longest = -1, 0
-        for index, (rate, weight) in enumerate(demands):
-            amount = rate.amount
-            after = weight * rate.period_ns
+        get = self._arrivals.get
+        charges: list[Charge] = []
+        new: list[str] = []
+        refusal: Refusal | None = None
+        for rate, weight in zip(rates, weights, strict=True):
+            key, amount, period_ns, capacity = rate.parts
+            idle = arrival = now_ns * amount
             drains = amount
-            state = arrivals.get(rate.key)
-            if state is not None:
-                arrival, drains = state
-                backlog = arrival - now_ns * drains
-                if backlog > 0:
-                    after += backlog
-            if after > rate.capacity:
-                wait_ns = -(-(after - rate.capacity) // drains)
-                if wait_ns > longest:
-                    refused, longest = index, wait_ns
+            state = get(key)
+            if state is None:
+                new.append(key)
             else:
-                charged.append((rate.key, (now_ns * amount + after, amount)))
-        if refused >= 0:
-            return Refusal(refused, longest)
-        new = -len(arrivals)
-        arrivals.update(charged)
-        new += len(arrivals)
+                charged, drains = state
+                if drains != amount:
+                    charged += now_ns * (amount - drains)
+                if charged > idle:
+                    arrival = charged
+            arrival += weight * period_ns
+            over = arrival - idle - capacity
+            if over <= 0:
+                charges.append((key, (arrival, amount)))
+            elif refusal is None or over > refusal.wait_ns * drains:
+                refusal = Refusal(rate, weight, -(-over // drains))
+        if refusal is not None:
+            return refusal
+        self._arrivals.update(charges)
         if new:
-            self._sweep(new * _EXAMINED_FOR_ONE, now_ns)
-        return None
+            self._sweep(new, now_ns)
+        return charges
 
-    def charge(self, rate: Rate, weight: int, now_ns: int) -> None:
+    def charge(self, rates: Sequence[Rate], weight: int, now_ns: int) -> None:
         """Charges what has been used already, whether or not there is room: debt delays who comes next."""
-        known = rate.key in self._arrivals
-        after = self._backlog(rate, now_ns) + weight * rate.period_ns
-        self._arrivals[rate.key] = (now_ns * rate.amount + after, rate.amount)
-        if not known:
-            self._sweep(_EXAMINED_FOR_ONE, now_ns)
+        arrivals = self._arrivals
+        new: list[str] = []
+        for rate in rates:
+            key, amount, period_ns, _ = rate.parts
+            arrival = now_ns * amount
+            state = arrivals.get(key)
+            if state is None:
+                new.append(key)
+            else:
+                charged, drains = state
+                if drains != amount:
+                    charged += now_ns * (amount - drains)
+                if charged > arrival:
+                    arrival = charged
+            arrivals[key] = (arrival + weight * period_ns, amount)
+        if new:
+            self._sweep(new, now_ns)
 
-    def arrival(self, rate: Rate) -> int:
-        """The theoretical arrival time after the last charge, in units, to be given to `give_back`."""
-        state = self._arrivals.get(rate.key)
-        return 0 if state is None else state[0]
-
-    def give_back(self, rate: Rate, weight: int, arrival: int, now_ns: int) -> None:
-        """Takes ``weight`` tokens back from the charge after which the arrival time was ``arrival``.
+    def give_back(self, rate: Rate, weight: int, charge: "Charge", now_ns: int) -> None:
+        """Takes ``weight`` tokens back from a charge that `admit` has made of this rate.
 
         What of it has drained since is gone: a charge drains after those before it and before those after
         it. So nobody gets more than if the charge had never been. After a change of the amount nothing is
         given back.
         """
         state = self._arrivals.get(rate.key)
-        if state is None or state[1] != rate.amount:
+        if state is None or not state[1] == charge[1][1] == rate.amount:
             return
-        left = min(weight * rate.period_ns, arrival - now_ns * rate.amount)
+        left = min(weight * rate.period_ns, charge[1][0] - now_ns * rate.amount)
         if left <= 0:
             return
-        before = state[0] - left
-        if before > now_ns * rate.amount:
-            self._arrivals[rate.key] = (before, rate.amount)
-        else:
-            del self._arrivals[rate.key]
+        self._arrivals[rate.key] = (state[0] - left, rate.amount)
 
-    def standing(self, rate: Rate, now_ns: int) -> Standing:
-        """What is left of the limit; nothing is charged."""
-        backlog = self._backlog(rate, now_ns)
-        remaining = max(0, rate.capacity - backlog) // rate.period_ns
-        drains = self._arrivals[rate.key][1] if backlog else rate.amount
-        return Standing(rate.amount, remaining, -(-backlog // drains))
+    def tightest(self, rates: Sequence[Rate], now_ns: int) -> Standing | None:
+        """How the rate stands of which the least is left, by whole tokens; ``None`` of none."""
+        least: tuple[int, int] | None = None
+        limit = 0
+        for rate in rates:
+            key, amount, period_ns, capacity = rate.parts
+            state = self._arrivals.get(key)
+            backlog = 0 if state is None else state[0] - now_ns * state[1]
+            if state is None or backlog <= 0:
+                standing = (amount, 0)
+            else:
+                remaining = (capacity - backlog) // period_ns if backlog < capacity else 0
+                standing = (remaining, backlog // -state[1])
+            if least is None or standing < least:
+                least, limit = standing, amount
+        return None if least is None else Standing(limit, least[0], -least[1])
 
-    def _backlog(self, rate: Rate, now_ns: int) -> int:
-        """What was charged and has not drained, in units; it drains at the rate at which it was charged."""
-        state = self._arrivals.get(rate.key)
-        if state is None:
-            return 0
-        return max(0, state[0] - now_ns * state[1])
+    def _sweep(self, new: list[str], now_ns: int) -> None:
+        """Goes on around the circle of all keys, which the new ones join, and drops what is idle."""
+        arrivals, circle = self._arrivals, self._circle
+        circle.extend(new)
+        for _ in range(min(_EXAMINED_FOR_ONE * len(new), len(circle))):
+            key = circle.popleft()
+            arrival, amount = arrivals[key]
+            if arrival > now_ns * amount:
+                circle.append(key)
+            else:
+                del arrivals[key]
 
-    def _sweep(self, examined: int, now_ns: int) -> None:
-        """Looks at the oldest entries: drops the idle ones, puts the others behind the youngest."""
-        arrivals = self._arrivals
-        for _ in range(min(examined, len(arrivals))):
-            key = next(iter(arrivals))
-            state = arrivals.pop(key)
-            if state[0] > now_ns * state[1]:
-                arrivals[key] = state
+
+Charge = tuple[str, tuple[int, int]]
+"""A rate's key, and its theoretical arrival time after the charge with the amount that it drains by."""

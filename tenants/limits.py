@@ -54,14 +54,6 @@ class SubjectLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """One limit of a request: the rate, and its name as a client is shown it."""
-
-    rate: Rate
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Ceiling:
     """How many requests may run at once; ``key`` names the counter."""
 
@@ -74,10 +66,12 @@ class Ceiling:
 class Applicable:
     """All that applies to one principal and model. ``batch`` counts input tokens of batches only."""
 
-    requests: tuple[Limit, ...] = ()
-    tokens: tuple[Limit, ...] = ()
-    batch: tuple[Limit, ...] = ()
+    requests: tuple[Rate, ...] = ()
+    tokens: tuple[Rate, ...] = ()
+    batch: tuple[Rate, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Of the rates by their keys, as a client is shown them."""
 
 
 _RATES = (
@@ -161,7 +155,8 @@ class LimitBook:
 class _Held:
     """Limits as they are collected."""
 
-    rates: dict[str, list[Limit]] = field(default_factory=lambda: {"requests": [], "tokens": [], "batch": []})
+    rates: dict[str, list[Rate]] = field(default_factory=lambda: {"requests": [], "tokens": [], "batch": []})
+    names: dict[str, str] = field(default_factory=dict)
     ceilings: list[Ceiling] = field(default_factory=list)
 
     def add(self, limit: RateLimit, key: str, whose: str) -> None:
@@ -169,12 +164,17 @@ class _Held:
             size: int | None = getattr(limit, name)
             if size is not None:
                 rate = Rate(f"{key}/{name}", size, period_ns)
-                self.rates[counted].append(Limit(rate, f"{words} of {whose}"))
+                self.rates[counted].append(rate)
+                self.names[rate.key] = f"{words} of {whose}"
         if limit.concurrent_requests is not None:
             self.ceilings.append(Ceiling(key, limit.concurrent_requests, f"concurrent requests of {whose}"))
 
     def applicable(self) -> Applicable:
         rates = self.rates
         return Applicable(
-            tuple(rates["requests"]), tuple(rates["tokens"]), tuple(rates["batch"]), tuple(self.ceilings)
+            tuple(rates["requests"]),
+            tuple(rates["tokens"]),
+            tuple(rates["batch"]),
+            tuple(self.ceilings),
+            self.names,
         )

@@ -83,6 +83,7 @@ def test_a_request_belongs_to_the_month_that_it_began_in() -> None:
     clock = Clock(2026, 2, 28, 23, 59, 59)
     budgets = Budgets(clock)
     budgets.set_limit("p", 10)
+    budgets.check("p", "o", 6 * CENT)
     running = budgets.reserve("p", "o", 6 * CENT)
     clock.at += 1
     with pytest.raises(BudgetExceeded):
@@ -115,6 +116,7 @@ def test_each_threshold_is_told_once_a_month() -> None:
 def test_accounts_of_a_past_month_take_no_memory() -> None:
     clock = Clock(2026, 5, 3)
     budgets = Budgets(clock)
+    budgets.load({})
     for number in range(1000):
         budgets.settle(budgets.reserve(f"p{number}", "o", 1), 1)
     running = budgets.reserve("p0", "o", 1)

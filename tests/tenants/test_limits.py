@@ -31,7 +31,7 @@ def limits(database: AsyncEngine, book: LimitBook) -> LimitStore:
 
 def _names(book: LimitBook, who: Principal) -> dict[str, int]:
     found = book.applicable(who, "m")
-    rates = {limit.name: limit.rate.amount for limit in (*found.requests, *found.tokens, *found.batch)}
+    rates = {found.names[rate.key]: rate.amount for rate in (*found.requests, *found.tokens, *found.batch)}
     return rates | {ceiling.name: ceiling.most for ceiling in found.ceilings}
 
 
