@@ -16,6 +16,7 @@ from engines.spec import ModelSpec, Task, check_model
 from gateway.price_config import PriceConfig, price_fault
 from gateway.toml_source import TomlSource
 from gateway.toml_values import convert, from_text
+from tenants.limits import MOST
 
 _DOCUMENT = "docs/configuration.md"
 _GIB = 1024**3
@@ -330,6 +331,9 @@ def _check(config: Config, loader: _Loader, environment: Mapping[str, str]) -> N
                 and not 0 < value < float("inf")
             ):
                 raise loader.fault(section, item.name, f"must be more than 0, not {value!r}")
+    for key in ("requests_per_minute", "tokens_per_minute", "requests_per_day"):
+        if (getattr(config.limits, key) or 0) > MOST:
+            raise loader.fault("limits", key, f"must be at most {MOST}")
     engines = config.engines
     if engines.memory_gib is not None and not 0 < engines.memory_gib < float("inf"):
         raise loader.fault("engines", "memory_gib", f"must be more than 0, not {engines.memory_gib!r}")

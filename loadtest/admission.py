@@ -16,11 +16,12 @@ import sys
 import tempfile
 import textwrap
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -79,13 +80,34 @@ class Site:
 
 @dataclass(slots=True)
 class Result:
-    """CPU time of each request by phase, in nanoseconds, and what was in memory on the way."""
+    """CPU time of each request by phase, in nanoseconds, and what was in memory on the way.
 
-    phases: dict[str, list[int]] = field(default_factory=lambda: {phase: [] for phase in _PHASES})
-    totals: list[int] = field(default_factory=list)
+    The ``marks`` are clock readings, before and after each phase, in memory that is taken beforehand: what
+    grows in the run is then not the measurement.
+    """
+
+    marks: "list[array[int]]" = field(default_factory=list)
+    taken: int = 0
     refused: list[int] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, samples: int) -> Self:
+        """With room for so many samples."""
+        return cls([array("q", bytes(8 * samples)) for _ in range(len(_PHASES) + 1)])
+
+    def take(self, readings: Sequence[int]) -> None:
+        """The readings of one request; once there is no more room, nothing."""
+        if self.taken < len(self.marks[0]):
+            for column, reading in zip(self.marks, readings, strict=True):
+                column[self.taken] = reading
+            self.taken += 1
+
+    def between(self, begin: int, end: int) -> list[int]:
+        """The time from one mark to another, of each request."""
+        columns = self.marks[begin][: self.taken], self.marks[end][: self.taken]
+        return [until - since for since, until in zip(*columns, strict=True)]
 
 
 @asynccontextmanager
@@ -150,7 +172,7 @@ async def _fill(database: AsyncEngine, keys: int, of_projects: int) -> list[str]
 
 async def measure(site: Site, requests: int, samples: int) -> Result:
     """So many requests by keys chosen at random; of ``samples`` of them the CPU time is taken."""
-    result, choose = Result(), random.Random(7)
+    result, choose = Result.of(samples), random.Random(7)
     every, told = max(1, requests // samples), max(1, requests // 10)
     for number in range(requests):
         secret = site.secrets[choose.randrange(len(site.secrets))]
@@ -189,9 +211,7 @@ async def _timed(
     marks.append(now())
     site.admissions.standings(principal, MODEL)
     marks.append(now())
-    for phase, (begin, end) in zip(_PHASES, pairwise(marks), strict=True):
-        result.phases[phase].append(end - begin)
-    result.totals.append(marks[-1] - marks[0])
+    result.take(marks)
 
 
 async def measure_refusals(site: Site, samples: int, result: Result) -> None:
@@ -219,9 +239,12 @@ def _resident_mb() -> float:
 
 def table(result: Result) -> str:
     """The figures in Markdown."""
+    totals = result.between(0, len(_PHASES))
     lines = ["| CPU of a request | median us | p95 us | p99 us |", "|---|---:|---:|---:|"]
     for name, times in (
-        *result.phases.items(), ("**all of it**", result.totals), ("refused", result.refused)
+        *[(phase, result.between(at, at + 1)) for at, phase in enumerate(_PHASES)],
+        ("**all of it**", totals),
+        ("refused", result.refused),
     ):  # fmt: skip
         if len(times) > 1:
             cuts = statistics.quantiles(times, n=100)
@@ -238,7 +261,7 @@ def table(result: Result) -> str:
         "| memory of the process, MB | " + " | ".join(f"{one:.1f}" for one in result.memory_mb) + " |"
     )
     lines.append("| limits and counters in memory | " + " | ".join(str(one) for one in result.entries) + " |")
-    median_us = statistics.median(result.totals) / 1000
+    median_us = statistics.median(totals) / 1000
     grown_mb = result.memory_mb[-1] - result.memory_mb[0]
     lines += ["", "| what | reached | wanted | |", "|---|---:|---:|---|"]
     lines.append(_verdict("CPU of a request, median", median_us, WANTED_US, "us"))
