@@ -14,6 +14,7 @@ from engines.client import EngineClients
 from engines.errors import EngineError
 from engines.spec import ModelSpec
 from gateway import administration, engines_api, health, inference, models, snapshots_api, usage
+from gateway.admission import open_admission
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
 from gateway.config import Config
@@ -22,7 +23,9 @@ from gateway.database import open_database
 from gateway.datadir import DataDirectory
 from gateway.engine_host import engine_host
 from gateway.errors import ApiError, answer_error, not_supported
+from gateway.limits_api import limit_routes
 from gateway.services import Services
+from gateway.spend_limits_api import spend_limit_routes
 from metering.errors import MeteringError
 from metering.ledger import open_ledger
 from metering.usage import UsageReports
@@ -71,6 +74,7 @@ async def open_services(
         stack.push_async_callback(database.dispose)
         tenants = await stack.enter_async_context(open_tenants(database, data.pepper()))
         ledger = await stack.enter_async_context(open_ledger(url, database))
+        control = await open_admission(config, database)
         clients = EngineClients()
         stack.push_async_callback(clients.aclose)
         host = await stack.enter_async_context(engine_host(config, data, specs))
@@ -83,6 +87,7 @@ async def open_services(
             host=host,
             clients=clients,
             catalog=catalog,
+            control=control,
         )
 
 
@@ -97,7 +102,13 @@ async def _not_yet(request: Request) -> Response:
 
 
 def _routes() -> list[Route]:
-    return [*_inference_routes(), *_administration_routes(), *_own_routes()]
+    return [
+        *_inference_routes(),
+        *_administration_routes(),
+        *_own_routes(),
+        *limit_routes(),
+        *spend_limit_routes(),
+    ]
 
 
 def _inference_routes() -> list[Route]:

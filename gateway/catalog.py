@@ -54,6 +54,10 @@ class Catalog:
         """What the caller may use, in the order of the configuration."""
         return list(self._models.values())
 
+    def ids(self) -> list[str]:
+        """Every model, in the order of the configuration."""
+        return list(self._models)
+
     def resolve(self, _principal: Principal, name: str, task: Task | None = None) -> Model:
         """Raises 404 where the caller has no such model, 400 where it cannot do the task."""
         model = self._models.get(name)

@@ -13,8 +13,10 @@ from typing import Any, get_type_hints
 
 from engines.errors import InvalidModel
 from engines.spec import ModelSpec, Task, check_model
+from gateway.price_config import PriceConfig, price_fault
 from gateway.toml_source import TomlSource
 from gateway.toml_values import convert, from_text
+from tenants.limits import MOST
 
 _DOCUMENT = "docs/configuration.md"
 _GIB = 1024**3
@@ -60,11 +62,14 @@ class StorageConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
-    """``[limits]``: what one request may take."""
+    """``[limits]``: what one request may take, and what a project may ask of a model by default."""
 
     max_body_bytes: int = 4 * 1024 * 1024
     max_json_depth: int = 64
     wake_timeout_s: float = 300.0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    requests_per_day: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,7 @@ class Config:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     engines: EnginesConfig = field(default_factory=EnginesConfig)
     models: tuple[ModelConfig, ...] = ()
+    prices: tuple[PriceConfig, ...] = ()
 
 
 SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
@@ -140,8 +146,10 @@ SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
         "limits": LimitsConfig,
         "engines": EnginesConfig,
         "models": ModelConfig,
+        "prices": PriceConfig,
     }
 )
+_ARRAYS = frozenset({"models", "prices"})
 
 
 Wanted = Mapping[str, Collection[str]]
@@ -174,6 +182,10 @@ def load_config(
             loader.table(ModelConfig, "models", table, index)
             for index, table in enumerate(document.get("models", []) if only is None else [])
         ),
+        prices=tuple(
+            loader.table(PriceConfig, "prices", table, index)
+            for index, table in enumerate(document.get("prices", []) if only is None else [])
+        ),
     )
     _check(config, loader, environment)
     return config
@@ -189,8 +201,8 @@ _Tables = dict[str, dict[str, Any]]
 
 
 def _tables(document: Mapping[str, Any], environment: Mapping[str, str]) -> _Tables:
-    """The tables but ``models``, with what the environment overrides."""
-    tables: _Tables = {name: dict(document.get(name, {})) for name in SECTIONS if name != "models"}
+    """The tables that are no arrays, with what the environment overrides."""
+    tables: _Tables = {name: dict(document.get(name, {})) for name in SECTIONS if name not in _ARRAYS}
     for section, key, variable, text in _overrides(environment):
         if section not in tables:
             raise ConfigError(f"{variable}: there is no section [{section}] ({_DOCUMENT})")
@@ -200,7 +212,7 @@ def _tables(document: Mapping[str, Any], environment: Mapping[str, str]) -> _Tab
 
 def _some_tables(document: Mapping[str, Any], environment: Mapping[str, str], only: Wanted) -> _Tables:
     """As `_tables`, with the wanted keys alone."""
-    tables: _Tables = {name: {} for name in SECTIONS if name != "models"}
+    tables: _Tables = {name: {} for name in SECTIONS if name not in _ARRAYS}
     for section, keys in only.items():
         table = document.get(section)
         if isinstance(table, dict):
@@ -242,7 +254,7 @@ class _Loader:
 
     def fault(self, section: str, key: str | None, what: str, index: int = 0) -> ConfigError:
         line = self._source.line(section, key, index)
-        table = f"[[{section}]]" if section == "models" else f"[{section}]"
+        table = f"[[{section}]]" if section in _ARRAYS else f"[{section}]"
         where = f"{self._path}:{line}" if line else str(self._path)
         subject = f"{table} {key}" if key else table
         return ConfigError(f"{where}: {subject}: {what} (see {_DOCUMENT}#{section})")
@@ -254,9 +266,9 @@ class _Loader:
                 line = self._source.line(name, None) or self._source.line("", name)
                 where = f"{self._path}:{line}" if line else str(self._path)
                 raise ConfigError(f"{where}: {name}: unknown section{hint} (see {_DOCUMENT})")
-            wanted = list if name == "models" else dict
+            wanted = list if name in _ARRAYS else dict
             if not isinstance(value, wanted):
-                form = "an array of tables, [[models]]" if name == "models" else f"a table, [{name}]"
+                form = f"an array of tables, [[{name}]]" if name in _ARRAYS else f"a table, [{name}]"
                 raise self.fault(name, None, f"must be {form}")
 
     def table(self, kind: type[Any], section: str, values: Any, index: int = 0) -> Any:
@@ -319,12 +331,23 @@ def _check(config: Config, loader: _Loader, environment: Mapping[str, str]) -> N
                 and not 0 < value < float("inf")
             ):
                 raise loader.fault(section, item.name, f"must be more than 0, not {value!r}")
+    for key in ("requests_per_minute", "tokens_per_minute", "requests_per_day"):
+        if (getattr(config.limits, key) or 0) > MOST:
+            raise loader.fault("limits", key, f"must be at most {MOST}")
     engines = config.engines
     if engines.memory_gib is not None and not 0 < engines.memory_gib < float("inf"):
         raise loader.fault("engines", "memory_gib", f"must be more than 0, not {engines.memory_gib!r}")
     if engines.spare_sandboxes < 0:
         raise loader.fault("engines", "spare_sandboxes", "must not be negative")
     _check_models(config, loader, environment)
+    _check_prices(config, loader)
+
+
+def _check_prices(config: Config, loader: _Loader) -> None:
+    models = [model.id for model in config.models]
+    for index in range(len(config.prices)):
+        if fault := price_fault(config.prices, index, models):
+            raise loader.fault("prices", *fault, index)
 
 
 def _check_models(config: Config, loader: _Loader, environment: Mapping[str, str]) -> None:

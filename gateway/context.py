@@ -4,13 +4,15 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.rate_headers import rate_headers
 from metering.types import Timings, Usage
+from tenants.admission import Standings
 from tenants.types import Principal
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -34,6 +36,7 @@ class RequestRecord:
     usage: Usage | None = None
     outcome: str | None = None
     client_gone: bool = False
+    standings: Callable[[], Standings] | None = None
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the request's headers were read."""
@@ -67,7 +70,8 @@ class RequestRecord:
             "server-timing": self.server_timing(),
             "x-torpor-engine": self.tier,
         }
-        return {name: value for name, value in headers.items() if value}
+        known = {name: value for name, value in headers.items() if value}
+        return known if self.standings is None else known | rate_headers(self.standings())
 
 
 def record_of(scope: Scope) -> RequestRecord:

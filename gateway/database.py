@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+import tenants.limit_tables  # noqa: F401 - declares its tables
 from metering.tables import metadata as metering_metadata
 from tenants.tables import metadata as tenants_metadata
 

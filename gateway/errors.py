@@ -3,6 +3,7 @@
 The envelope is OpenAI's: ``{"error": {"message", "type", "param", "code"}}``.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,17 @@ from engines.errors import (
 )
 from metering.errors import InvalidQuery
 from metering.errors import StorageUnavailable as LedgerUnavailable
-from tenants.errors import Conflict, InvalidCredential, InvalidValue, NotFound
+from metering.prices import DOLLAR
+from tenants.budgets import CENT
+from tenants.errors import (
+    BudgetExceeded,
+    Conflict,
+    InvalidCredential,
+    InvalidValue,
+    NotFound,
+    RateLimitExceeded,
+    RequestTooLarge,
+)
 from tenants.errors import StorageUnavailable as TenantStorageUnavailable
 
 JSON = "application/json"
@@ -150,6 +161,46 @@ def _unavailable(error: EngineUnavailable) -> ApiError:
     return ApiError(503, "server_error", "engine_unavailable", str(error), headers=headers)
 
 
+def _rate_limited(error: RateLimitExceeded) -> ApiError:
+    seconds = max(1, math.ceil(error.retry_after_s))
+    message = (
+        f"Rate limit reached for {error.name}: limit {error.limit}, remaining {error.remaining}, requested "
+        f"{error.requested}. Please try again in {seconds}s."
+    )
+    headers = {"retry-after": str(seconds)}
+    return ApiError(429, "rate_limit_error", "rate_limit_exceeded", message, headers=headers)
+
+
+def _too_large(error: RequestTooLarge) -> ApiError:
+    message = (
+        f"Request too large for {error.name}: limit {error.limit}, requested {error.requested}. "
+        "It will never fit: please shorten the input."
+    )
+    headers = {"x-should-retry": "false"}
+    return ApiError(429, "rate_limit_error", "rate_limit_exceeded", message, headers=headers)
+
+
+def _over_budget(error: BudgetExceeded) -> ApiError:
+    """The organization's own figures are not for each of its projects to see."""
+    known = ""
+    if error.whose == "project":
+        running = f" and {_dollars(error.reserved)} set aside for running requests" if error.reserved else ""
+        known = f" of {_dollars(error.limit_cents * CENT)}, with {_dollars(error.spent)} spent{running}"
+    message = (
+        f"The monthly spend limit of the {error.whose}{known} does not cover this request, which may cost up "
+        f"to {_dollars(error.requested)}. Please raise the limit, or ask for fewer tokens with max_tokens."
+    )
+    headers = {"x-should-retry": "false"}
+    return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=headers)
+
+
+def _dollars(picodollars: int) -> str:
+    """Rounded up to a millionth of a dollar."""
+    cents, rest = divmod(-(-picodollars * 10**6 // DOLLAR), 10**4)
+    fraction = f"{cents % 100:02d}{rest:04d}".rstrip("0").ljust(2, "0")
+    return f"${cents // 100}.{fraction}"
+
+
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -182,6 +233,12 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return invalid_request(str(error), code="already_exists")
         case NotFound():
             return ApiError(404, "invalid_request_error", "not_found", str(error))
+        case RateLimitExceeded():
+            return _rate_limited(error)
+        case RequestTooLarge():
+            return _too_large(error)
+        case BudgetExceeded():
+            return _over_budget(error)
         case TenantStorageUnavailable() | LedgerUnavailable():
             return _storage_unavailable()
         case HTTPException():

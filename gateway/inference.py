@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 
 from engines.spec import Task
+from gateway.admission import Asking, admit
 from gateway.authentication import MODEL_REQUEST, authenticate
 from gateway.bodies import (
     Call,
@@ -27,7 +28,6 @@ from gateway.errors import invalid_request, not_supported, shutting_down
 from gateway.exchange import Exchange, Plan, UnmeteredExchange
 from gateway.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.openai_fields import OPENAI_FIELDS
-from gateway.prompt_length import check_prompt_length
 from gateway.services import Services, services_of
 from metering.types import Attempt, Operation, Usage
 from tenants.types import KeyKind, Principal
@@ -85,9 +85,20 @@ class Endpoint:
         asked = await _read(request, self.kind, self.task)
         call = asked.call
         plan = self._plan(asked)
-        await check_prompt_length(asked.model, call, asked.body, len(plan.body))
+        asking = Asking(
+            principal=asked.principal,
+            model=asked.model,
+            call=call,
+            body=asked.body,
+            body_bytes=len(plan.body),
+            estimate=plan.estimate,
+            record=asked.record,
+        )
+        admitted = await admit(asked.services.control, asking)
         streamed = isinstance(call, Generation) and bool(call.stream)
-        return (StreamExchange if streamed else PlainExchange)(asked.services.door(), plan, asked.record)
+        return (StreamExchange if streamed else PlainExchange)(
+            asked.services.door(), plan, asked.record, admitted
+        )
 
     def _plan(self, asked: _Asked) -> MeteredPlan:
         principal, call = asked.principal, asked.call

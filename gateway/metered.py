@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import msgspec
 from sse_starlette.event import ServerSentEvent
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from coldstart.tiers import SleepTier
 from engines.client import EngineClient, EngineStream
 from engines.errors import EngineBroken
+from gateway.admission import Admitted
 from gateway.context import RequestRecord
 from gateway.engine_errors import engine_error, refusal
 from gateway.errors import translate
@@ -66,10 +67,17 @@ class MeteredExchange(Exchange):
 
     _plan: MeteredPlan
 
-    def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord) -> None:
+    def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord, admitted: Admitted) -> None:
         super().__init__(door, plan, record)
+        self._admitted = admitted
         self._meter: Meter | None = None
         self._relayed_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._admitted.withdraw()  # where it never came to an entry in the ledger
 
     async def _attempt(self, send: Send) -> None:
         meter = self._meter = self._door.ledger.open(self._plan.attempt)
@@ -129,12 +137,16 @@ class MeteredExchange(Exchange):
 
     async def _settle_with(self, meter: Meter, ending: "_Ending", usage: Usage) -> None:
         self._record.usage, self._record.outcome = usage, ending.outcome
+        self._admitted.settle(usage, ending.outcome)
         await meter.settle(ending.outcome, usage, self._record.timings(), ending.status)
 
     def _close(self, meter: Meter, ending: "_Ending") -> None:
         """Where no engine was reached, or the settling was cut short, the entry is queued as it stands."""
         if not meter.settled:
             self._record.outcome = ending.outcome
+            if ending.outcome is Outcome.FAILED and meter.usage == Usage():
+                self._admitted.withdraw()
+            self._admitted.settle(meter.usage, ending.outcome)
             meter.finish(ending.outcome, self._record.timings(), ending.status)
 
 
@@ -165,8 +177,8 @@ class PlainExchange(MeteredExchange):
 class StreamExchange(MeteredExchange):
     """Relays whole events as they come; only the last one waits, for the ledger."""
 
-    def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord) -> None:
-        super().__init__(door, plan, record)
+    def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord, admitted: Admitted) -> None:
+        super().__init__(door, plan, record, admitted)
         self._tap = StreamTap(include_usage=plan.include_usage, continuous=plan.continuous_usage)
 
     async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
@@ -186,7 +198,9 @@ class StreamExchange(MeteredExchange):
                 if not events:
                     continue
                 onward = b"".join([tap.pass_on(event) for event in events])
-                meter.observe(tap.seen)
+                seen = tap.seen
+                meter.observe(seen)
+                self._admitted.generated(seen.output_tokens)
                 if onward:
                     if record.ttft_ms is None:
                         record.ttft_ms = record.elapsed_ms()

@@ -1,9 +1,10 @@
-"""Refuses a prompt that the model's context cannot hold, before any engine is woken for it."""
+"""Counts a prompt, and refuses one that the context cannot hold, before any engine is woken for it."""
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
-from gateway.bodies import ChatCall, CompletionCall, EmbeddingCall, Generation
+from gateway.bodies import ChatCall, CompletionCall, Generation
 from gateway.catalog import Model
 from gateway.errors import ApiError, invalid_request
 from metering.errors import TemplateError
@@ -13,26 +14,41 @@ _TEMPLATE_MARGIN = 512
 _IN_THREAD_BYTES = 16 * 1024
 
 
-async def check_prompt_length(model: Model, call: Any, body: dict[str, Any], body_bytes: int) -> None:
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """Tokens of the longest prompt of a request, and of all of them; 0 where only the engine can tell."""
+
+    longest: int
+    total: int
+
+
+async def check_prompt_length(
+    model: Model, call: Any, body: dict[str, Any], body_bytes: int, *, count: bool = False
+) -> PromptTokens | None:
     """Raises 400 ``context_length_exceeded`` where the prompt and the answer asked for do not fit.
 
-    A token stands for at least one byte of the body, so that a short body needs no counting.
+    A token stands for at least one byte of the body, so that a short body needs no counting, unless the
+    caller wants to know with ``count``. Returns what was counted, where it was, and the gateway can.
     """
     limit = model.max_model_len
-    if limit is None or model.counter is None or body.get("truncate_prompt_tokens") is not None:
-        return
+    if model.counter is None or body.get("truncate_prompt_tokens") is not None:
+        return None
     answer = _answer_tokens(call)
-    if answer >= limit:
+    if limit is not None and answer >= limit:
         raise _exceeded(limit, 1, answer)
     messages = len(call.messages) if isinstance(call, ChatCall) else 1
-    if body_bytes + _TEMPLATE_MARGIN + 16 * messages + answer <= limit:
-        return
+    fits = limit is None or body_bytes + _TEMPLATE_MARGIN + 16 * messages + answer <= limit
+    if fits and not count:
+        return None
     if body_bytes > _IN_THREAD_BYTES:
-        longest = await asyncio.to_thread(_longest_prompt, model, call, body)
+        prompts = await asyncio.to_thread(_count, model, call, body)
     else:
-        longest = _longest_prompt(model, call, body)
-    if longest + max(answer, 1 if isinstance(call, Generation) else 0) > limit:
-        raise _exceeded(limit, longest, answer)
+        prompts = _count(model, call, body)
+    if limit is not None:
+        least = max(answer, 1 if isinstance(call, Generation) else 0)
+        if prompts.longest + least > limit:
+            raise _exceeded(limit, prompts.longest, answer)
+    return prompts
 
 
 def _exceeded(limit: int, prompt: int, answer: int) -> ApiError:
@@ -52,17 +68,17 @@ def _answer_tokens(call: Any) -> int:
     return call.max_completion_tokens or call.max_tokens or 0
 
 
-def _longest_prompt(model: Model, call: Any, body: dict[str, Any]) -> int:
-    """Tokens of the longest prompt of the request; 0 where only the engine can tell."""
+def _count(model: Model, call: Any, body: dict[str, Any]) -> PromptTokens:
     if isinstance(call, ChatCall):
-        return _chat_tokens(model, body)
+        tokens = _chat_tokens(model, body)
+        return PromptTokens(tokens, tokens)
     prompts = call.prompt if isinstance(call, CompletionCall) else call.input
-    if isinstance(call, CompletionCall | EmbeddingCall):
-        return max((_prompt_tokens(model, prompt) for prompt in _each(prompts)), default=0)
-    return 0
+    counts = [_prompt_tokens(model, prompt) for prompt in prompts_of(prompts)]
+    return PromptTokens(max(counts, default=0), sum(counts))
 
 
-def _each(prompts: str | list[Any]) -> list[Any]:
+def prompts_of(prompts: str | list[Any]) -> list[Any]:
+    """The prompts of a request, each a text or a list of tokens."""
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]
     return prompts

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from engines.client import EngineClients
 from engines.host import EngineHost
+from gateway.admission import AdmissionControl
 from gateway.catalog import Catalog
 from gateway.config import Config
 from gateway.exchange import Door, Exchange
@@ -27,6 +28,7 @@ class Services:
     host: EngineHost
     clients: EngineClients
     catalog: Catalog
+    control: AdmissionControl
     running: set[Exchange] = field(default_factory=set)
     draining: bool = False
 

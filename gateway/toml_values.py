@@ -2,13 +2,22 @@
 
 import types
 from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from engines.spec import Task
 
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType(
-    {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}
+    {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        Path: "a path",
+        date: "a date, such as 2026-01-31 without quotes",
+    }
 )
 
 
@@ -21,6 +30,8 @@ def convert(hint: Any, value: Any, base: Path) -> Any:
         return tuple(value)
     if hint is Task:
         return _task(value)
+    if hint is Decimal:
+        return _decimal(value)
     if hint is Path and isinstance(value, str):
         return (base / value).resolve()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -58,3 +69,11 @@ def _task(value: Any) -> Task:
         return Task(value)
     except ValueError:
         raise ValueError(f"must be one of {', '.join(Task)}, not {value!r}") from None
+
+
+def _decimal(value: Any) -> Decimal:
+    """From a string only: a number of TOML is a binary fraction, which most prices are not."""
+    try:
+        return Decimal(value if isinstance(value, str) else "no text")
+    except InvalidOperation:
+        raise ValueError(f'must be a decimal number in quotes, such as "0.15", not {value!r}') from None

@@ -5,6 +5,9 @@ TenantError
 ├── NotFound            no such thing, or not of this organization
 ├── Conflict            there is one of that name already
 ├── InvalidValue        an argument is out of its domain; ``param`` names it
+├── RateLimitExceeded   a limit has no room now; ``retry_after_s`` says when it has
+├── RequestTooLarge     more tokens than a limit has in all: never will there be room
+├── BudgetExceeded      the month's spend limit does not cover the request
 └── StorageUnavailable  the database is away, locked or full
 """
 
@@ -44,3 +47,44 @@ class InvalidValue(TenantError):
 
 class StorageUnavailable(TenantError):
     """The database is away, locked or full."""
+
+
+class RateLimitExceeded(TenantError):
+    """The limit ``name``, of ``limit`` in all, has ``remaining`` left, the request needs ``requested``."""
+
+    def __init__(self, name: str, limit: int, remaining: int, requested: int, retry_after_s: float) -> None:
+        super().__init__(f"no room in {name}")
+        self.name = name
+        self.limit = limit
+        self.remaining = remaining
+        self.requested = requested
+        self.retry_after_s = retry_after_s
+
+
+class RequestTooLarge(TenantError):
+    """The request needs ``requested`` tokens of the limit ``name``, which is of ``limit`` in all."""
+
+    def __init__(self, name: str, limit: int, requested: int) -> None:
+        super().__init__(f"larger than all of {name}")
+        self.name = name
+        self.limit = limit
+        self.requested = requested
+
+
+class BudgetExceeded(TenantError):
+    """The spend limit of the ``whose`` does not cover the request. Amounts but the limit's in picodollars."""
+
+    def __init__(
+        self,
+        whose: Literal["project", "organization"],
+        limit_cents: int,
+        spent: int,
+        reserved: int,
+        requested: int,
+    ) -> None:
+        super().__init__(f"the spend limit of the {whose} does not cover the request")
+        self.whose = whose
+        self.limit_cents = limit_cents
+        self.spent = spent
+        self.reserved = reserved
+        self.requested = requested

@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 
 EXERCISES: dict[str, frozenset[str]] = {
     "loadtest/policy_sim.py": frozenset({"coldstart"}),
+    "loadtest/admission.py": frozenset({"tenants"}),
 }
 """The folder that a simulation or a query benchmark exercises; the rest of loadtest/ speaks HTTP only."""
 

@@ -2,15 +2,18 @@
 
 import re
 from dataclasses import MISSING, fields
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from engines.spec import Task
 from gateway.config import SECTIONS, ConfigError, load_config
+from metering.prices import Price
 from tests.process import MODELS, REPOSITORY
 
 MODEL = MODELS / "smollm2-135m"
+FAR = "[[models]]\nid = 'a'\nurl = 'http://a'\n"
 
 
 def _load(tmp_path: Path, text: str, **environment: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
@@ -91,6 +94,34 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
         ("[[models]]\nid = 'a'\nurl = 'http://a'\napi_key_env = 'NOT_THERE'\n", "NOT_THERE is not set"),
         ("[[models]]\nid = 'a'\nsource = 'nowhere'\n", "torpor.toml:3: [[models]] source:"),
         ("[server\n", "not valid TOML"),
+        (
+            "[limits]\nrequests_per_minute = 0\n",
+            "torpor.toml:2: [limits] requests_per_minute: must be more than 0",
+        ),
+        ("[limits]\ntokens_per_minute = 3000000000\n", "must be at most 2147483647"),
+        ("prices = 1\n", "must be an array of tables, [[prices]]"),
+        (FAR + "[[prices]]\nmodel = 'b'\n", "torpor.toml:5: [[prices]] model: there is no model 'b'"),
+        (
+            FAR + "[[prices]]\nmodel = 'a'\ninput = 0.15\n",
+            'decimal number in quotes, such as "0.15", not 0.15',
+        ),
+        (
+            FAR + "[[prices]]\nmodel = 'a'\ninput = 'much'\n",
+            "torpor.toml:6: [[prices]] input: must be a decimal",
+        ),
+        (
+            FAR + "[[prices]]\nmodel = 'a'\noutput = '-1'\n",
+            "[[prices]] output: must be between 0 and 1000000",
+        ),
+        (FAR + "[[prices]]\nmodel = 'a'\ncached_input = '0.0000001'\n", "must have at most 6 decimal places"),
+        (
+            FAR + "[[prices]]\nmodel = 'a'\nsince = '2026-01-01'\n",
+            "must be a date, such as 2026-01-31 without",
+        ),
+        (
+            FAR + "[[prices]]\nmodel = 'a'\n" * 2,
+            "torpor.toml:9: [[prices]] model: there are two prices for the",
+        ),
     ],
 )
 def test_a_fault_is_one_line_that_says_where_and_what(tmp_path: Path, text: str, told: str) -> None:
@@ -128,3 +159,24 @@ def test_a_remote_model_has_its_key_from_the_environment(tmp_path: Path) -> None
     assert spec.api_key == "secret"
     assert spec.url == "https://a"
     assert "secret" not in repr(spec)
+
+
+def test_prices_are_exact_and_hold_from_their_day(tmp_path: Path) -> None:
+    text = (
+        FAR
+        + """
+[[prices]]
+model = "a"
+input = "0.15"
+output = "0.600001"
+
+[[prices]]
+model = "a"
+since = 2026-07-01
+input = "0.3"
+cached_input = "0.1"
+"""
+    )
+    first, second = (price.entry() for price in _load(tmp_path, text).prices)
+    assert (first.since, first.price) == (date.min, Price(150_000, 150_000, 600_001))
+    assert (second.since, second.price) == (date(2026, 7, 1), Price(300_000, 100_000, 0))

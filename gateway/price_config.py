@@ -1,0 +1,49 @@
+"""``[[prices]]`` of the configuration."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+
+from metering.prices import Price, PriceEntry, PriceList, parse_price
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceConfig:
+    """One ``[[prices]]`` table: dollars for a million tokens of a model, from a day on (UTC)."""
+
+    model: str
+    adapter: str | None = None
+    since: date | None = None
+    input: Decimal = Decimal(0)
+    cached_input: Decimal | None = None
+    output: Decimal = Decimal(0)
+
+    def entry(self) -> PriceEntry:
+        """What ``metering`` needs to know of it. Raises ValueError where a price cannot be exact."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        price = Price(parse_price(self.input), parse_price(cached), parse_price(self.output))
+        return PriceEntry(model=self.model, adapter=self.adapter, since=self.since or date.min, price=price)
+
+
+def price_fault(prices: Sequence[PriceConfig], index: int, models: Collection[str]) -> tuple[str, str] | None:
+    """The key and what is wrong with it, of the table with this number."""
+    price = prices[index]
+    if price.model not in models:
+        return "model", f"there is no model {price.model!r}"
+    same = (price.model, price.adapter, price.since)
+    if any((other.model, other.adapter, other.since) == same for other in prices[:index]):
+        return "model", "there are two prices for the same model, adapter and day"
+    for name, value in (
+        ("input", price.input), ("cached_input", price.cached_input), ("output", price.output)
+    ):  # fmt: skip
+        try:
+            parse_price(value or Decimal(0))
+        except ValueError as error:
+            return name, str(error)
+    return None
+
+
+def price_list(prices: Iterable[PriceConfig]) -> PriceList:
+    """The prices of a configuration that has been checked."""
+    return PriceList(price.entry() for price in prices)

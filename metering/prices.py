@@ -1,0 +1,78 @@
+"""What tokens cost. Exact: amounts are whole picodollars (10**-12 dollars)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+from metering.types import Usage
+
+DOLLAR = 10**12
+"""Picodollars."""
+_A_MILLION = 10**6
+_MOST = Decimal(1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Picodollars a token."""
+
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+
+    def cost(self, usage: Usage) -> int:
+        """What the usage costs, in picodollars. Input from the cache has a price of its own."""
+        cached = min(usage.cached_tokens, usage.input_tokens)
+        uncached = usage.input_tokens - cached
+        return uncached * self.input + cached * self.cached_input + usage.output_tokens * self.output
+
+    def most(self, input_tokens: int, output_tokens: int) -> int:
+        """The most that a request can cost whose output is at most so much."""
+        return input_tokens * max(self.input, self.cached_input) + output_tokens * self.output
+
+
+FREE = Price()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceEntry:
+    """A price from a day on (UTC): of a model, with all adapters that have none of their own, or of one."""
+
+    model: str
+    price: Price
+    adapter: str | None = None
+    since: date = date.min
+
+
+class PriceList:
+    """Prices by model, adapter and day. What has no price costs nothing."""
+
+    def __init__(self, entries: Iterable[PriceEntry] = ()) -> None:
+        self._entries: dict[tuple[str, str | None], list[PriceEntry]] = {}
+        for entry in sorted(entries, key=lambda one: one.since, reverse=True):
+            self._entries.setdefault((entry.model, entry.adapter), []).append(entry)
+
+    def price(self, model: str, adapter: str | None, at: float) -> Price:
+        """The price of what began at ``at``, in unix seconds."""
+        if not self._entries:
+            return FREE
+        day = datetime.fromtimestamp(at, UTC).date()
+        for name in dict.fromkeys((adapter, None)):
+            for entry in self._entries.get((model, name), ()):
+                if entry.since <= day:
+                    return entry.price
+        return FREE
+
+
+def parse_price(dollars: Decimal) -> int:
+    """Picodollars a token of a price in dollars per million tokens.
+
+    Raises ValueError where that is no whole number, negative, or more than a million dollars.
+    """
+    if not dollars.is_finite() or not 0 <= dollars <= _MOST:
+        raise ValueError(f"must be between 0 and {_MOST} dollars per million tokens, not {dollars}")
+    picodollars = dollars * (DOLLAR // _A_MILLION)
+    if picodollars != int(picodollars):
+        raise ValueError(f"must have at most 6 decimal places, not {dollars}")
+    return int(picodollars)

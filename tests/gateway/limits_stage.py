@@ -1,0 +1,165 @@
+"""A gateway in the test's own process, with clocks that the test moves, in front of the stand-in engine."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+from openai import AsyncOpenAI
+from starlette.applications import Starlette
+
+from engines.spec import ModelSpec
+from gateway.admission import AdmissionControl, open_admission
+from gateway.app import create_app
+from gateway.catalog import Catalog, Model
+from gateway.config import Config, LimitsConfig, ModelConfig, StorageConfig
+from gateway.context import RequestContext
+from gateway.database import migrate
+from gateway.datadir import DataDirectory
+from gateway.price_config import PriceConfig
+from gateway.services import Services
+from metering.prompts import ChatTemplate
+from metering.tokens import TokenCounter
+from tests.gateway.serving import serving
+from tests.process import MODELS
+
+SECOND = 10**9
+QUESTION = "What is the capital of France?"
+CONTEXT = 1000
+
+
+@dataclass
+class Clock:
+    """Nanoseconds for the limits, which stand still until a test moves them."""
+
+    ns: int = 10**15
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+@dataclass
+class Tenant:
+    """A project with a key, and the admin key of its organization."""
+
+    organization_id: str
+    project_id: str
+    key_id: str
+    key: str
+    admin_key: str
+
+
+@dataclass
+class Stage:
+    """The gateway, its two tenants, and clients of the first."""
+
+    services: Services
+    config: Config
+    port: int
+    tenant: Tenant
+    other: Tenant
+    clock: Clock
+    stack: AsyncExitStack
+    http: httpx.AsyncClient = field(init=False)
+    admin: httpx.AsyncClient = field(init=False)
+
+    @property
+    def control(self) -> AdmissionControl:
+        return self.services.control
+
+    async def open(self) -> None:
+        self.http = await self.stack.enter_async_context(self.client(self.tenant.key))
+        self.admin = await self.stack.enter_async_context(self.client(self.tenant.admin_key))
+
+    def client(self, key: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"authorization": f"Bearer {key}"},
+            trust_env=False,
+            timeout=30,
+            limits=httpx.Limits(max_connections=128),
+        )
+
+    def openai(self, **options: Any) -> AsyncOpenAI:
+        """The official client, with the keys of the first tenant."""
+        return AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{self.port}/v1",
+            api_key=self.tenant.key,
+            admin_api_key=self.tenant.admin_key,
+            **{"max_retries": 0, **options},
+        )
+
+    async def ask(self, text: str = QUESTION, **fields: Any) -> httpx.Response:
+        body = {"model": "near", "messages": [{"role": "user", "content": text}], **fields}
+        return await self.http.post("/v1/chat/completions", json=body)
+
+    async def limit(self, **sizes: int | None) -> None:
+        """Limits of the project for the model, set as an administrator sets them."""
+        path = f"/v1/organization/projects/{self.tenant.project_id}/rate_limits/rl-near"
+        assert (await self.admin.post(path, json=sizes)).is_success
+
+    async def limit_key(self, **sizes: int | None) -> str:
+        body = {"subject_type": "key", "subject_id": self.tenant.key_id, **sizes}
+        response = await self.admin.post("/v1/torpor/limits", json=body)
+        limit_id: str = response.json()["id"]
+        return limit_id
+
+    async def spend_limit(self, cents: int) -> None:
+        path = f"/v1/organization/projects/{self.tenant.project_id}/spend_limit"
+        body = {"threshold_amount": cents, "currency": "USD", "interval": "month"}
+        assert (await self.admin.post(path, json=body)).is_success
+
+
+@asynccontextmanager
+async def stage_at(
+    folder: Path, engine: str, *, limits: LimitsConfig | None = None, prices: Sequence[PriceConfig] = ()
+) -> AsyncIterator[Stage]:
+    """``near`` and ``away`` count as smollm2-135m does; ``near`` is the stand-in, nobody answers ``away``."""
+    storage = StorageConfig(data_dir=folder)
+    await migrate(storage.database_url())
+    models = (
+        ModelConfig(id="near", url=engine, max_model_len=CONTEXT),
+        ModelConfig(id="away", url="http://127.0.0.1:9", max_model_len=CONTEXT),
+        ModelConfig(id="far", url=engine),
+    )
+    config = Config(storage=storage, models=models, limits=limits or LimitsConfig(), prices=tuple(prices))
+    app = create_app(config, DataDirectory(folder, {}))
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        services = _services(app)
+        clock = Clock()
+        services.control = await open_admission(config, services.database, clock_ns=clock)
+        services.catalog = Catalog(_model(model.spec({})) for model in models)
+        port = await stack.enter_async_context(serving(RequestContext(app)))
+        tenants = [await _tenant(services, slug) for slug in ("acme", "other")]
+        stage = Stage(services, config, port, *tenants, clock, stack)
+        await stage.open()
+        yield stage
+
+
+def _services(app: Starlette) -> Services:
+    services: Services = app.state.services
+    return services
+
+
+def _model(spec: ModelSpec) -> Model:
+    """The engine is somebody else's, but of all but ``far`` the gateway has tokenizer and template."""
+    counter, template = (None, None) if spec.id == "far" else _tokenizer()
+    return Model(spec, 1, spec.max_model_len, counter, template)
+
+
+@cache
+def _tokenizer() -> tuple[TokenCounter, ChatTemplate]:
+    folder = MODELS / "smollm2-135m"
+    return TokenCounter.load(folder), ChatTemplate.load(folder)
+
+
+async def _tenant(services: Services, slug: str) -> Tenant:
+    tenants = services.tenants
+    organization, _, admin_key = await tenants.create_organization_with_key(slug, key_name="admin")
+    project = await tenants.create_project(organization.id, "web")
+    key, secret = await tenants.create_project_key(organization.id, project.id, "key")
+    return Tenant(organization.id, project.id, key.id, secret, admin_key)
