@@ -13,7 +13,7 @@ from starlette.routing import Route
 from engines.client import EngineClients
 from engines.errors import EngineError
 from engines.spec import ModelSpec
-from gateway import administration, engines_api, health, inference, models, snapshots_api, usage
+from gateway import administration, engines_api, health, inference, models, snapshots_api, usage, weights_api
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
 from gateway.config import Config
@@ -22,6 +22,8 @@ from gateway.database import open_database
 from gateway.datadir import DataDirectory
 from gateway.engine_host import engine_host
 from gateway.errors import ApiError, answer_error, not_supported
+from gateway.queue_config import queue_of
+from gateway.queueing import ModelQueues
 from gateway.services import Services
 from metering.errors import MeteringError
 from metering.ledger import open_ledger
@@ -29,6 +31,7 @@ from metering.usage import UsageReports
 from tenants.errors import TenantError
 from tenants.store import open_tenants
 from tenants.types import KeyKind
+from tenants.weights import open_weights
 
 _NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
 
@@ -83,6 +86,8 @@ async def open_services(
             host=host,
             clients=clients,
             catalog=catalog,
+            queues=ModelQueues(host, {model.id: queue_of(model, config.limits) for model in config.models}),
+            weights=await open_weights(database),
         )
 
 
@@ -154,5 +159,7 @@ def _own_routes() -> list[Route]:
         Route(f"{own}/snapshots", snapshots_api.list_snapshots, methods=["GET"]),
         Route(f"{own}/snapshots/{{model}}", snapshots_api.verify_snapshot, methods=["POST"]),
         Route(f"{own}/snapshots/{{model}}", snapshots_api.remove_snapshots, methods=["DELETE"]),
+        Route(f"{own}/projects/{{project}}/weight", weights_api.retrieve_weight, methods=["GET"]),
+        Route(f"{own}/projects/{{project}}/weight", weights_api.update_weight, methods=["POST"]),
         Route(f"{own}/usage", usage.project_usage, methods=["GET"]),
     ]

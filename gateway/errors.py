@@ -22,7 +22,7 @@ from engines.errors import (
 )
 from metering.errors import InvalidQuery
 from metering.errors import StorageUnavailable as LedgerUnavailable
-from tenants.errors import Conflict, InvalidCredential, InvalidValue, NotFound
+from tenants.errors import Conflict, InvalidCredential, InvalidValue, NotFound, QueueFull, QueueTimeout
 from tenants.errors import StorageUnavailable as TenantStorageUnavailable
 
 JSON = "application/json"
@@ -150,6 +150,22 @@ def _unavailable(error: EngineUnavailable) -> ApiError:
     return ApiError(503, "server_error", "engine_unavailable", str(error), headers=headers)
 
 
+def _queue_full(error: QueueFull) -> ApiError:
+    message = (
+        f"{error.limit} requests of your project wait for this model already, as many as may. "
+        f"Send the request again in {error.retry_after_s:.0f} seconds, or fewer at once."
+    )
+    headers = {"retry-after": f"{error.retry_after_s:.0f}"}
+    return ApiError(429, "rate_limit_error", "queue_full", message, headers=headers)
+
+
+def _queue_timeout(error: QueueTimeout) -> ApiError:
+    waited = f"{error.waited_s:g} seconds"
+    message = f"The request has waited {waited} for its turn at this model. Send it again later."
+    headers = {"retry-after": f"{error.retry_after_s:.0f}"}
+    return ApiError(503, "server_error", "queue_timeout", message, headers=headers)
+
+
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -182,6 +198,10 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return invalid_request(str(error), code="already_exists")
         case NotFound():
             return ApiError(404, "invalid_request_error", "not_found", str(error))
+        case QueueFull():
+            return _queue_full(error)
+        case QueueTimeout():
+            return _queue_timeout(error)
         case TenantStorageUnavailable() | LedgerUnavailable():
             return _storage_unavailable()
         case HTTPException():

@@ -1,16 +1,17 @@
-"""Whose turn it is at a model: start-time fair queueing among projects, and first come first served beside it.
+"""Whose turn it is at a model: start-time fair queueing among projects, or first come first served.
 
-Start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996), in the form for a server
-that works on several requests at once (SFQ(D): Jin, Chase, Kaur, SIGMETRICS 2004). A request of cost *c* of a
-project of weight *w* has the start tag S = max(v, F) and leaves the project with the finish tag F = S + c/w,
-where the virtual time *v* is the start tag of whoever was served last. The smallest start tag is next, so
-that two projects that always have requests waiting never differ in c/w by more than the largest request of
-each. A project that asks rarely starts at *v*, and so is served before those who ask for more than their
-share, without credit for the time in which it asked for nothing.
+Start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996), in the form for a
+server that works on several requests at once (SFQ(D): Jin, Chase, Kaur, SIGMETRICS 2004). A request of cost
+*c* of a project of weight *w* has the start tag S = max(v, F) and leaves the project with the finish tag
+F = S + c/w, where the virtual time *v* is the start tag of whoever was served last. The smallest start tag is
+next, so that two projects that always have requests waiting never differ in c/w by more than the largest
+request of each. A project that asks rarely starts at *v*, and so is served before those who ask for more than
+their share, without credit for the time in which it asked for nothing.
 
 The cost is in tokens, as in the Virtual Token Counter (Sheng et al.: "Fairness in Serving Large Language
-Models", OSDI 2024): one for each token of input, `OUTPUT_COST` for each of output. What a request will generate
-is not known before: it is charged with an estimate, and its project's finish tag is corrected when it ends.
+Models", OSDI 2024): one for each token of input, `OUTPUT_COST` for each of output. What a request will
+generate is not known before: it is charged with an estimate, and its project's finish tag is corrected when
+it ends.
 
 There are two levels of it. Between interactive requests and those of the service tier ``flex`` it shares
 `INTERACTIVE_WEIGHT` : 1, so that batches yield but are never starved. Below each, it shares between projects.
@@ -203,8 +204,8 @@ class _Class(_Account):
 class FairQueue:
     """Start-time fair queueing by service tier and then by project; a `Discipline`.
 
-    ``take(reserved=True)`` is for slots that are kept for projects of which nothing is in service: it takes the
-    interactive request whose turn it is, if it is such a one's.
+    ``take(reserved=True)`` is for slots that are kept for projects of which nothing is in service: it takes
+    the interactive request whose turn it is, if it is such a one's.
     """
 
     def __init__(self) -> None:
@@ -299,7 +300,7 @@ class FifoQueue:
         self._queue[ticket] = None
         self._of[ticket.project_id] = self.waiting(ticket.project_id) + 1
 
-    def take(self, *, reserved: bool = False) -> Ticket | None:  # noqa: ARG002
+    def take(self, *, reserved: bool = False) -> Ticket | None:
         """The one that has waited for longest."""
         if not self._queue:
             return None

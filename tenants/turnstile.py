@@ -1,8 +1,8 @@
 """Lets so many requests of a model through at once; the others wait in a queue.
 
-A slot that becomes free goes to exactly one of those who wait, by a future of its own: nobody polls, and nobody
-is woken in vain. A request that is cancelled in the moment in which it gets its turn hands it on. For one event
-loop.
+A slot that becomes free goes to exactly one of those who wait, by a future of its own: nobody polls, and
+nobody is woken in vain. A request that is cancelled in the moment in which it gets its turn hands it on. For
+one event loop.
 """
 
 import asyncio
