@@ -267,8 +267,8 @@ def report(options: argparse.Namespace) -> str:
         "# Fairness",
         "",
         f"`python -m loadtest.fairness`: {SOURCE} on {os.cpu_count()} cores, Linux {platform.release()}, "
-        f"everything in one run. A keeps {STREAMS} streams of {FLOOD_TOKENS} tokens open; B asks once a second "
-        f"for {QUESTION_TOKENS} tokens, for {options.seconds:.0f} s a row. Milliseconds.",
+        f"everything in one run. A keeps {STREAMS} streams of {FLOOD_TOKENS} tokens open; B asks once a "
+        f"second for {QUESTION_TOKENS} tokens, for {options.seconds:.0f} s a row. Milliseconds.",
         "",
         "| | B's TTFT p50 | p95 | max | B in the queue, p95 | p95 / alone | A's tokens/s |",
         "|---|---:|---:|---:|---:|---:|---:|",
