@@ -19,11 +19,12 @@ from engines.idling import Idling
 from engines.parts import Parts
 from engines.policy import HostPolicy
 from engines.replica import Replica
-from engines.routing import AWAKE_FIRST, Router
+from engines.routing import Router
 from engines.shelf import Shelf
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake
+from engines.summary import most_awake, summary, tier_of
 from engines.waiting import Waiter, fail
 
 _KEPT_WAKES = 20
@@ -45,6 +46,8 @@ class EngineActor:
         budget: MemoryBudget,
         keep_alive: KeepAlivePolicy,
         snapshots: Snapshots | None = None,
+        makes_snapshots: bool = True,
+        on_awake: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.spec = spec
         self._parts = Parts(spec, make, policy, budget, self._post, self)
@@ -61,43 +64,27 @@ class EngineActor:
         self._wakes: deque[Wake] = deque(maxlen=_KEPT_WAKES)
         self._wake_began = 0.0
         self._footprint = 0
-        self._router = Router(spec.max_running)
+        self._queued = 0  # requests that wait for their turn, and will ask for a lease when it comes
+        self.awake = 0  # engines that requests may be sent to
+        self._on_awake = on_awake
+        self._router = Router(spec.capacity)
         self._cold_next = False  # somebody asked that the next start be a cold one
         self._told_to_sleep = False  # and nobody has asked for the model since
         usable = snapshots if spec.snapshot else None
-        self._shelf = Shelf(self._parts, usable, self._lend) if usable is not None else None
+        lend = self._lend if makes_snapshots else None
+        self._shelf = Shelf(self._parts, usable, lend) if usable is not None else None
         self._idling = Idling(spec, keep_alive, lambda: self._post(self._settle))
 
     # -- what callers may do ------------------------------------------------------------------------------
 
     def status(self) -> EngineStatus:
         """The engines as they are now."""
-        ordered = sorted(self._replicas, key=lambda replica: AWAKE_FIRST[replica.state])
-        state = ordered[0].state if ordered else EngineState.COLD
-        if not ordered and self._failure is not None:
+        state = most_awake(self._replicas)
+        if not self._replicas and self._failure is not None:
             state = EngineState.FAILED
-        started = [replica.ready_at for replica in ordered if replica.ready_at]
-        return EngineStatus(
-            id=self.spec.id,
-            state=state,
-            tier=self._tier(state),
-            memory_bytes=sum(replica.memory_bytes for replica in ordered),
-            in_flight=sum(len(replica.leases) for replica in ordered),
-            started_at=min(started) if started else None,
-            failure=self._failure,
-            wakes=tuple(self._wakes),
-            replicas=tuple(replica.status() for replica in self._replicas),
-        )
-
-    def _tier(self, state: EngineState) -> SleepTier:
-        if state in (EngineState.READY, EngineState.DRAINING, EngineState.SNAPSHOTTING):
-            return SleepTier.HOT
-        if state is EngineState.PAUSED:
-            return SleepTier.PAUSED
-        if self._replicas:
-            return self._replicas[0].source
         shelved = self._shelf is not None and self._shelf.has_snapshot and not self._cold_next
-        return SleepTier.SNAPSHOT if shelved else SleepTier.COLD
+        tier = tier_of(state, self._replicas, shelved=shelved)
+        return summary(self.spec.id, self._replicas, state, tier, self._failure, tuple(self._wakes))
 
     def expected_start_s(self) -> float:
         """How long it probably takes until an engine is awake."""
@@ -115,6 +102,10 @@ class EngineActor:
         waiter = Waiter(asyncio.get_running_loop().create_future(), lease, time.monotonic(), prefix=prefix)
         self._post(lambda: self._on_ask(waiter))
         return waiter.result
+
+    def expect(self, queued: int) -> None:
+        """So many requests wait for their turn, and will ask when it comes."""
+        self._post(lambda: self._on_queued(queued))
 
     def give_back(self, lease: EngineLease) -> None:
         """A lease has ended."""
@@ -159,6 +150,7 @@ class EngineActor:
             self._settle()
             while not self._closing:
                 (await self._inbox.get())()
+                self._tell()
         finally:
             self._closing = True
             await self._shut_down()
@@ -176,6 +168,12 @@ class EngineActor:
         await asyncio.gather(*(replica.dispose() for replica in self._replicas))
         self._replicas = []
 
+    def _tell(self) -> None:
+        awake = sum(replica.grantable for replica in self._replicas)
+        if awake != self.awake:
+            self.awake = awake
+            self._on_awake(awake)
+
     def _on_close(self) -> None:
         self._closing = True
 
@@ -189,7 +187,7 @@ class EngineActor:
         if replica is not None:
             waiter.found = SleepTier.HOT
             self._grant(waiter, replica)
-            self._scale_out(replica)
+            self._scale()
         elif not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
             fail(waiter.result, self._unavailable(wait_s))
         else:
@@ -198,9 +196,15 @@ class EngineActor:
             self._waiters[waiter] = None
             waiter.result.add_done_callback(lambda _: self._post(lambda: self._forget_waiter(waiter)))
             self._wake_one()
-            self._wake_crowd()
+            self._scale()
+
+    def _on_queued(self, queued: int) -> None:
+        self._queued = queued
+        if queued and not self._closing:
+            self._scale()
 
     def _grant(self, waiter: Waiter, replica: Replica) -> None:
+        self._waiters.pop(waiter, None)
         if waiter.result.done():
             return
         if not waiter.wants_lease:
@@ -246,15 +250,20 @@ class EngineActor:
             self._add_replica()
         # Else one is on its way to sleep, or is being dumped: it comes back by itself, or tells of its rest.
 
-    def _wake_crowd(self) -> None:
-        """More wait than one engine runs at once: as many replicas as they need, of the snapshot."""
-        waking = sum(replica.waking for replica in self._replicas)
-        if not waking or self._shelf is None or not self._shelf.has_snapshot:
+    def _scale(self) -> None:
+        """As many replicas as all that is asked for needs, where the snapshot makes them cheap."""
+        awake = sum(replica.waking or replica.grantable for replica in self._replicas)
+        if not awake or self._shelf is None or not self._shelf.has_snapshot:
             return
-        needed = -(-len(self._waiters) // self.spec.max_running)
-        while waking < needed and len(self._replicas) < self.spec.max_replicas:
+        asked = sum(len(r.leases) for r in self._replicas) + len(self._waiters) + self._queued
+        wanted = min(self.spec.max_replicas, -(-asked // self.spec.capacity))
+        for replica in self._replicas:
+            if awake < wanted and replica.state is EngineState.PAUSED:
+                replica.resume()
+                awake += 1
+        while awake < wanted and len(self._replicas) < self.spec.max_replicas:
             self._add_replica()
-            waking += 1
+            awake += 1
 
     def _add_replica(self) -> None:
         shelf = None if self._cold_next else self._shelf
@@ -272,16 +281,6 @@ class EngineActor:
             return restored + self.spec.kv_cache_bytes
         return self._footprint or self.spec.weights_bytes() + self.spec.kv_cache_bytes + _PROCESS_BYTES
 
-    def _scale_out(self, busiest: Replica) -> None:
-        """Requests queue in every engine: one more, where the snapshot makes it cheap."""
-        if (
-            len(busiest.leases) > self.spec.max_running
-            and len(self._replicas) < self.spec.max_replicas
-            and self._shelf is not None
-            and self._shelf.has_snapshot
-        ):
-            self._wake_one(more=True)
-
     def on_ready(self, replica: Replica) -> None:
         """A replica may be used."""
         if self._closing:
@@ -291,7 +290,7 @@ class EngineActor:
         self._failure = None
         alone = not any(other.waking for other in self._replicas)
         for waiter in [waiter for waiter in self._waiters if not waiter.result.done()]:
-            if replica.grantable and (alone or len(replica.leases) < self.spec.max_running):
+            if replica.grantable and (alone or len(replica.leases) < self.spec.capacity):
                 self._grant(waiter, replica)
         if self._sleepers:
             replica.rest(self._sleepers[-1][0])
@@ -301,7 +300,7 @@ class EngineActor:
 
     def on_wake_failed(self, replica: Replica, failure: str) -> None:
         """A replica could not be woken, not even from nothing."""
-        self._lose(replica, failure, self._backoff_s(self._failures))
+        self._lose(replica, failure, self._policy.backoff_after_s(self._failures))
 
     def on_broken(self, replica: Replica, failure: str) -> None:
         """A replica has ended by itself."""
@@ -311,7 +310,9 @@ class EngineActor:
             return
         if replica.uptime_s >= self._policy.stable_s:
             self._failures = 0
-        self._lose(replica, failure, self._backoff_s(self._failures - 1) if self._failures else 0.0)
+        self._lose(
+            replica, failure, self._policy.backoff_after_s(self._failures - 1) if self._failures else 0.0
+        )
 
     def _lose(self, replica: Replica, failure: str, delay_s: float) -> None:
         self._forget(replica)
@@ -326,9 +327,6 @@ class EngineActor:
                 for waiter in self._waiters:
                     fail(waiter.result, self._unavailable(delay_s))
         self._settle()
-
-    def _backoff_s(self, failures: int) -> float:
-        return min(self._policy.backoff_max_s, self._policy.backoff_s * 2.0 ** min(failures, 30))
 
     def _unavailable(self, wait_s: float) -> EngineUnavailable:
         return EngineUnavailable(f"the engine of model {self.spec.id} failed to start", max(0.1, wait_s))
@@ -382,9 +380,8 @@ class EngineActor:
         return replica.state is EngineState.PAUSED and self._sleepers[-1][0] is SleepTier.PAUSED
 
     def _forget(self, replica: Replica) -> None:
-        self._footprint = (
-            max(self._footprint, replica.peak_bytes) if replica.source is SleepTier.COLD else self._footprint
-        )
+        if replica.source is SleepTier.COLD:
+            self._footprint = max(self._footprint, replica.peak_bytes)
         if replica in self._replicas:
             self._replicas.remove(replica)
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,8 +26,11 @@ from engines.process import EngineProcess, EngineSite
 from engines.snapshotting import Snapshots
 from engines.spec import EngineAddress, ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, HostMemory
+from engines.summary import joined
 
 EngineMaker = Callable[[ModelSpec, EngineSite], EngineProcess]
+OnAwake = Callable[[str, str | None, int], None]
+"""Told of a model, a pool, and how many of its engines requests may be sent to now."""
 
 _logger = logging.getLogger("torpor.engine")
 
@@ -75,6 +79,9 @@ class EngineHost:
         self.snapshots: Snapshots | None = None
         self._make = make
         self._actors: dict[str, EngineActor] = {}
+        self._pools: dict[str, dict[str, EngineActor]] = {}  # by model, then by pool
+        self._site: EngineSite | None = None
+        self._on_awake: OnAwake | None = None
         self._remote = {spec.id: _RemoteEngine(spec) for spec in self.specs if spec.remote}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: list[asyncio.Task[None]] = []
@@ -101,25 +108,14 @@ class EngineHost:
         self._rooms = SpareRooms(isolation, self._folders.run_dir, self._policy.spare_rooms if local else 0)
         driver = CpuDriver() if command.on_cpu() else CudaDriver()
         usable = await self._find_criu(self._rooms) if local and SleepTier.SNAPSHOT in driver.tiers else None
-        engine_site = EngineSite(self._folders, self._rooms, usable, driver)
+        engine_site = self._site = EngineSite(self._folders, self._rooms, usable, driver)
         if usable is not None and self._snapshot_dir is not None:
             store = SnapshotStore(self._snapshot_dir)
             await asyncio.to_thread(store.open)
             self.snapshots = Snapshots(store, usable.version, lambda spec: self._make(spec, engine_site))
         self._rooms.refill(0.0)
         for spec in local:
-            actor = EngineActor(
-                spec,
-                lambda spec=spec: self._make(spec, engine_site),  # type: ignore[misc]
-                self._policy,
-                budget=self._budget,
-                keep_alive=self._habits.policy(spec.id),
-                snapshots=self.snapshots,
-            )
-            self._actors[spec.id] = actor
-            task = asyncio.create_task(actor.run(), name=f"engine {spec.id}")
-            task.add_done_callback(_report)
-            self._running.append(task)
+            self._actors[spec.id] = self._employ(spec, engine_site, None)
         self._open = True
         for spec in local:
             if spec.preload:
@@ -127,11 +123,32 @@ class EngineHost:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
+    def _employ(self, spec: ModelSpec, engine_site: EngineSite, pool: str | None) -> EngineActor:
+        """An actor for the model's shared engines, or for those of a pool, which makes no snapshots."""
+        actor = EngineActor(
+            spec,
+            lambda: self._make(spec, engine_site),
+            self._policy,
+            budget=self._budget,
+            keep_alive=self._habits.policy(spec.id if pool is None else f"{spec.id}.{pool}"),
+            snapshots=self.snapshots,
+            makes_snapshots=pool is None,
+            on_awake=lambda awake: self._tell(spec.id, pool, awake),
+        )
+        task = asyncio.create_task(actor.run(), name=f"engine {spec.id}")
+        task.add_done_callback(_report)
+        self._running.append(task)
+        return actor
+
+    def _tell(self, model_id: str, pool: str | None, awake: int) -> None:
+        if self._on_awake is not None:
+            self._on_awake(model_id, pool, awake)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        for actor in self._actors.values():
+        for actor in self._everyone():
             actor.close()
         closing = asyncio.gather(*self._running, *self._tasks, return_exceptions=True)
         try:
@@ -161,7 +178,11 @@ class EngineHost:
         return found
 
     def _victims(self) -> list[Victim]:
-        return [victim for actor in self._actors.values() for victim in actor.victims()]
+        return [victim for actor in self._everyone() for victim in actor.victims()]
+
+    def _everyone(self) -> list[EngineActor]:
+        pools = (actor for pools in self._pools.values() for actor in pools.values())
+        return [*self._actors.values(), *pools]
 
     def memory(self) -> HostMemory:
         """What the engines share. Reads /proc for some milliseconds: call it in a thread."""
@@ -176,12 +197,14 @@ class EngineHost:
         *,
         timeout_s: float | None = None,
         prefix: int | None = None,
+        pool: str | None = None,
     ) -> AsyncIterator[EngineLease]:
         """A lease on one of the model's engines, woken if need be: it stays awake until the context is left.
 
         Waits no longer than ``timeout_s``, or the time that the model's start may take. ``prefix`` names how
-        the conversation begins: those that begin alike meet the same engine where it is free. Raises
-        `UnknownModel`, `EngineUnavailable`, `HostClosing`.
+        the conversation begins: those that begin alike meet the same engine where it is free. ``pool`` names
+        engines of the model's that nobody else is given; they are like the shared ones, and as many at most.
+        Raises `UnknownModel`, `EngineUnavailable`, `HostClosing`.
         """
         if adapter is not None:
             raise UnknownModel(adapter)
@@ -194,7 +217,7 @@ class EngineHost:
             finally:
                 remote.leases.discard(lease)
             return
-        actor = self._actor(model_id)
+        actor = self._actor(model_id, pool)
         limit_s = actor.spec.start_timeout_s if timeout_s is None else timeout_s
         lease = await self._lease(actor, limit_s, prefix)
         try:
@@ -219,15 +242,31 @@ class EngineHost:
             raise HostClosing
         return lease
 
+    def watch(self, on_awake: OnAwake) -> None:
+        """Be told, from now on, of every change in how many engines are awake."""
+        self._on_awake = on_awake
+
+    def awake(self, model_id: str, pool: str | None = None) -> int:
+        """How many of the model's engines requests may be sent to now; 1 where somebody else runs it."""
+        if model_id in self._remote:
+            return 1
+        actor = self._actors.get(model_id) if pool is None else self._pools.get(model_id, {}).get(pool)
+        return 0 if actor is None else actor.awake
+
+    def expect(self, model_id: str, queued: int, pool: str | None = None) -> None:
+        """So many requests wait for their turn at the model: it may have more engines for them."""
+        if self._open and model_id not in self._remote:
+            self._actor(model_id, pool).expect(queued)
+
     def report_broken(self, lease: EngineLease) -> None:
         """A request with this lease saw the engine fail: the next ones wait until it is known to be well.
 
         Call it before the lease is given back. An engine that does not answer its health check is ended, and
         started again for those who wait.
         """
-        actor = self._actors.get(lease.model_id)
-        if actor is not None:
-            actor.suspect(lease)
+        for actor in (self._actors.get(lease.model_id), *self._pools.get(lease.model_id, {}).values()):
+            if actor is not None:
+                actor.suspect(lease)
 
     def status(self) -> list[EngineStatus]:
         """Every engine as it is now, in the order of the configuration."""
@@ -249,7 +288,9 @@ class EngineHost:
         actor = self._actor(model_id)
         if tier is SleepTier.HOT:
             raise UnsupportedTier("an engine that is hot does not sleep")
-        return await actor.sleep(tier)
+        pools = self._pools.get(model_id, {})
+        told = await asyncio.gather(actor.sleep(tier), *(its.sleep(tier) for its in pools.values()))
+        return joined(told[0], dict(zip(pools, told[1:], strict=True))) if pools else told[0]
 
     async def snapshot(self, model_id: str) -> EngineStatus:
         """Take a new snapshot of the model. Raises `UnknownModel`, `UnsupportedTier`, `SnapshotFailed`."""
@@ -257,13 +298,19 @@ class EngineHost:
             raise UnsupportedTier(f"the engine of model {model_id} is run by somebody else")
         return await self._actor(model_id).snapshot()
 
-    def _actor(self, model_id: str) -> EngineActor:
+    def _actor(self, model_id: str, pool: str | None = None) -> EngineActor:
         if not self._open:
             raise HostClosing
         try:
-            return self._actors[model_id]
+            shared = self._actors[model_id]
         except KeyError:
             raise UnknownModel(model_id) from None
+        if pool is None or self._site is None:
+            return shared
+        pools = self._pools.setdefault(model_id, {})
+        if pool not in pools:
+            pools[pool] = self._employ(replace(shared.spec, min_hot=0, preload=False), self._site, pool)
+        return pools[pool]
 
     def _status(self, model_id: str) -> EngineStatus:
         remote = self._remote.get(model_id)
@@ -272,7 +319,8 @@ class EngineHost:
         actor = self._actors.get(model_id)
         if actor is None:
             return EngineStatus(id=model_id, state=EngineState.COLD, tier=SleepTier.COLD)
-        return actor.status()
+        pools = {pool: its.status() for pool, its in self._pools.get(model_id, {}).items()}
+        return joined(actor.status(), pools) if pools else actor.status()
 
     async def _preload(self, model_id: str) -> None:
         try:

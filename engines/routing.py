@@ -4,25 +4,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from engines.replica import Replica
-from engines.status import EngineState
 
 _KEPT_PREFIXES = 1024
-AWAKE_FIRST = {
-    state: place
-    for place, state in enumerate(
-        (
-            EngineState.READY,
-            EngineState.SNAPSHOTTING,
-            EngineState.PAUSED,
-            EngineState.RESTORING,
-            EngineState.STARTING,
-            EngineState.DRAINING,
-            EngineState.FAILED,
-            EngineState.COLD,
-        )
-    )
-}
-"""The most awake first: a model's state is that of its first replica in this order."""
 
 
 class Router:

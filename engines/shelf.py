@@ -22,13 +22,13 @@ _logger = logging.getLogger("torpor.snapshot")
 
 
 class Shelf:
-    """``lend`` gives a ready engine to make a snapshot of, where the actor has one.
+    """``lend`` gives a ready engine to make a snapshot of, where the actor has one. Without it, none is made.
 
     Its methods are called from the actor's task; the making of a snapshot is a task of its own, which changes
     a replica only in turns of the actor.
     """
 
-    def __init__(self, parts: Parts, snapshots: Snapshots, lend: Callable[[], Replica | None]) -> None:
+    def __init__(self, parts: Parts, snapshots: Snapshots, lend: Callable[[], Replica | None] | None) -> None:
         self._parts = parts
         self._snapshots = snapshots
         self._lend = lend
@@ -74,7 +74,8 @@ class Shelf:
 
     def begin(self) -> None:
         """Begin to read every byte of what an earlier run has left. Wakes do not wait for that."""
-        self._reading = asyncio.create_task(self._verify())
+        if self._lend is not None:
+            self._reading = asyncio.create_task(self._verify())
 
     async def _verify(self) -> None:
         if self._snapshots.known(self._parts.spec) is not None:
@@ -83,14 +84,14 @@ class Shelf:
     def consider(self, replica: Replica) -> None:
         """An engine is ready: make a snapshot of it, where there is none."""
         cold = replica.source is SleepTier.COLD and replica.state is EngineState.READY
-        if cold and self._task is None and not self._gave_up:
+        if cold and self._lend is not None and self._task is None and not self._gave_up:
             self._task = asyncio.create_task(self._make_missing(replica))
 
     def order(self, done: asyncio.Future[EngineStatus], status: Callable[[], EngineStatus]) -> None:
         """Somebody wants a new one."""
         self._orders.append((done, status))
         if self._task is None:
-            self._task = asyncio.create_task(self._make(self._lend()))
+            self._task = asyncio.create_task(self._make(self._lend() if self._lend is not None else None))
 
     async def close(self) -> None:
         """Give up what is being made."""

@@ -48,6 +48,8 @@ class ModelSpec:
     api_key: str | None = field(default=None, repr=False)
     #: How many sequences run at once; more wait in the engine.
     max_running: int = 32
+    #: How many requests are sent to each engine at once, if fewer.
+    max_concurrent: int | None = None
     #: Engines of the model that never sleep, and how many it may have.
     min_hot: int = 0
     max_replicas: int = 1
@@ -64,6 +66,11 @@ class ModelSpec:
     def kv_cache_bytes(self) -> int:
         """Bytes of KV cache that the engine is given on the CPU."""
         return self.memory_bytes or DEFAULT_KV_CACHE
+
+    @property
+    def capacity(self) -> int:
+        """Requests that one engine is to have at once; for more, there are more replicas."""
+        return min(self.max_running, self.max_concurrent or self.max_running)
 
     def weights_bytes(self) -> int:
         """Bytes of the files that hold the weights."""

@@ -32,13 +32,14 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """One of a model's engines as it is now."""
+    """One of a model's engines as it is now; ``pool`` is for whom alone it is, if not for everybody."""
 
     number: int
     state: EngineState
     memory_bytes: int
     in_flight: int
     started_at: float | None
+    pool: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from engines.client import EngineClients
 from engines.errors import EngineError
 from engines.spec import ModelSpec
-from gateway import administration, engines_api, health, inference, models, snapshots_api, usage
+from gateway import administration, engines_api, health, inference, models, snapshots_api, usage, weights_api
 from gateway.admission import open_admission
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
@@ -24,6 +24,8 @@ from gateway.datadir import DataDirectory
 from gateway.engine_host import engine_host
 from gateway.errors import ApiError, answer_error, not_supported
 from gateway.limits_api import limit_routes
+from gateway.queue_config import queue_of
+from gateway.queueing import ModelQueues
 from gateway.services import Services
 from gateway.spend_limits_api import spend_limit_routes
 from metering.errors import MeteringError
@@ -32,6 +34,7 @@ from metering.usage import UsageReports
 from tenants.errors import TenantError
 from tenants.store import open_tenants
 from tenants.types import KeyKind
+from tenants.weights import open_weights
 
 _NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
 
@@ -88,6 +91,8 @@ async def open_services(
             clients=clients,
             catalog=catalog,
             control=control,
+            queues=ModelQueues(host, {model.id: queue_of(model, config.limits) for model in config.models}),
+            weights=await open_weights(database),
         )
 
 
@@ -165,5 +170,7 @@ def _own_routes() -> list[Route]:
         Route(f"{own}/snapshots", snapshots_api.list_snapshots, methods=["GET"]),
         Route(f"{own}/snapshots/{{model}}", snapshots_api.verify_snapshot, methods=["POST"]),
         Route(f"{own}/snapshots/{{model}}", snapshots_api.remove_snapshots, methods=["DELETE"]),
+        Route(f"{own}/projects/{{project}}/weight", weights_api.retrieve_weight, methods=["GET"]),
+        Route(f"{own}/projects/{{project}}/weight", weights_api.update_weight, methods=["POST"]),
         Route(f"{own}/usage", usage.project_usage, methods=["GET"]),
     ]

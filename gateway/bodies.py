@@ -13,6 +13,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 MAX_PROMPTS = 2048
 """Prompts or inputs of one request, as many as OpenAI's embeddings take."""
 MAX_CHOICES = 128
+_SERVICE_TIERS = frozenset({None, "auto", "default", "fast", "flex", "priority", "scale"})
 _IN_THREAD_BYTES = 256 * 1024
 
 
@@ -114,6 +115,7 @@ class Call(msgspec.Struct, kw_only=True):
 
     model: str
     user: str | None = None
+    service_tier: str | None = None
 
 
 class Generation(Call, kw_only=True):
@@ -198,6 +200,9 @@ def _type_fault(message: str) -> ApiError:
 
 
 def _check_values(call: msgspec.Struct) -> None:
+    if isinstance(call, Call) and call.service_tier not in _SERVICE_TIERS:
+        named = ", ".join(sorted(tier for tier in _SERVICE_TIERS if tier))
+        raise invalid_request(f"'service_tier' must be one of {named}.", "service_tier", "invalid_value")
     if isinstance(call, TokenizeCall) and (call.prompt is None) == (call.messages is None):
         raise invalid_request("Give either 'prompt' or 'messages'.", "prompt", "invalid_value")
     if isinstance(call, ChatCall) and not call.messages:

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from engines.errors import InvalidModel
 from engines.spec import ModelSpec, Task, check_model
 from gateway.price_config import PriceConfig, price_fault
+from gateway.queue_config import QueueDiscipline, queue_fault
 from gateway.toml_source import TomlSource
 from gateway.toml_values import convert, from_text
 from tenants.limits import MOST
@@ -70,6 +71,7 @@ class LimitsConfig:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     requests_per_day: int | None = None
+    queue_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,12 @@ class ModelConfig:
     kv_cache_gib: float = 1.0
     max_model_len: int | None = None
     max_running: int = 32
+    max_concurrent: int | None = None
+    reserved_slots: int | None = None
+    max_queued: int = 256
+    queue_timeout_s: float | None = None
+    queue_discipline: QueueDiscipline = QueueDiscipline.FAIR
+    dedicated_projects: tuple[str, ...] = ()
     start_timeout_s: float = 300.0
     preload: bool = False
     min_hot: int = 0
@@ -118,6 +126,7 @@ class ModelConfig:
             url=self.url.rstrip("/").removesuffix("/v1") if self.url else None,
             api_key=environment.get(self.api_key_env) if self.api_key_env else None,
             max_running=self.max_running,
+            max_concurrent=self.max_concurrent,
             min_hot=self.min_hot,
             max_replicas=self.max_replicas,
             idle_pause_s=self.idle_pause_s,
@@ -368,15 +377,16 @@ def _check_models(config: Config, loader: _Loader, environment: Mapping[str, str
             raise loader.fault("models", "api_key_env", f"{model.api_key_env} is not set", index)
         for key in (
             "kv_cache_gib", "max_running", "start_timeout_s", "max_replicas",
-            "idle_pause_s", "idle_snapshot_s", "wake_timeout_s",
+            "idle_pause_s", "idle_snapshot_s", "wake_timeout_s", "max_concurrent", "max_queued",
+            "queue_timeout_s", "max_model_len",
         ):  # fmt: skip
             value = getattr(model, key)
             if value is not None and not 0 < value < float("inf"):
                 raise loader.fault("models", key, "must be more than 0", index)
+        if (queue := queue_fault(model)) is not None:
+            raise loader.fault("models", *queue, index)
         if not 0 <= model.min_hot <= model.max_replicas:
             raise loader.fault("models", "min_hot", "must be between 0 and max_replicas", index)
-        if model.max_model_len is not None and model.max_model_len < 1:
-            raise loader.fault("models", "max_model_len", "must be more than 0", index)
         try:
             check_model(model.spec(environment))
         except InvalidModel as error:

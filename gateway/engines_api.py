@@ -18,7 +18,8 @@ from tenants.types import KeyKind
 def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]:
     """Torpor's ``engine`` object. Memory in bytes, times in unix seconds, durations in milliseconds.
 
-    Only the operator sees ``failure``: an engine's own words hold paths and stacks.
+    Only the operator sees ``failure``: an engine's own words hold paths and stacks. The same holds for whose
+    a dedicated replica is.
     """
     return {
         "id": status.id,
@@ -34,6 +35,7 @@ def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]
                 "state": replica.state,
                 "memory_bytes": replica.memory_bytes,
                 "in_flight": replica.in_flight,
+                **({"project_id": replica.pool} if for_operator and replica.pool else {}),
             }
             for replica in status.replicas
         ],

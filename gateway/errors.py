@@ -31,6 +31,8 @@ from tenants.errors import (
     InvalidCredential,
     InvalidValue,
     NotFound,
+    QueueFull,
+    QueueTimeout,
     RateLimitExceeded,
     RequestTooLarge,
 )
@@ -201,6 +203,22 @@ def _dollars(picodollars: int) -> str:
     return f"${cents // 100}.{fraction}"
 
 
+def _queue_full(error: QueueFull) -> ApiError:
+    message = (
+        f"{error.limit} requests of your project wait for this model already, as many as may. "
+        f"Send the request again in {error.retry_after_s:.0f} seconds, or fewer at once."
+    )
+    headers = {"retry-after": f"{error.retry_after_s:.0f}"}
+    return ApiError(429, "rate_limit_error", "queue_full", message, headers=headers)
+
+
+def _queue_timeout(error: QueueTimeout) -> ApiError:
+    waited = f"{error.waited_s:g} seconds"
+    message = f"The request has waited {waited} for its turn at this model. Send it again later."
+    headers = {"retry-after": f"{error.retry_after_s:.0f}"}
+    return ApiError(503, "server_error", "queue_timeout", message, headers=headers)
+
+
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -239,6 +257,10 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return _too_large(error)
         case BudgetExceeded():
             return _over_budget(error)
+        case QueueFull():
+            return _queue_full(error)
+        case QueueTimeout():
+            return _queue_timeout(error)
         case TenantStorageUnavailable() | LedgerUnavailable():
             return _storage_unavailable()
         case HTTPException():

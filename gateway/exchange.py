@@ -22,6 +22,7 @@ from engines.host import EngineHost
 from gateway.context import RequestRecord
 from gateway.engine_errors import refusal
 from gateway.errors import JSON, shutting_down, translate
+from gateway.queueing import Ask, ModelQueues, Place
 from metering.ledger import Ledger
 
 _log = logging.getLogger("torpor.exchange")
@@ -34,22 +35,25 @@ _MOST_ENGINES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be asked of which engine."""
+    """What is to be asked of which engine, and what turn it wants there; without ``ask`` it needs none."""
 
     model_id: str
     path: str
     body: bytes
     wake_timeout_s: float
     prefix: int | None = None
+    pool: str | None = None
+    ask: Ask | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What an exchange goes through: the host's engines, the clients to them and the ledger."""
+    """What an exchange goes through: the models' queues, the host's engines, their clients, the ledger."""
 
     host: EngineHost
     clients: EngineClients
     ledger: Ledger
+    queues: ModelQueues
     running: "set[Exchange]"
     send_timeout_s: float
 
@@ -65,6 +69,9 @@ class Exchange:
         self._expired = False
         self._fresh = False  # the engine was restored and its canary has not answered yet
         self._asked = 0
+        self._place: Place | None = None
+        self._queued = plan.ask is not None  # it has not had its turn yet
+        self._queue_ms = 0.0
         self.started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,16 +126,20 @@ class Exchange:
         raise NotImplementedError
 
     async def _ask(self, send: Send, work: Callable[[EngineClient], Awaitable[T]]) -> T:
-        """Do the work with an awake engine; with another where the first turned out not to be fit."""
-        while True:
-            self._asked += 1
-            try:
-                async with self._lease(send) as client:
-                    return await work(client)
-            except EngineBroken as error:
-                if not self._unfit(error):
-                    raise
-            _log.warning("%s: a restored engine was not fit, asking another", self._plan.model_id)
+        """Do the work with an awake engine; with another where the first turned out not to be fit.
+
+        The turn at the model, once it has come, lasts until all of it is over.
+        """
+        async with contextlib.AsyncExitStack() as turn:
+            while True:
+                self._asked += 1
+                try:
+                    async with self._lease(send, turn) as client:
+                        return await work(client)
+                except EngineBroken as error:
+                    if not self._unfit(error):
+                        raise
+                _log.warning("%s: a restored engine was not fit, asking another", self._plan.model_id)
 
     def _unfit(self, error: BaseException | None) -> bool:
         """Whether an engine that was just restored broke off before it answered.
@@ -141,26 +152,40 @@ class Exchange:
         )
 
     @asynccontextmanager
-    async def _lease(self, send: Send) -> AsyncIterator[EngineClient]:
-        """The client of an awake engine; the heartbeat runs while it is being woken."""
-        asked = time.perf_counter()
+    async def _lease(self, send: Send, turn: contextlib.AsyncExitStack) -> AsyncIterator[EngineClient]:
+        """The client of an awake engine; the heartbeat runs until its turn has come and it is awake."""
         plan = self._plan
-        acquiring = self._door.host.acquire(plan.model_id, timeout_s=plan.wake_timeout_s, prefix=plan.prefix)
+        acquiring = self._door.host.acquire(
+            plan.model_id, timeout_s=plan.wake_timeout_s, prefix=plan.prefix, pool=plan.pool
+        )
         async with contextlib.AsyncExitStack() as stack:
             async with self._waiting(send):
+                await self._queue(turn)
+                asked = time.perf_counter()
                 lease = await stack.enter_async_context(acquiring)
             waited_ms = (time.perf_counter() - asked) * 1000
             record = self._record
             record.tier = record.tier if self.started else lease.tier
             self._fresh = lease.fresh
             record.wake_ms = lease.wake_s * 1000
-            record.queue_ms = max(0.0, waited_ms - record.wake_ms)
+            record.queue_ms = self._queue_ms + max(0.0, waited_ms - record.wake_ms)
             try:
                 yield self._door.clients.get(lease.address)
             except Exception as error:
                 if translate(error).code == "engine_failed":
                     self._door.host.report_broken(lease)
                 raise
+
+    async def _queue(self, turn: contextlib.AsyncExitStack) -> None:
+        """Wait for the turn, unless it has come already."""
+        if not self._queued or self._plan.ask is None:
+            return
+        asked = time.perf_counter()
+        try:
+            self._place = await turn.enter_async_context(self._door.queues.turn(self._plan.ask))
+        finally:
+            self._record.queue_ms = self._queue_ms = (time.perf_counter() - asked) * 1000
+        self._queued = False
 
     @asynccontextmanager
     async def _waiting(self, send: Send) -> AsyncIterator[None]:

@@ -28,8 +28,10 @@ from gateway.errors import invalid_request, not_supported, shutting_down
 from gateway.exchange import Exchange, Plan, UnmeteredExchange
 from gateway.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.openai_fields import OPENAI_FIELDS
+from gateway.queueing import Ask
 from gateway.services import Services, services_of
 from metering.types import Attempt, Operation, Usage
+from tenants.fairness import ServiceTier
 from tenants.types import KeyKind, Principal
 
 _OWN_FIELDS = (
@@ -103,10 +105,14 @@ class Endpoint:
     def _plan(self, asked: _Asked) -> MeteredPlan:
         principal, call = asked.principal, asked.call
         options = call.stream_options if isinstance(call, Generation) else None
+        body = _engine_body(asked)
         return MeteredPlan(
             model_id=asked.model.id,
             path=self.path,
-            body=_engine_body(asked),
+            body=body,
+            pool=_pool(asked),
+            ask=_ask(asked, len(body)),
+            prioritized=asked.model.spec.url is None,
             attempt=Attempt(
                 id="att_" + secrets.token_hex(16),
                 request_id=asked.record.request_id,
@@ -117,6 +123,7 @@ class Endpoint:
                 model=asked.model.id,
                 operation=self.operation,
                 started_at=asked.record.started_at,
+                service_tier=call.service_tier,
             ),
             wake_timeout_s=_wake_timeout_s(asked),
             prefix=_prefix(asked),
@@ -162,7 +169,31 @@ def _wake_timeout_s(asked: _Asked) -> float:
     return asked.model.spec.wake_timeout_s or asked.services.config.limits.wake_timeout_s
 
 
+def _pool(asked: _Asked) -> str | None:
+    return asked.services.queues.pool(asked.model.id, asked.principal.project_id)
+
+
 _BYTES_A_TOKEN = 4
+_TIERS = {"priority": ServiceTier.PRIORITY, "fast": ServiceTier.PRIORITY, "flex": ServiceTier.FLEX}
+
+
+def _ask(asked: _Asked, body_bytes: int) -> Ask:
+    """What the request wants of the model, as far as that is known before."""
+    call, project_id = asked.call, asked.principal.project_id or ""
+    most, sequences = (None, call.n or 1) if isinstance(call, Generation) else (0, 1)
+    if isinstance(call, Generation):
+        most = call.max_tokens if call.max_completion_tokens is None else call.max_completion_tokens
+    if isinstance(call, CompletionCall) and isinstance(call.prompt, list):
+        sequences *= 1 if isinstance(call.prompt[0], int) else len(call.prompt)
+    return Ask(
+        model_id=asked.model.id,
+        project_id=project_id,
+        weight=asked.services.weights.of(project_id),
+        tier=_TIERS.get(call.service_tier or "", ServiceTier.DEFAULT),
+        input_tokens=-(-body_bytes // _BYTES_A_TOKEN),
+        sequences=sequences,
+        max_output=most,
+    )
 
 
 def _estimator(body: dict[str, Any], call: Call) -> Callable[[int], Usage]:
@@ -201,6 +232,7 @@ class Unmetered:
             path=self.path,
             body=_engine_body(asked),
             wake_timeout_s=_wake_timeout_s(asked),
+            pool=_pool(asked),
         )
         return UnmeteredExchange(asked.services.door(), plan, asked.record)
 

@@ -43,10 +43,13 @@ class MeteredPlan(Plan):
     """What the ledger is to be told, and what of the answer the client wants to see.
 
     ``estimate`` counts tokens where no engine could say: it takes the text that was relayed, in bytes.
+    ``prioritized``: the engine is told the request's place in the model's queue; ``body`` is a JSON object
+    with at least one field then.
     """
 
     attempt: Attempt
     estimate: Callable[[int], Usage]
+    prioritized: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
 
@@ -103,6 +106,13 @@ class MeteredExchange(Exchange):
             if not self._unfit(sys.exception()):
                 await self._settle(meter, client, ending)
 
+    def _body(self) -> bytes:
+        """What the engine is sent: with its own scheduler's share of the turn's order, where it is ours."""
+        body = self._plan.body
+        if self._place is None or not self._plan.prioritized:
+            return body
+        return b'%s,"priority":%d}' % (body[:-1], self._place.priority)
+
     def _ending(self, error: BaseException) -> "_Ending":
         if isinstance(error, asyncio.CancelledError):
             return _Ending(Outcome.INTERRUPTED, 503) if self._expired else _Ending(Outcome.ABORTED, 499)
@@ -138,6 +148,8 @@ class MeteredExchange(Exchange):
     async def _settle_with(self, meter: Meter, ending: "_Ending", usage: Usage) -> None:
         self._record.usage, self._record.outcome = usage, ending.outcome
         self._admitted.settle(usage, ending.outcome)
+        if self._place is not None:
+            self._place.end(usage)  # the engine has done its work: the next one need not wait for the ledger
         await meter.settle(ending.outcome, usage, self._record.timings(), ending.status)
 
     def _close(self, meter: Meter, ending: "_Ending") -> None:
@@ -155,7 +167,7 @@ class PlainExchange(MeteredExchange):
 
     async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
         plan, record = self._plan, self._record
-        async with client.stream(plan.path, plan.body, attempt_id=plan.attempt.id) as upstream:
+        async with client.stream(plan.path, self._body(), attempt_id=plan.attempt.id) as upstream:
             record.ttft_ms = record.elapsed_ms()
             body = await upstream.read()
         if upstream.status != 200:
@@ -183,7 +195,7 @@ class StreamExchange(MeteredExchange):
 
     async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
         plan = self._plan
-        async with client.stream(plan.path, plan.body, attempt_id=plan.attempt.id) as upstream:
+        async with client.stream(plan.path, self._body(), attempt_id=plan.attempt.id) as upstream:
             if upstream.status != 200:
                 raise refusal(upstream.status, await upstream.read())
             await self._relay(upstream, meter, send)
@@ -251,14 +263,17 @@ class StreamExchange(MeteredExchange):
             heartbeat.result()
 
     async def _heartbeat(self, send: Send) -> None:
-        """Opens the stream of a waking engine and keeps it alive with comments, at least one a second."""
+        """Opens a stream that waits, and keeps it alive with comments, at least one a second."""
         asked = time.perf_counter()
         await asyncio.sleep(OPEN_AFTER_S)
         self._record.tier = self._found_tier()
+        if self._queued:
+            self._record.queue_ms = (time.perf_counter() - asked) * 1000
         await self._open(send)
         while True:
             waited = time.perf_counter() - asked
-            text = f"waking {self._plan.model_id} {self._record.tier} {waited:.1f}s"
+            what = "queued" if self._queued else "waking"
+            text = f"{what} {self._plan.model_id} {self._record.tier} {waited:.1f}s"
             comment = ServerSentEvent(comment=text, sep="\n").encode()
             await send({"type": "http.response.body", "body": comment, "more_body": True})
             await asyncio.sleep(HEARTBEAT_S)

@@ -11,9 +11,11 @@ from gateway.admission import AdmissionControl
 from gateway.catalog import Catalog
 from gateway.config import Config
 from gateway.exchange import Door, Exchange
+from gateway.queueing import ModelQueues
 from metering.ledger import Ledger
 from metering.usage import UsageReports
 from tenants.store import TenantStore
+from tenants.weights import ProjectWeights
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,13 +31,15 @@ class Services:
     clients: EngineClients
     catalog: Catalog
     control: AdmissionControl
+    queues: ModelQueues
+    weights: ProjectWeights
     running: set[Exchange] = field(default_factory=set)
     draining: bool = False
 
     def door(self) -> Door:
         """What an exchange goes through."""
         send_timeout_s = self.config.server.send_timeout_s
-        return Door(self.host, self.clients, self.ledger, self.running, send_timeout_s)
+        return Door(self.host, self.clients, self.ledger, self.queues, self.running, send_timeout_s)
 
     def expire(self) -> None:
         """Ends what is still running: the time to drain is over."""

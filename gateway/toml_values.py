@@ -4,10 +4,9 @@ import types
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal, InvalidOperation
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_origin
-
-from engines.spec import Task
 
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType(
     {
@@ -28,10 +27,10 @@ def convert(hint: Any, value: Any, base: Path) -> Any:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"must be an array of strings, not {value!r}")
         return tuple(value)
-    if hint is Task:
-        return _task(value)
     if hint is Decimal:
         return _decimal(value)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return _choice(hint, value)
     if hint is Path and isinstance(value, str):
         return (base / value).resolve()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -64,11 +63,11 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _task(value: Any) -> Task:
+def _choice(hint: type[StrEnum], value: Any) -> StrEnum:
     try:
-        return Task(value)
+        return hint(value)
     except ValueError:
-        raise ValueError(f"must be one of {', '.join(Task)}, not {value!r}") from None
+        raise ValueError(f"must be one of {', '.join(hint)}, not {value!r}") from None
 
 
 def _decimal(value: Any) -> Decimal:

@@ -8,6 +8,8 @@ TenantError
 ├── RateLimitExceeded   a limit has no room now; ``retry_after_s`` says when it has
 ├── RequestTooLarge     more tokens than a limit has in all: never will there be room
 ├── BudgetExceeded      the month's spend limit does not cover the request
+├── QueueFull           too many requests of the project wait for the model
+├── QueueTimeout        a request waited for its turn for too long
 └── StorageUnavailable  the database is away, locked or full
 """
 
@@ -88,3 +90,21 @@ class BudgetExceeded(TenantError):
         self.spent = spent
         self.reserved = reserved
         self.requested = requested
+
+
+class QueueFull(TenantError):
+    """As many requests of the project wait for the model as may wait. ``retry_after_s`` is an estimate."""
+
+    def __init__(self, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"{limit} requests wait already")
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class QueueTimeout(TenantError):
+    """The request waited for its turn for ``waited_s`` seconds, which is as long as it may."""
+
+    def __init__(self, waited_s: float, retry_after_s: float) -> None:
+        super().__init__(f"no turn within {waited_s:g} s")
+        self.waited_s = waited_s
+        self.retry_after_s = retry_after_s

@@ -1,6 +1,6 @@
 """The tables of tenants/. Times are integer milliseconds since the epoch, so that creation has an order."""
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, LargeBinary, MetaData, String, Table
 
 metadata = MetaData(
     naming_convention={
@@ -31,6 +31,14 @@ projects = Table(
     Column("archived_ms", BigInteger),
     Index(None, "organization_id", "created_ms", "id"),
 )
+
+project_weights = Table(
+    "project_weights",
+    metadata,
+    Column("project_id", String(64), ForeignKey("projects.id"), primary_key=True),
+    Column("weight", Double, nullable=False),
+)
+"""Shares in the models' queues; a project without a row has the weight 1."""
 
 api_keys = Table(
     "api_keys",

@@ -1,0 +1,87 @@
+"""A model's engines told as one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from coldstart.tiers import SleepTier
+from engines.replica import Replica
+from engines.status import EngineState, EngineStatus, Wake
+
+_AWAKE_FIRST = {
+    state: place
+    for place, state in enumerate(
+        (
+            EngineState.READY,
+            EngineState.SNAPSHOTTING,
+            EngineState.PAUSED,
+            EngineState.RESTORING,
+            EngineState.STARTING,
+            EngineState.DRAINING,
+            EngineState.FAILED,
+            EngineState.COLD,
+        )
+    )
+}
+"""The most awake first: a model's state is that of its first replica in this order."""
+
+
+def most_awake(replicas: Sequence[Replica]) -> EngineState:
+    """The state that is told as the model's."""
+    states = (replica.state for replica in replicas)
+    return min(states, key=_AWAKE_FIRST.__getitem__, default=EngineState.COLD)
+
+
+def tier_of(state: EngineState, replicas: Sequence[Replica], *, shelved: bool) -> SleepTier:
+    """The tier that a request would find; ``shelved``: there is a snapshot for it."""
+    if state in (EngineState.READY, EngineState.DRAINING, EngineState.SNAPSHOTTING):
+        return SleepTier.HOT
+    if state is EngineState.PAUSED:
+        return SleepTier.PAUSED
+    if replicas:
+        return replicas[0].source
+    return SleepTier.SNAPSHOT if shelved else SleepTier.COLD
+
+
+def summary(
+    model_id: str,
+    replicas: Sequence[Replica],
+    state: EngineState,
+    tier: SleepTier,
+    failure: str | None,
+    wakes: tuple[Wake, ...],
+) -> EngineStatus:
+    """The sums of the replicas."""
+    started = [replica.ready_at for replica in replicas if replica.ready_at]
+    return EngineStatus(
+        id=model_id,
+        state=state,
+        tier=tier,
+        memory_bytes=sum(replica.memory_bytes for replica in replicas),
+        in_flight=sum(len(replica.leases) for replica in replicas),
+        started_at=min(started) if started else None,
+        failure=failure,
+        wakes=wakes,
+        replicas=tuple(replica.status() for replica in replicas),
+    )
+
+
+def joined(shared: EngineStatus, pools: Mapping[str, EngineStatus]) -> EngineStatus:
+    """The model's shared engines together with those of each pool."""
+    parts = (shared, *(_named(pool, status) for pool, status in pools.items()))
+    first = min(parts, key=lambda part: _AWAKE_FIRST[part.state])
+    started = [part.started_at for part in parts if part.started_at]
+    return EngineStatus(
+        id=shared.id,
+        state=first.state,
+        tier=first.tier,
+        memory_bytes=sum(part.memory_bytes for part in parts),
+        in_flight=sum(part.in_flight for part in parts),
+        started_at=min(started) if started else None,
+        failure=next((part.failure for part in parts if part.failure), None),
+        wakes=tuple(sorted((wake for part in parts for wake in part.wakes), key=lambda wake: wake.at)),
+        replicas=tuple(replica for part in parts for replica in part.replicas),
+    )
+
+
+def _named(pool: str, status: EngineStatus) -> EngineStatus:
+    return replace(status, replicas=tuple(replace(replica, pool=pool) for replica in status.replicas))
