@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tenants import organizations, projects
 from tenants.errors import CredentialReason, InvalidValue, NotFound
 from tenants.secrets import digest, new_id, new_secret, redacted
-from tenants.storage import Storage, checked_name, now_ms, page_of, seconds
+from tenants.storage import ANSWER_TIMEOUT_S, Storage, checked_name, now_ms, page_of, seconds
 from tenants.tables import api_keys
 from tenants.tables import organizations as organizations_table
 from tenants.tables import projects as projects_table
@@ -202,7 +202,7 @@ async def find_project(storage: Storage, project_id: str) -> KnownKey | None:
         .join(organizations_, organizations_.c.id == projects_.c.organization_id)
         .where(projects_.c.id == project_id)
     )
-    async with storage.read() as connection:
+    async with storage.read(ANSWER_TIMEOUT_S) as connection:
         row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
         return None
@@ -225,7 +225,7 @@ async def _found(storage: Storage, which: ColumnElement[bool]) -> RowMapping | N
         .outerjoin(projects_table, projects_table.c.id == api_keys.c.project_id)
         .where(which)
     )
-    async with storage.read() as connection:
+    async with storage.read(ANSWER_TIMEOUT_S) as connection:
         return (await connection.execute(statement)).mappings().one_or_none()
 
 

@@ -62,17 +62,14 @@ class Storage:
 
     async def ping(self) -> None:
         """Reads from the database; raises `StorageUnavailable`, also where that takes too long."""
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S), self.read() as connection:
-                await connection.execute(select(organizations.c.id).limit(1))
-        except TimeoutError as error:
-            raise StorageUnavailable("the database does not answer") from error
+        async with self.read(ANSWER_TIMEOUT_S) as connection:
+            await connection.execute(select(organizations.c.id).limit(1))
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection; raises `StorageUnavailable` where the database fails."""
+    async def read(self, timeout_s: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """A connection; raises `StorageUnavailable` where the database fails, or takes longer than that."""
         try:
-            async with self.database.connect() as connection:
+            async with asyncio.timeout(timeout_s), self.database.connect() as connection:
                 yield connection
                 self.answered_at = self.clock()
         except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
