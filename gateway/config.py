@@ -13,6 +13,8 @@ from typing import Any, get_type_hints
 
 from engines.errors import InvalidModel
 from engines.spec import ModelSpec, Task, check_model
+from gateway.identity_config import AuthenticationConfig, IssuerConfig, issuer_faults
+from gateway.metrics_config import MetricsConfig
 from gateway.toml_source import TomlSource
 from gateway.toml_values import convert, from_text
 
@@ -44,6 +46,7 @@ class ServerConfig:
     send_timeout_s: float = 60.0
     keep_alive_s: float = 75.0
     drain_timeout_s: float = 30.0
+    cors_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,10 @@ class Config:
     storage: StorageConfig = field(default_factory=StorageConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     engines: EnginesConfig = field(default_factory=EnginesConfig)
+    authentication: AuthenticationConfig = field(default_factory=AuthenticationConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     models: tuple[ModelConfig, ...] = ()
+    issuers: tuple[IssuerConfig, ...] = ()
 
 
 SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
@@ -139,9 +145,13 @@ SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
         "storage": StorageConfig,
         "limits": LimitsConfig,
         "engines": EnginesConfig,
+        "authentication": AuthenticationConfig,
+        "metrics": MetricsConfig,
         "models": ModelConfig,
+        "issuers": IssuerConfig,
     }
 )
+_ARRAYS = ("models", "issuers")
 
 
 Wanted = Mapping[str, Collection[str]]
@@ -170,12 +180,14 @@ def load_config(
         storage=loader.table(StorageConfig, "storage", tables["storage"]),
         limits=loader.table(LimitsConfig, "limits", tables["limits"]),
         engines=loader.table(EnginesConfig, "engines", tables["engines"]),
-        models=tuple(
-            loader.table(ModelConfig, "models", table, index)
-            for index, table in enumerate(document.get("models", []) if only is None else [])
-        ),
+        authentication=loader.table(AuthenticationConfig, "authentication", tables["authentication"]),
+        metrics=loader.table(MetricsConfig, "metrics", tables["metrics"]),
+        models=loader.array(ModelConfig, "models", document if only is None else {}),
+        issuers=loader.array(IssuerConfig, "issuers", document if only is None else {}),
     )
     _check(config, loader, environment)
+    for index, key, what in issuer_faults(config.issuers, environment):
+        raise loader.fault("issuers", key, what, index)
     return config
 
 
@@ -189,8 +201,8 @@ _Tables = dict[str, dict[str, Any]]
 
 
 def _tables(document: Mapping[str, Any], environment: Mapping[str, str]) -> _Tables:
-    """The tables but ``models``, with what the environment overrides."""
-    tables: _Tables = {name: dict(document.get(name, {})) for name in SECTIONS if name != "models"}
+    """The tables but the arrays of tables, with what the environment overrides."""
+    tables: _Tables = {name: dict(document.get(name, {})) for name in SECTIONS if name not in _ARRAYS}
     for section, key, variable, text in _overrides(environment):
         if section not in tables:
             raise ConfigError(f"{variable}: there is no section [{section}] ({_DOCUMENT})")
@@ -200,7 +212,7 @@ def _tables(document: Mapping[str, Any], environment: Mapping[str, str]) -> _Tab
 
 def _some_tables(document: Mapping[str, Any], environment: Mapping[str, str], only: Wanted) -> _Tables:
     """As `_tables`, with the wanted keys alone."""
-    tables: _Tables = {name: {} for name in SECTIONS if name != "models"}
+    tables: _Tables = {name: {} for name in SECTIONS if name not in _ARRAYS}
     for section, keys in only.items():
         table = document.get(section)
         if isinstance(table, dict):
@@ -242,7 +254,7 @@ class _Loader:
 
     def fault(self, section: str, key: str | None, what: str, index: int = 0) -> ConfigError:
         line = self._source.line(section, key, index)
-        table = f"[[{section}]]" if section == "models" else f"[{section}]"
+        table = f"[[{section}]]" if section in _ARRAYS else f"[{section}]"
         where = f"{self._path}:{line}" if line else str(self._path)
         subject = f"{table} {key}" if key else table
         return ConfigError(f"{where}: {subject}: {what} (see {_DOCUMENT}#{section})")
@@ -254,9 +266,9 @@ class _Loader:
                 line = self._source.line(name, None) or self._source.line("", name)
                 where = f"{self._path}:{line}" if line else str(self._path)
                 raise ConfigError(f"{where}: {name}: unknown section{hint} (see {_DOCUMENT})")
-            wanted = list if name == "models" else dict
+            wanted = list if name in _ARRAYS else dict
             if not isinstance(value, wanted):
-                form = "an array of tables, [[models]]" if name == "models" else f"a table, [{name}]"
+                form = f"an array of tables, [[{name}]]" if name in _ARRAYS else f"a table, [{name}]"
                 raise self.fault(name, None, f"must be {form}")
 
     def table(self, kind: type[Any], section: str, values: Any, index: int = 0) -> Any:
@@ -278,6 +290,10 @@ class _Loader:
             if isinstance(item.default, Path) and item.name not in result:
                 result[item.name] = self._path.resolve().parent / item.default
         return kind(**result)
+
+    def array(self, kind: type[Any], section: str, document: Mapping[str, Any]) -> Any:
+        tables = enumerate(document.get(section, []))
+        return tuple(self.table(kind, section, table, index) for index, table in tables)
 
     def _value(self, section: str, key: str, hint: Any, value: Any, index: int) -> Any:
         try:
@@ -310,7 +326,12 @@ def _check(config: Config, loader: _Loader, environment: Mapping[str, str]) -> N
         path = getattr(server, name)
         if path is not None and not path.is_file():
             raise loader.fault("server", name, f"no such file: {path}")
-    for section, table in (("server", server), ("limits", config.limits)):
+    for section, table in (
+        ("server", server),
+        ("limits", config.limits),
+        ("authentication", config.authentication),
+        ("metrics", config.metrics),
+    ):
         for item in fields(table):
             value = getattr(table, item.name)
             if (

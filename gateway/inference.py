@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 
 from engines.spec import Task
-from gateway.authentication import MODEL_REQUEST, authenticate
+from gateway.authentication import authenticate
 from gateway.bodies import (
     Call,
     ChatCall,
@@ -30,6 +30,7 @@ from gateway.openai_fields import OPENAI_FIELDS
 from gateway.prompt_length import check_prompt_length
 from gateway.services import Services, services_of
 from metering.types import Attempt, Operation, Usage
+from tenants.scopes import MODEL_REQUEST
 from tenants.types import KeyKind, Principal
 
 _OWN_FIELDS = (

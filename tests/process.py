@@ -167,6 +167,8 @@ def running_gateway(
     (folder / "torpor.toml").write_text(f"[server]\nport = {port}\n{sections}\n{engines}\n{models}")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TORPOR_")}
     environment = {**kept, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    if "[metrics]" not in sections:
+        environment["TORPOR_METRICS__ENABLED"] = "false"  # gateways of one machine would share its port
     gateway = Gateway(folder, port, environment)
     gateway.torpor("setup")
     lines = (folder / ".torpor/credentials.env").read_text().splitlines()

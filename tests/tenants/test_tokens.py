@@ -131,7 +131,7 @@ async def test_the_public_key_is_no_shared_secret_where_both_algorithms_are_allo
     )
     store = TenantStore(database, PEPPER, issuers=[issuer])
     claims = {"iss": "https://idp.test", "aud": AUDIENCE, "exp": time.time() + 60, "project": project.id}
-    assert await store.authenticate(jwt.encode(claims, key, algorithm="RS256"))  # type: ignore[arg-type]
+    assert await store.authenticate(jwt.encode(claims, key, algorithm="RS256"))
     signed = _unsigned({"alg": "HS256"}, claims)
     mac = base64.urlsafe_b64encode(hmac.digest(public_pem(key), signed.encode(), hashlib.sha256))
     with pytest.raises(InvalidCredential, match="no key of the issuer"):
@@ -140,7 +140,7 @@ async def test_the_public_key_is_no_shared_secret_where_both_algorithms_are_allo
 
 async def test_signature_of_a_key_that_is_not_the_issuers(stage: Stage) -> None:
     forger = private_key("RS256", "forger")
-    forged = jwt.encode(_claims(stage), forger, algorithm="RS256", headers={"kid": "first"})  # type: ignore[arg-type]
+    forged = jwt.encode(_claims(stage), forger, algorithm="RS256", headers={"kid": "first"})
     assert "no key of the issuer" in await stage.detail(forged)
     head, body, signature = stage.token().split(".")
     assert "no key of the issuer" in await stage.detail(f"{head}.{body}.{'AAAA' + signature[4:]}")
