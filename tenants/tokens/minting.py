@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jwt.exceptions import PyJWTError
 
 from tenants.errors import InvalidValue
-from tenants.scopes import grants
+from tenants.scopes import SCOPES, grants
 from tenants.tokens.claims import Claims, check_times, scopes_claim, text_claim
 from tenants.tokens.envelope import Envelope, refused
 
@@ -53,7 +53,7 @@ class Mint:
 
         ``held`` are the scopes of the key, which must include all of ``scopes``. Raises `InvalidValue`.
         """
-        if not scopes or not all(grants(held, scope) for scope in scopes):
+        if not scopes or not scopes <= SCOPES or not all(grants(held, scope) for scope in scopes):
             raise InvalidValue("scopes", "'scopes' must be scopes that the key itself has, at least one.")
         if user_id is not None and not (0 < len(user_id) <= _MAX_USER and user_id.isprintable()):
             raise InvalidValue("user", f"'user' must be printable text of 1 to {_MAX_USER} characters.")
