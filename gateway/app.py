@@ -13,17 +13,31 @@ from starlette.routing import Route
 from engines.client import EngineClients
 from engines.errors import EngineError
 from engines.spec import ModelSpec
-from gateway import administration, engines_api, health, inference, models, snapshots_api, usage, weights_api
+from gateway import (
+    administration,
+    engines_api,
+    health,
+    inference,
+    models,
+    snapshots_api,
+    tokens_api,
+    usage,
+    weights_api,
+)
 from gateway.admission import open_admission
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
 from gateway.config import Config
 from gateway.context import record_of
+from gateway.cors import cors
 from gateway.database import open_database
 from gateway.datadir import DataDirectory
 from gateway.engine_host import engine_host
 from gateway.errors import ApiError, answer_error, not_supported
+from gateway.failure_limit import FailureLimit
+from gateway.identity_config import make_issuers
 from gateway.limits_api import limit_routes
+from gateway.metrics import RequestCounts
 from gateway.queue_config import queue_of
 from gateway.queueing import ModelQueues
 from gateway.services import Services
@@ -32,7 +46,9 @@ from metering.errors import MeteringError
 from metering.ledger import open_ledger
 from metering.usage import UsageReports
 from tenants.errors import TenantError
+from tenants.scopes import FILES, FINE_TUNING, MODEL_REQUEST
 from tenants.store import open_tenants
+from tenants.tokens.sources import key_client
 from tenants.types import KeyKind
 from tenants.weights import open_weights
 
@@ -51,31 +67,47 @@ def create_app(config: Config, data: DataDirectory) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with open_services(config, data, specs, catalog) as services:
+        async with open_services(config, data, specs, catalog, counts) as services:
             app.state.services = services
             yield
 
     handled = (ApiError, HTTPException, TenantError, MeteringError, EngineError)
     handlers = dict.fromkeys(handled, answer_error)
+    counts = RequestCounts(config.metrics.by_project)
     app = Starlette(
         routes=_routes(),
+        middleware=cors(config.server.cors_origins),
         exception_handlers={**handlers, ClientDisconnect: _client_gone, Exception: answer_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
+    app.state.counts = counts
     return app
 
 
 @asynccontextmanager
 async def open_services(
-    config: Config, data: DataDirectory, specs: list[ModelSpec], catalog: Catalog
+    config: Config,
+    data: DataDirectory,
+    specs: list[ModelSpec],
+    catalog: Catalog,
+    counts: RequestCounts,
 ) -> AsyncIterator[Services]:
     """Opens what the gateway works with, in order, and closes it in the other."""
     url = config.storage.database_url()
     async with AsyncExitStack() as stack:
         database = open_database(url)
         stack.push_async_callback(database.dispose)
-        tenants = await stack.enter_async_context(open_tenants(database, data.pepper()))
+        keys = await stack.enter_async_context(key_client())
+        tenants = await stack.enter_async_context(
+            open_tenants(
+                database,
+                data.pepper(),
+                changes=data.changes_file,
+                memory_s=config.authentication.memory_s,
+                issuers=make_issuers(config.issuers, data.environment, keys),
+            )
+        )
         ledger = await stack.enter_async_context(open_ledger(url, database))
         control = await open_admission(config, database)
         clients = EngineClients()
@@ -93,6 +125,8 @@ async def open_services(
             control=control,
             queues=ModelQueues(host, {model.id: queue_of(model, config.limits) for model in config.models}),
             weights=await open_weights(database),
+            failures=FailureLimit(config.authentication.failures_per_minute),
+            counts=counts,
         )
 
 
@@ -101,8 +135,14 @@ async def _client_gone(request: Request, _error: Exception) -> Response:
     return Response(status_code=400)
 
 
+_NOT_YET_SCOPES = {"responses": MODEL_REQUEST, "messages": MODEL_REQUEST, "fine_tuning": FINE_TUNING}
+
+
 async def _not_yet(request: Request) -> Response:
-    await authenticate(request, KeyKind.PROJECT)
+    wanted = _NOT_YET_SCOPES.get(request.url.path.split("/")[2], FILES)
+    if request.method == "GET" and wanted != MODEL_REQUEST:
+        wanted += ".read"
+    await authenticate(request, KeyKind.PROJECT, scope=wanted)
     raise not_supported(f"{request.method} {request.url.path}")
 
 
@@ -172,5 +212,6 @@ def _own_routes() -> list[Route]:
         Route(f"{own}/snapshots/{{model}}", snapshots_api.remove_snapshots, methods=["DELETE"]),
         Route(f"{own}/projects/{{project}}/weight", weights_api.retrieve_weight, methods=["GET"]),
         Route(f"{own}/projects/{{project}}/weight", weights_api.update_weight, methods=["POST"]),
+        Route(f"{own}/tokens", tokens_api.create_token, methods=["POST"]),
         Route(f"{own}/usage", usage.project_usage, methods=["GET"]),
     ]

@@ -1,16 +1,17 @@
-"""Who asks: the bearer key of a request turned into a principal, and what it opens."""
+"""Who asks: the bearer credential of a request turned into a principal, and what it opens."""
+
+import math
 
 from starlette.requests import Request
 
-from gateway.context import record_of
-from gateway.errors import insufficient_scope
-from gateway.services import services_of
-from tenants.errors import InvalidCredential
+from gateway.context import RequestRecord, record_of
+from gateway.errors import ApiError, insufficient_scope, too_many_failures
+from gateway.services import Services, services_of
+from tenants.errors import InvalidCredential, TenantError
+from tenants.scopes import grants
+from tenants.tokens.envelope import MAX_TOKEN_CHARACTERS
 from tenants.types import KeyKind, Principal
 
-MODEL_REQUEST = "model.request"
-MODEL_READ = "model.read"
-_MAX_KEY_CHARACTERS = 512
 _OPENS = {
     KeyKind.ROOT: "the host itself, under /v1/torpor",
     KeyKind.ADMIN: "the administration of one organization, under /v1/organization",
@@ -19,26 +20,60 @@ _OPENS = {
 
 
 async def authenticate(request: Request, *kinds: KeyKind, scope: str | None = None) -> Principal:
-    """The principal behind the bearer key.
+    """The principal behind the bearer key or token.
 
-    Raises `InvalidCredential` (401) for a key that is missing, unknown, expired or revoked, and 403
-    ``insufficient_scope`` for one of another kind than ``kinds``, or without ``scope``.
+    Raises `InvalidCredential` (401) for one that is missing, unknown, expired or revoked, 403
+    ``insufficient_scope`` for one of another kind than ``kinds``, or without ``scope``, and 429 where the
+    address has tried too many wrong ones. A credential in memory is never refused for that.
     """
-    record = record_of(request.scope)
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    secret = secret.strip()
-    if scheme.lower() != "bearer" or not secret:
-        raise InvalidCredential("missing")
-    if len(secret) > _MAX_KEY_CHARACTERS:
-        raise InvalidCredential("unknown")
-    principal = await services_of(request).tenants.authenticate(secret)
+    record, services = record_of(request.scope), services_of(request)
+    try:
+        principal = await _principal(request, services)
+    except (TenantError, ApiError) as error:
+        _tell(services, record, error)
+        raise
     record.principal = principal
     record.auth_ms = record.elapsed_ms()
     if principal.kind not in kinds:
         wanted = " or ".join(f"a {kind} key" for kind in kinds)
+        services.counts.authentication("insufficient_scope")
         raise insufficient_scope(
             f"This is a {principal.kind} key: it opens {_OPENS[principal.kind]}. This call needs {wanted}."
         )
-    if scope is not None and "all" not in principal.scopes and scope not in principal.scopes:
+    if scope is not None and not grants(principal.scopes, scope):
+        services.counts.authentication("insufficient_scope")
         raise insufficient_scope(f"This key lacks the scope {scope!r}.")
+    services.counts.authentication("ok")
     return principal
+
+
+async def _principal(request: Request, services: Services) -> Principal:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    secret = secret.strip()
+    if scheme.lower() != "bearer" or not secret:
+        raise InvalidCredential("missing")
+    if len(secret) > MAX_TOKEN_CHARACTERS:
+        raise InvalidCredential("unknown", "too long")
+    known = services.tenants.known(secret)
+    if known is not None:
+        return known
+    address = request.client.host if request.client else ""
+    blocked_s = services.failures.blocked_s(address)
+    if blocked_s > 0:
+        raise too_many_failures(math.ceil(blocked_s))
+    try:
+        return await services.tenants.authenticate(secret)
+    except InvalidCredential:
+        services.failures.failed(address)
+        raise
+
+
+def _tell(services: Services, record: RequestRecord, error: Exception) -> None:
+    """Counts the failure, and notes for the log what the client is not told."""
+    if isinstance(error, InvalidCredential):
+        record.refusal = f"{error.reason}: {error.detail}" if error.detail else error.reason
+        services.counts.authentication(error.reason)
+    elif isinstance(error, ApiError):
+        services.counts.authentication("too_many_failures")
+    else:
+        services.counts.authentication("unavailable")

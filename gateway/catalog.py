@@ -50,22 +50,27 @@ class Catalog:
     def __init__(self, models: Iterable[Model]) -> None:
         self._models = {model.id: model for model in models}
 
-    def visible(self, _principal: Principal) -> list[Model]:
+    def visible(self, principal: Principal) -> list[Model]:
         """What the caller may use, in the order of the configuration."""
-        return list(self._models.values())
+        return [model for model in self._models.values() if _may_use(principal, model.id)]
 
     def ids(self) -> list[str]:
         """Every model, in the order of the configuration."""
         return list(self._models)
 
-    def resolve(self, _principal: Principal, name: str, task: Task | None = None) -> Model:
+    def resolve(self, principal: Principal, name: str, task: Task | None = None) -> Model:
         """Raises 404 where the caller has no such model, 400 where it cannot do the task."""
         model = self._models.get(name)
-        if model is None:
+        if model is None or not _may_use(principal, name):
             raise model_not_found(name)
         if task is not None and model.spec.task is not task:
             raise _wrong_task(name, task)
         return model
+
+
+def _may_use(principal: Principal, name: str) -> bool:
+    """A token may be for some models only."""
+    return principal.models is None or name in principal.models
 
 
 def _wrong_task(name: str, wanted: Task) -> ApiError:

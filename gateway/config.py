@@ -5,26 +5,22 @@
 
 import os
 import types
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from engines.errors import InvalidModel
 from engines.spec import ModelSpec, Task, check_model
+from gateway.config_loader import ConfigError as ConfigError
+from gateway.config_loader import Loader, Wanted, all_tables, read_source, some_tables
+from gateway.identity_config import AuthenticationConfig, IssuerConfig, issuer_faults
+from gateway.metrics_config import MetricsConfig
 from gateway.price_config import PriceConfig, price_fault
 from gateway.queue_config import QueueDiscipline, queue_fault
-from gateway.toml_source import TomlSource
-from gateway.toml_values import convert, from_text
 from tenants.limits import MOST
 
-_DOCUMENT = "docs/configuration.md"
 _GIB = 1024**3
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. The message is one line that says where and what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +43,7 @@ class ServerConfig:
     send_timeout_s: float = 60.0
     keep_alive_s: float = 75.0
     drain_timeout_s: float = 30.0
+    cors_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +141,11 @@ class Config:
     storage: StorageConfig = field(default_factory=StorageConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     engines: EnginesConfig = field(default_factory=EnginesConfig)
+    authentication: AuthenticationConfig = field(default_factory=AuthenticationConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     models: tuple[ModelConfig, ...] = ()
     prices: tuple[PriceConfig, ...] = ()
+    issuers: tuple[IssuerConfig, ...] = ()
 
 
 SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
@@ -154,15 +154,15 @@ SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
         "storage": StorageConfig,
         "limits": LimitsConfig,
         "engines": EnginesConfig,
+        "authentication": AuthenticationConfig,
+        "metrics": MetricsConfig,
         "models": ModelConfig,
         "prices": PriceConfig,
+        "issuers": IssuerConfig,
     }
 )
-_ARRAYS = frozenset({"models", "prices"})
-
-
-Wanted = Mapping[str, Collection[str]]
-"""Keys by section."""
+_ARRAYS = ("models", "prices", "issuers")
+_TABLES = tuple(name for name in SECTIONS if name not in _ARRAYS)
 
 
 def load_config(
@@ -174,149 +174,32 @@ def load_config(
     others, models included, are passed over with whatever is wrong with them. Raises `ConfigError`.
     """
     environment = os.environ if environment is None else environment
-    source = _read(path)
-    loader = _Loader(path, source)
+    source = read_source(path)
+    loader = Loader(path, source, SECTIONS, _ARRAYS)
     document = source.document
     if only is None:
         loader.check_sections(document)
-        tables = _tables(document, environment)
+        tables = all_tables(document, environment, _TABLES)
     else:
-        tables = _some_tables(document, environment, only)
+        tables = some_tables(document, environment, _TABLES, only)
     config = Config(
         server=loader.table(ServerConfig, "server", tables["server"]),
         storage=loader.table(StorageConfig, "storage", tables["storage"]),
         limits=loader.table(LimitsConfig, "limits", tables["limits"]),
         engines=loader.table(EnginesConfig, "engines", tables["engines"]),
-        models=tuple(
-            loader.table(ModelConfig, "models", table, index)
-            for index, table in enumerate(document.get("models", []) if only is None else [])
-        ),
-        prices=tuple(
-            loader.table(PriceConfig, "prices", table, index)
-            for index, table in enumerate(document.get("prices", []) if only is None else [])
-        ),
+        authentication=loader.table(AuthenticationConfig, "authentication", tables["authentication"]),
+        metrics=loader.table(MetricsConfig, "metrics", tables["metrics"]),
+        models=loader.array(ModelConfig, "models", document if only is None else {}),
+        prices=loader.array(PriceConfig, "prices", document if only is None else {}),
+        issuers=loader.array(IssuerConfig, "issuers", document if only is None else {}),
     )
     _check(config, loader, environment)
+    for index, key, what in issuer_faults(config.issuers, environment):
+        raise loader.fault("issuers", key, what, index)
     return config
 
 
-@dataclass(frozen=True, slots=True)
-class _Override:
-    variable: str
-    text: str
-
-
-_Tables = dict[str, dict[str, Any]]
-
-
-def _tables(document: Mapping[str, Any], environment: Mapping[str, str]) -> _Tables:
-    """The tables that are no arrays, with what the environment overrides."""
-    tables: _Tables = {name: dict(document.get(name, {})) for name in SECTIONS if name not in _ARRAYS}
-    for section, key, variable, text in _overrides(environment):
-        if section not in tables:
-            raise ConfigError(f"{variable}: there is no section [{section}] ({_DOCUMENT})")
-        tables[section][key] = _Override(variable, text)
-    return tables
-
-
-def _some_tables(document: Mapping[str, Any], environment: Mapping[str, str], only: Wanted) -> _Tables:
-    """As `_tables`, with the wanted keys alone."""
-    tables: _Tables = {name: {} for name in SECTIONS if name not in _ARRAYS}
-    for section, keys in only.items():
-        table = document.get(section)
-        if isinstance(table, dict):
-            tables[section] = {key: value for key, value in table.items() if key in keys}
-    for section, key, variable, text in _overrides(environment):
-        if key in only.get(section, ()):
-            tables[section][key] = _Override(variable, text)
-    return tables
-
-
-def _read(path: Path) -> TomlSource:
-    try:
-        return TomlSource.read(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `torpor setup` writes one") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-
-
-def _overrides(environment: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
-    found = []
-    for name, value in sorted(environment.items()):
-        if name == "TORPOR_PORT":
-            found.append(("server", "port", name, value))
-        elif name.startswith("TORPOR_") and "__" in name:
-            section, _, key = name.removeprefix("TORPOR_").lower().partition("__")
-            found.append((section, key, name, value))
-    return found
-
-
-class _Loader:
-    """Turns tables into dataclasses, and says where a fault is."""
-
-    def __init__(self, path: Path, source: TomlSource) -> None:
-        self._path = path
-        self._source = source
-
-    def fault(self, section: str, key: str | None, what: str, index: int = 0) -> ConfigError:
-        line = self._source.line(section, key, index)
-        table = f"[[{section}]]" if section in _ARRAYS else f"[{section}]"
-        where = f"{self._path}:{line}" if line else str(self._path)
-        subject = f"{table} {key}" if key else table
-        return ConfigError(f"{where}: {subject}: {what} (see {_DOCUMENT}#{section})")
-
-    def check_sections(self, document: Mapping[str, Any]) -> None:
-        for name, value in document.items():
-            if name not in SECTIONS:
-                hint = _hint(name, SECTIONS)
-                line = self._source.line(name, None) or self._source.line("", name)
-                where = f"{self._path}:{line}" if line else str(self._path)
-                raise ConfigError(f"{where}: {name}: unknown section{hint} (see {_DOCUMENT})")
-            wanted = list if name in _ARRAYS else dict
-            if not isinstance(value, wanted):
-                form = f"an array of tables, [[{name}]]" if name in _ARRAYS else f"a table, [{name}]"
-                raise self.fault(name, None, f"must be {form}")
-
-    def table(self, kind: type[Any], section: str, values: Any, index: int = 0) -> Any:
-        if not isinstance(values, dict):
-            raise self.fault(section, None, "must be a table", index)
-        hints = get_type_hints(kind)
-        known = {item.name: item for item in fields(kind)}
-        result = {}
-        for key, value in values.items():
-            if key not in known:
-                variable = f"{value.variable}: " if isinstance(value, _Override) else ""
-                fault = self.fault(section, key, f"unknown key{_hint(key, known)}", index)
-                raise ConfigError(f"{variable}{fault}")
-            result[key] = self._value(section, key, hints[key], value, index)
-        for item in known.values():
-            required = item.default is MISSING and item.default_factory is MISSING
-            if required and item.name not in result:
-                raise self.fault(section, item.name, "is required", index)
-            if isinstance(item.default, Path) and item.name not in result:
-                result[item.name] = self._path.resolve().parent / item.default
-        return kind(**result)
-
-    def _value(self, section: str, key: str, hint: Any, value: Any, index: int) -> Any:
-        try:
-            if isinstance(value, _Override):
-                return from_text(hint, value.text, Path.cwd())
-            return convert(hint, value, self._path.resolve().parent)
-        except ValueError as error:
-            if isinstance(value, _Override):
-                raise ConfigError(f"{value.variable}: {error} (see {_DOCUMENT}#{section})") from None
-            raise self.fault(section, key, str(error), index) from None
-
-
-def _hint(name: str, known: Mapping[str, Any]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _check(config: Config, loader: _Loader, environment: Mapping[str, str]) -> None:
+def _check(config: Config, loader: Loader, environment: Mapping[str, str]) -> None:
     """What a single value's type cannot say."""
     server = config.server
     if not 0 < server.port < 65536:
@@ -331,7 +214,23 @@ def _check(config: Config, loader: _Loader, environment: Mapping[str, str]) -> N
         path = getattr(server, name)
         if path is not None and not path.is_file():
             raise loader.fault("server", name, f"no such file: {path}")
-    for section, table in (("server", server), ("limits", config.limits)):
+    _check_positive(config, loader)
+    engines = config.engines
+    if engines.memory_gib is not None and not 0 < engines.memory_gib < float("inf"):
+        raise loader.fault("engines", "memory_gib", f"must be more than 0, not {engines.memory_gib!r}")
+    if engines.spare_sandboxes < 0:
+        raise loader.fault("engines", "spare_sandboxes", "must not be negative")
+    _check_models(config, loader, environment)
+    _check_prices(config, loader)
+
+
+def _check_positive(config: Config, loader: Loader) -> None:
+    for section, table in (
+        ("server", config.server),
+        ("limits", config.limits),
+        ("authentication", config.authentication),
+        ("metrics", config.metrics),
+    ):
         for item in fields(table):
             value = getattr(table, item.name)
             if (
@@ -343,23 +242,16 @@ def _check(config: Config, loader: _Loader, environment: Mapping[str, str]) -> N
     for key in ("requests_per_minute", "tokens_per_minute", "requests_per_day"):
         if (getattr(config.limits, key) or 0) > MOST:
             raise loader.fault("limits", key, f"must be at most {MOST}")
-    engines = config.engines
-    if engines.memory_gib is not None and not 0 < engines.memory_gib < float("inf"):
-        raise loader.fault("engines", "memory_gib", f"must be more than 0, not {engines.memory_gib!r}")
-    if engines.spare_sandboxes < 0:
-        raise loader.fault("engines", "spare_sandboxes", "must not be negative")
-    _check_models(config, loader, environment)
-    _check_prices(config, loader)
 
 
-def _check_prices(config: Config, loader: _Loader) -> None:
+def _check_prices(config: Config, loader: Loader) -> None:
     models = [model.id for model in config.models]
     for index in range(len(config.prices)):
         if fault := price_fault(config.prices, index, models):
             raise loader.fault("prices", *fault, index)
 
 
-def _check_models(config: Config, loader: _Loader, environment: Mapping[str, str]) -> None:
+def _check_models(config: Config, loader: Loader, environment: Mapping[str, str]) -> None:
     seen: set[str] = set()
     for index, model in enumerate(config.models):
         if not _is_name(model.id):

@@ -35,6 +35,8 @@ class RequestRecord:
     ttft_ms: float | None = None
     usage: Usage | None = None
     outcome: str | None = None
+    code: str | None = None
+    refusal: str | None = None
     client_gone: bool = False
     standings: Callable[[], Standings] | None = None
 
@@ -84,11 +86,14 @@ class RequestContext:
     """The outermost ASGI layer: a request's record, the headers of its answer, and its line in the log.
 
     What the application could not handle ends here: it has answered (500) by then, and the log gets the
-    stack under the request's id.
+    stack under the request's id. ``observe`` is told how each request ended.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, observe: Callable[[Scope, RequestRecord, int], None] | None = None
+    ) -> None:
         self.app = app
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,7 +117,10 @@ class RequestContext:
             if status == 0:
                 raise
         finally:
-            log_request(scope, record, 499 if record.client_gone else status)
+            ended = 499 if record.client_gone else status
+            log_request(scope, record, ended)
+            if self._observe is not None:
+                self._observe(scope, record, ended)
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -140,6 +148,7 @@ def log_request(scope: Scope, record: RequestRecord, status: int) -> None:
         "key": who.key_id if who else None,
         "model": record.model,
         "outcome": record.outcome,
+        "refusal": record.refusal,
         "input_tokens": usage.input_tokens if usage else None,
         "cached_tokens": usage.cached_tokens if usage else None,
         "output_tokens": usage.output_tokens if usage else None,

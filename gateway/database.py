@@ -3,6 +3,7 @@
 The one place that opens a database; every other folder is handed one.
 """
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from alembic.script.revision import ResolutionError
 from alembic.util.exc import CommandError
 from sqlalchemy import URL, Connection, MetaData, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 import tenants.limit_tables  # noqa: F401 - declares its tables
 from metering.tables import metadata as metering_metadata
@@ -53,6 +55,8 @@ def open_database(url: str) -> AsyncEngine:
     engine = _create(parsed, options)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        if parsed.database and parsed.database != ":memory:" and not parsed.database.startswith("file:"):
+            _FileWatch(Path(parsed.database)).attach(engine)
     return engine
 
 
@@ -158,6 +162,42 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     for pragma in _PRAGMAS:
         cursor.execute(pragma)
     cursor.close()
+
+
+class _FileWatch:
+    """A file that was moved away or replaced is seen by the next statement, and no empty one made for it.
+
+    SQLite itself would go on working on the file that has no name any more.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._met = False
+
+    def attach(self, engine: AsyncEngine) -> None:
+        """From now on, where a connection is made or taken from the pool."""
+        event.listen(engine.sync_engine, "do_connect", self._before_connect)
+        event.listen(engine.sync_engine, "connect", self._on_connect)
+        event.listen(engine.sync_engine, "checkout", self._on_checkout)
+
+    def _identity(self) -> tuple[int, int]:
+        try:
+            found = self._file.stat()
+        except OSError as error:
+            raise sqlite3.OperationalError("the database file is gone") from error
+        return found.st_dev, found.st_ino
+
+    def _before_connect(self, *_: Any) -> None:
+        if self._met:
+            self._identity()
+
+    def _on_connect(self, _connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["file"] = self._identity()
+        self._met = True
+
+    def _on_checkout(self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        if record.info.get("file") != self._identity():
+            raise DisconnectionError("the database file was replaced")
 
 
 def _leave_transactions_to_us(connection: Any, _record: Any) -> None:

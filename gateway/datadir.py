@@ -65,6 +65,11 @@ class DataDirectory:
         return self.path / "credentials.env"
 
     @property
+    def changes_file(self) -> Path:
+        """Through which the processes of this installation tell each other of revocations."""
+        return self.path / "changes"
+
+    @property
     def pid_file(self) -> Path:
         """The running gateway's process id, and its port."""
         return self.path / "gateway.pid"

@@ -21,6 +21,7 @@ from engines.errors import (
     UnknownModel,
     UnsupportedTier,
 )
+from gateway.context import record_of
 from metering.errors import InvalidQuery
 from metering.errors import StorageUnavailable as LedgerUnavailable
 from metering.prices import DOLLAR
@@ -30,6 +31,7 @@ from tenants.errors import (
     Conflict,
     InvalidCredential,
     InvalidValue,
+    IssuerUnavailable,
     NotFound,
     QueueFull,
     QueueTimeout,
@@ -102,6 +104,17 @@ def insufficient_scope(message: str) -> ApiError:
     return ApiError(403, "permission_error", "insufficient_scope", message)
 
 
+def too_many_failures(retry_after_s: int) -> ApiError:
+    """429: the address has sent too many keys that open nothing."""
+    return ApiError(
+        429,
+        "rate_limit_error",
+        "rate_limit_exceeded",
+        f"Too many incorrect API keys came from this address. Try again in {retry_after_s} s.",
+        headers={"retry-after": str(retry_after_s)},
+    )
+
+
 def engine_failed() -> ApiError:
     """502: the engine died while it worked on the request."""
     return ApiError(
@@ -140,6 +153,16 @@ def _storage_unavailable() -> ApiError:
         "storage_unavailable",
         "The gateway cannot reach its storage, so nothing can be metered. Send the request again later.",
         headers={"retry-after": "2"},
+    )
+
+
+def _issuer_unavailable() -> ApiError:
+    return ApiError(
+        503,
+        "server_error",
+        "issuer_unavailable",
+        "The keys of this token's issuer cannot be read now. Send the request again later.",
+        headers={"retry-after": "5"},
     )
 
 
@@ -245,6 +268,8 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return invalid_request(str(error), "tier", "unsupported_tier")
         case InvalidCredential():
             return _credential(error)
+        case IssuerUnavailable():
+            return _issuer_unavailable()
         case InvalidValue() | InvalidQuery():
             return invalid_request(error.message, error.param, "invalid_value")
         case Conflict():
@@ -272,6 +297,8 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return internal_error()
 
 
-async def answer_error(_request: Request, error: Exception) -> Response:
+async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for everything that an endpoint raises."""
-    return translate(error).response()
+    told = translate(error)
+    record_of(request.scope).code = told.code
+    return told.response()

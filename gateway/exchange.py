@@ -197,6 +197,7 @@ class Exchange:
         if not self.started:
             raise error
         told = translate(error)
+        self._record.code = told.code
         if told.status == 500:
             _log.error("an exchange failed", exc_info=error)
         await send({"type": "http.response.body", "body": told.event(), "more_body": False})

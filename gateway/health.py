@@ -1,11 +1,10 @@
 """Liveness and readiness, for whoever watches the process. No key."""
 
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gateway.services import services_of
+from tenants.errors import StorageUnavailable
 
 
 async def live(_request: Request) -> Response:
@@ -14,7 +13,7 @@ async def live(_request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """The gateway can take requests: its database answers and it is not draining.
+    """The gateway can take requests: its database answers, its ledger can be written and it is not draining.
 
     Engines are not part of it: they are woken by the request that needs them.
     """
@@ -22,8 +21,9 @@ async def ready(request: Request) -> Response:
     if services.draining:
         return JSONResponse({"status": "draining"}, 503)
     try:
-        async with services.database.connect() as connection:
-            await connection.execute(text("SELECT 1"))
-    except SQLAlchemyError:
+        await services.tenants.storage.ping()
+    except StorageUnavailable:
+        return JSONResponse({"status": "storage_unavailable"}, 503)
+    if not services.ledger.accepts:
         return JSONResponse({"status": "storage_unavailable"}, 503)
     return JSONResponse({"status": "ready"})

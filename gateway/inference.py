@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from engines.spec import Task
 from gateway.admission import Asking, admit
-from gateway.authentication import MODEL_REQUEST, authenticate
+from gateway.authentication import authenticate
 from gateway.bodies import (
     Call,
     ChatCall,
@@ -32,6 +32,7 @@ from gateway.queueing import Ask
 from gateway.services import Services, services_of
 from metering.types import Attempt, Operation, Usage
 from tenants.fairness import ServiceTier
+from tenants.scopes import MODEL_REQUEST
 from tenants.types import KeyKind, Principal
 
 _OWN_FIELDS = (

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+from contextlib import ExitStack
 
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,6 +17,8 @@ from gateway.context import RequestContext
 from gateway.database import DatabaseError, migrate
 from gateway.datadir import DataDirectory
 from gateway.logs import LogFile, configure_logging
+from gateway.metrics import registry_of
+from gateway.metrics_server import MetricsServer
 from gateway.protocol import guarded_protocol
 from gateway.services import Services
 from metering.errors import InvalidTokenizer
@@ -31,17 +34,30 @@ class StartFailed(Exception):
 class GatewayServer(uvicorn.Server):
     """uvicorn's server; on shutdown it lets streams finish within the time to drain, then ends them."""
 
-    def __init__(self, config: uvicorn.Config, app: Starlette, data: DataDirectory, settings: Config) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: Starlette,
+        data: DataDirectory,
+        settings: Config,
+        metrics: socket.socket | None = None,
+    ) -> None:
         super().__init__(config)
         self._app = app
         self._data = data
         self._settings = settings
+        self._metrics_listener = metrics
+        self._metrics: MetricsServer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         server = self._settings.server
         scheme = "https" if server.tls_certificate else "http"
         self._data.announce(server.port)
+        if self._metrics_listener is not None and self.started:
+            services: Services = self._app.state.services
+            self._metrics = MetricsServer(registry_of(services.metric_sources()), self._metrics_listener)
+            self._metrics.begin()
         _log.info("listening on %s://%s:%d", scheme, server.host, server.port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -54,6 +70,8 @@ class GatewayServer(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             expiry.cancel()
+            if self._metrics is not None:
+                await self._metrics.end()
 
 
 def serve(config: Config, data: DataDirectory) -> None:
@@ -74,9 +92,13 @@ def serve(config: Config, data: DataDirectory) -> None:
     # uvicorn raises the signal again when it has drained; the process is to end with 0 then.
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, lambda *_: None)
-    with _listener(server.host, server.port) as listener:
+    with ExitStack() as listeners:
+        listener = listeners.enter_context(_listener(server.host, server.port))
+        metrics = None
+        if config.metrics.enabled:
+            metrics = listeners.enter_context(_listener(config.metrics.host, config.metrics.port, "metrics"))
         try:
-            GatewayServer(_settings(server, app), app, data, config).run(sockets=[listener])
+            GatewayServer(_settings(server, app), app, data, config, metrics).run(sockets=[listener])
         finally:
             # Not before: also where the end was forced, the engines have ended by now.
             data.withdraw()
@@ -96,7 +118,7 @@ def _configure_logging(server: ServerConfig) -> None:
 
 def _settings(server: ServerConfig, app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
-        RequestContext(app),
+        RequestContext(app, app.state.counts.observe),
         http=guarded_protocol(server.max_header_bytes, server.header_timeout_s),
         loop="uvloop",
         ws="none",
@@ -113,7 +135,7 @@ def _settings(server: ServerConfig, app: Starlette) -> uvicorn.Config:
     )
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def _listener(host: str, port: int, section: str = "server") -> socket.socket:
     """Bound before anything is started, so that a port in use stops the start at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -122,8 +144,9 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
+        variable = "TORPOR_PORT" if section == "server" else f"TORPOR_{section.upper()}__PORT"
         raise StartFailed(
-            f"cannot listen on {host}:{port}: {error.strerror}; set [server] port, or TORPOR_PORT"
+            f"cannot listen on {host}:{port}: {error.strerror}; set [{section}] port, or {variable}"
         ) from None
     listener.set_inheritable(False)
     return listener

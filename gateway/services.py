@@ -1,7 +1,9 @@
 """What the endpoints work with, made once and owned by the app's lifespan."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from prometheus_client.metrics_core import Metric
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
@@ -11,6 +13,8 @@ from gateway.admission import AdmissionControl
 from gateway.catalog import Catalog
 from gateway.config import Config
 from gateway.exchange import Door, Exchange
+from gateway.failure_limit import FailureLimit
+from gateway.metrics import EngineMetrics, MetricSource, RequestCounts, gauge
 from gateway.queueing import ModelQueues
 from metering.ledger import Ledger
 from metering.usage import UsageReports
@@ -33,6 +37,8 @@ class Services:
     control: AdmissionControl
     queues: ModelQueues
     weights: ProjectWeights
+    failures: FailureLimit
+    counts: RequestCounts
     running: set[Exchange] = field(default_factory=set)
     draining: bool = False
 
@@ -40,6 +46,22 @@ class Services:
         """What an exchange goes through."""
         send_timeout_s = self.config.server.send_timeout_s
         return Door(self.host, self.clients, self.ledger, self.queues, self.running, send_timeout_s)
+
+    def metrics(self) -> Iterator[Metric]:
+        """The gateway's own state, as `MetricSource` has it."""
+        yield gauge("torpor_exchanges", "Inference requests that are being worked on.", len(self.running))
+        yield gauge("torpor_ledger_open_entries", "Attempts that are not settled.", self.ledger.open_entries)
+        yield gauge("torpor_ledger_backlog", "Writes that wait to be durable.", self.ledger.backlog)
+        yield gauge("torpor_ledger_writable", "1 while the ledger takes entries.", self.ledger.accepts)
+        yield gauge(
+            "torpor_database_silent_seconds",
+            "Since the database has last answered.",
+            self.tenants.storage.silent_s(),
+        )
+
+    def metric_sources(self) -> list[MetricSource]:
+        """Everything that tells Prometheus of itself."""
+        return [self.counts, self, EngineMetrics(self.host)]
 
     def expire(self) -> None:
         """Ends what is still running: the time to drain is over."""

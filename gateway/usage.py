@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, Response
 from gateway.authentication import authenticate
 from gateway.services import services_of
 from metering.usage import UsageKind, parse_query
+from tenants.scopes import USAGE_READ
 from tenants.types import KeyKind
 
 
@@ -26,7 +27,7 @@ class UsageEndpoint:
 
 async def project_usage(request: Request) -> Response:
     """``GET /v1/torpor/usage``: a project's own completions, read with its own key."""
-    principal = await authenticate(request, KeyKind.PROJECT)
+    principal = await authenticate(request, KeyKind.PROJECT, scope=USAGE_READ)
     parameters = [
         (name, value)
         for name, value in request.query_params.multi_items()

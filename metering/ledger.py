@@ -53,6 +53,21 @@ class Ledger:
             self._timer.cancel()
         await self._writer.close()
 
+    @property
+    def accepts(self) -> bool:
+        """Whether an entry can be opened now."""
+        return self._running and self._writer.accepts
+
+    @property
+    def backlog(self) -> int:
+        """Writes that somebody waits for."""
+        return self._writer.waiting
+
+    @property
+    def open_entries(self) -> int:
+        """Meters that are not settled."""
+        return len(self._open)
+
     def open(self, attempt: Attempt) -> "Meter":
         """Queues the opening entry and returns its meter at once.
 

@@ -64,6 +64,11 @@ class SqlWriter:
         """As `LedgerWriter.accepts`."""
         return not self._broken and self._pending < MAX_QUEUED
 
+    @property
+    def waiting(self) -> int:
+        """As `LedgerWriter.waiting`."""
+        return self._pending
+
     async def close(self) -> None:
         """As `LedgerWriter.close`."""
         if self._task is not None:

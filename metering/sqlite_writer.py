@@ -7,6 +7,7 @@ with few calls: one statement inserts up to 64 rows.
 
 import asyncio
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -52,6 +53,7 @@ class SqliteWriter:
         self._pending = 0
         self._broken = False
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         self._statements = {size: _statement(size) for size in _GROUPS}
 
     async def start(self) -> int:
@@ -70,6 +72,11 @@ class SqliteWriter:
     def accepts(self) -> bool:
         """As `LedgerWriter.accepts`."""
         return not self._broken and self._pending < MAX_QUEUED
+
+    @property
+    def waiting(self) -> int:
+        """As `LedgerWriter.waiting`."""
+        return self._pending
 
     async def close(self) -> None:
         """As `LedgerWriter.close`."""
@@ -95,7 +102,18 @@ class SqliteWriter:
             self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
+            self._file = self._identity()
+        elif self._file != self._identity():
+            raise sqlite3.OperationalError("the database file was replaced")
         return self._connection
+
+    def _identity(self) -> tuple[int, int]:
+        """SQLite would go on writing to a file that was moved away."""
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            raise sqlite3.OperationalError("the database file is gone") from error
+        return found.st_dev, found.st_ino
 
     def _disconnect(self) -> None:
         if self._connection is not None:

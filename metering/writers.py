@@ -31,5 +31,9 @@ class LedgerWriter(Protocol):
     def accepts(self) -> bool:
         """Whether entries should be opened: the storage does not fail, and the queue is not full."""
 
+    @property
+    def waiting(self) -> int:
+        """Writes that somebody waits for."""
+
     async def close(self) -> None:
         """Tries once more to make everything durable, and ends. Tickets that remain are failed."""

@@ -4,9 +4,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from tenants.changes import EVERYTHING, ChangeLog
 from tenants.errors import CredentialReason
 from tenants.keys import KnownKey
-from tenants.types import KeyKind, Principal
+from tenants.types import KeyKind
 
 MAX_KNOWN = 50_000
 MAX_REFUSED = 10_000
@@ -17,20 +18,32 @@ class CredentialCache:
     """Bounded; the least recently used entry goes first. Keyed by digest, so that no secret is kept.
 
     ``generation`` changes with every eviction: what was read from the database before one must not be
-    remembered after it.
+    remembered after it. ``changes`` tells of evictions in other processes, which happen before the next
+    look into the cache. While what is remembered is not ``trusted``, nothing counts as known.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        changes: ChangeLog | None = None,
+        trusted: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._known: OrderedDict[bytes, KnownKey] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[CredentialReason, float]] = OrderedDict()
         self._clock = clock
+        self._trusted = trusted
+        self._changes = changes or ChangeLog()
+        self._seen = self._changes.count
         self.generation = 0
 
     def known(self, digest: bytes) -> KnownKey | None:
         """The key with this digest, if it is remembered."""
+        if self._changes.count != self._seen:
+            self._catch_up()
         found = self._known.get(digest)
-        if found is not None:
-            self._known.move_to_end(digest)
+        if found is None or not self._trusted():
+            return None
+        self._known.move_to_end(digest)
         return found
 
     def refusal(self, digest: bytes) -> CredentialReason | None:
@@ -46,6 +59,8 @@ class CredentialCache:
 
     def remember(self, digest: bytes, key: KnownKey, generation: int) -> None:
         """Remembers a good key that was read while ``generation`` held."""
+        if self._changes.count != self._seen:
+            self._catch_up()
         if generation != self.generation:
             return
         self._known[digest] = key
@@ -64,18 +79,28 @@ class CredentialCache:
         self._refused.pop(digest, None)
 
     def forget_key(self, key_id: str) -> None:
-        """Forgets one key."""
-        self._forget(lambda principal: principal.key_id == key_id)
+        """Forgets one key, here and in every other process."""
+        self._forget(key_id)
 
     def forget_project(self, project_id: str) -> None:
-        """Forgets every key of a project."""
-        self._forget(lambda principal: principal.project_id == project_id)
+        """Forgets every key of a project, here and in every other process."""
+        self._forget(project_id)
 
     def forget_kind(self, kind: KeyKind) -> None:
-        """Forgets every key of a kind."""
-        self._forget(lambda principal: principal.kind is kind)
+        """Forgets every key of a kind, here and in every other process."""
+        self._forget(kind)
 
-    def _forget(self, which: Callable[[Principal], bool]) -> None:
+    def _forget(self, subject: str) -> None:
+        self._changes.publish(subject)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Forgets what the changes name that this cache has not seen yet."""
         self.generation += 1
-        for digest in [digest for digest, key in self._known.items() if which(key.principal)]:
+        self._seen, subjects = self._changes.since(self._seen)
+        if EVERYTHING in subjects:
+            self._known.clear()
+            self._refused.clear()
+            return
+        for digest in [digest for digest, key in self._known.items() if key.subjects() & subjects]:
             del self._known[digest]

@@ -2,6 +2,7 @@
 
 TenantError
 ├── InvalidCredential   the secret opens nothing; ``reason`` says why
+├── IssuerUnavailable   the keys of a token's issuer cannot be had now
 ├── NotFound            no such thing, or not of this organization
 ├── Conflict            there is one of that name already
 ├── InvalidValue        an argument is out of its domain; ``param`` names it
@@ -23,11 +24,16 @@ class TenantError(Exception):
 
 
 class InvalidCredential(TenantError):
-    """The secret opens nothing."""
+    """The secret opens nothing. ``detail`` is for the log alone: it would help whoever forges tokens."""
 
-    def __init__(self, reason: CredentialReason) -> None:
-        super().__init__(f"the credential is {reason}")
+    def __init__(self, reason: CredentialReason, detail: str | None = None) -> None:
+        super().__init__(f"the credential is {reason}" + (f": {detail}" if detail else ""))
         self.reason = reason
+        self.detail = detail
+
+
+class IssuerUnavailable(TenantError):
+    """The keys of a token's issuer cannot be had now: whether the token is good, nobody can say."""
 
 
 class NotFound(TenantError):

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tenants import organizations, projects
 from tenants.errors import CredentialReason, InvalidValue, NotFound
 from tenants.secrets import digest, new_id, new_secret, redacted
-from tenants.storage import Storage, checked_name, now_ms, page_of, seconds
+from tenants.storage import ANSWER_TIMEOUT_S, Storage, checked_name, now_ms, page_of, seconds
 from tenants.tables import api_keys
 from tenants.tables import organizations as organizations_table
 from tenants.tables import projects as projects_table
@@ -30,6 +30,11 @@ class KnownKey:
     principal: Principal
     expires_at: int | None
     refusal: CredentialReason | None
+
+    def subjects(self) -> frozenset[str | None]:
+        """Whose changes concern it."""
+        who = self.principal
+        return frozenset({who.key_id, who.project_id, who.organization_id, who.kind})
 
 
 async def create_root(storage: Storage, pepper: bytes, *, alone: bool) -> tuple[ApiKey, str]:
@@ -179,16 +184,52 @@ async def revoke(storage: Storage, organization_id: str, key_id: str, project_id
 
 async def find(storage: Storage, key_digest: bytes) -> KnownKey | None:
     """The key with this digest, whatever its state; ``None`` where there is none."""
+    row = await _found(storage, api_keys.c.digest == key_digest)
+    return _known(row) if row is not None and hmac.compare_digest(row["digest"], key_digest) else None
+
+
+async def find_by_id(storage: Storage, key_id: str) -> KnownKey | None:
+    """As `find`, for a key that something else vouches for."""
+    row = await _found(storage, api_keys.c.id == key_id)
+    return None if row is None else _known(row)
+
+
+async def find_project(storage: Storage, project_id: str) -> KnownKey | None:
+    """The project as something that a token may speak for: no key, no user and no scopes."""
+    projects_, organizations_ = projects_table, organizations_table
+    statement = (
+        select(projects_.c.organization_id, organizations_.c.slug, projects_.c.archived_ms)
+        .join(organizations_, organizations_.c.id == projects_.c.organization_id)
+        .where(projects_.c.id == project_id)
+    )
+    async with storage.read(ANSWER_TIMEOUT_S) as connection:
+        row = (await connection.execute(statement)).mappings().one_or_none()
+    if row is None:
+        return None
+    principal = Principal(
+        kind=KeyKind.PROJECT,
+        key_id="",
+        organization_id=row["organization_id"],
+        organization=row["slug"],
+        project_id=project_id,
+        user_id=None,
+        scopes=frozenset(),
+    )
+    return KnownKey(principal, None, None if row["archived_ms"] is None else "archived")
+
+
+async def _found(storage: Storage, which: ColumnElement[bool]) -> RowMapping | None:
     statement = (
         select(api_keys, organizations_table.c.slug, projects_table.c.archived_ms)
         .outerjoin(organizations_table, organizations_table.c.id == api_keys.c.organization_id)
         .outerjoin(projects_table, projects_table.c.id == api_keys.c.project_id)
-        .where(api_keys.c.digest == key_digest)
+        .where(which)
     )
-    async with storage.read() as connection:
-        row = (await connection.execute(statement)).mappings().one_or_none()
-    if row is None or not hmac.compare_digest(row["digest"], key_digest):
-        return None
+    async with storage.read(ANSWER_TIMEOUT_S) as connection:
+        return (await connection.execute(statement)).mappings().one_or_none()
+
+
+def _known(row: RowMapping) -> KnownKey:
     refusal: CredentialReason | None = None
     if row["revoked_ms"] is not None:
         refusal = "revoked"

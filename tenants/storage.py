@@ -15,11 +15,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tenants.errors import InvalidValue, StorageUnavailable
+from tenants.tables import organizations
 from tenants.types import Page
 
 T = TypeVar("T")
 
 MAX_PAGE = 100
+ANSWER_TIMEOUT_S = 10.0
 _MAX_NAME = 256
 _SLUG = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -36,17 +38,40 @@ def seconds(milliseconds: int | None) -> int | None:
 
 @dataclass(slots=True)
 class Storage:
-    """The database, as the parts of the store use it. It is opened and disposed of by its owner."""
+    """The database, as the parts of the store use it. It is opened and disposed of by its owner.
+
+    ``memory_s``: for how long after its last answer what was read from it may still be used.
+    """
 
     database: AsyncEngine
+    memory_s: float = 900.0
+    clock: Callable[[], float] = time.monotonic
+    answered_at: float = field(init=False)
     _running: set[asyncio.Task[Any]] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.answered_at = self.clock()
+
+    def silent_s(self) -> float:
+        """Seconds since the database has last answered."""
+        return self.clock() - self.answered_at
+
+    def trusted(self) -> bool:
+        """Whether what is in memory may be used."""
+        return self.clock() - self.answered_at < self.memory_s
+
+    async def ping(self) -> None:
+        """Reads from the database; raises `StorageUnavailable`, also where that takes too long."""
+        async with self.read(ANSWER_TIMEOUT_S) as connection:
+            await connection.execute(select(organizations.c.id).limit(1))
+
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection; raises `StorageUnavailable` where the database fails."""
+    async def read(self, timeout_s: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """A connection; raises `StorageUnavailable` where the database fails, or takes longer than that."""
         try:
-            async with self.database.connect() as connection:
+            async with asyncio.timeout(timeout_s), self.database.connect() as connection:
                 yield connection
+                self.answered_at = self.clock()
         except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
             raise StorageUnavailable("the database is unavailable") from error
         except DBAPIError as error:

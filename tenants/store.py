@@ -2,17 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenants import keys, organizations, projects
+from tenants.changes import EVERYTHING, ChangeLog
+from tenants.contact import watch
 from tenants.credentials import CredentialCache
 from tenants.errors import InvalidCredential
 from tenants.last_uses import LastUses
 from tenants.secrets import digest, looks_like_secret
 from tenants.storage import Storage
+from tenants.tokens.authentication import TokenAuthentication
+from tenants.tokens.envelope import looks_like_token
+from tenants.tokens.issuers import Issuer, Issuers
+from tenants.tokens.minting import ISSUER, Mint
 from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Organization, Page, Principal, Project
 
 
@@ -24,36 +31,72 @@ class TenantStore:
     Lists are in order of creation, ``after`` is the id of the last item that was seen.
 
     When a key was last used is only written by a store that `open_tenants` has opened.
+
+    ``changes`` is shared with other processes, whose revocations and archivals are seen by the next call.
+    ``memory_s``: for how long keys in memory go on working while the database is away. ``issuers`` are those
+    whose tokens are taken, besides those that `mint_token` makes.
     """
 
     def __init__(
-        self, database: AsyncEngine, pepper: bytes, *, clock: Callable[[], float] = time.time
+        self,
+        database: AsyncEngine,
+        pepper: bytes,
+        *,
+        clock: Callable[[], float] = time.time,
+        changes: ChangeLog | None = None,
+        memory_s: float = 900.0,
+        issuers: Iterable[Issuer] = (),
     ) -> None:
-        self._storage = Storage(database)
+        self._storage = Storage(database, memory_s)
         self._pepper = pepper
         self._clock = clock
-        self._credentials = CredentialCache()
+        changes = changes or ChangeLog()
+        self._credentials = CredentialCache(changes=changes, trusted=self._storage.trusted)
+        self._mint = Mint(pepper, clock)
+        self._tokens = TokenAuthentication(self._storage, self._mint, Issuers(issuers), changes, clock)
         self.last_uses = LastUses(self._storage)
 
-    async def authenticate(self, secret: str) -> Principal:
-        """Whom the secret stands for; raises `InvalidCredential`.
+    @property
+    def storage(self) -> Storage:
+        """The database, and when it has last answered."""
+        return self._storage
 
-        From memory where the key is known. A revocation or archival through this store is seen by the next
-        call, an expiry by the first call at its second.
+    def known(self, secret: str) -> Principal | None:
+        """As `authenticate`, from memory alone; ``None`` where that does not suffice."""
+        if looks_like_token(secret):
+            principal = self._tokens.known(secret)
+        elif looks_like_secret(secret):
+            found = self._credentials.known(digest(self._pepper, secret))
+            usable = found is not None and (found.expires_at is None or self._clock() < found.expires_at)
+            principal = found.principal if found is not None and usable else None
+        else:
+            principal = None
+        return None if principal is None else self._noted(principal)
+
+    async def authenticate(self, secret: str) -> Principal:
+        """Whom the key or the token stands for; raises `InvalidCredential`, or `IssuerUnavailable`.
+
+        From memory where it is known. A revocation or archival through this store is seen by the next call,
+        an expiry by the first call at its second.
         """
         if not secret:
             raise InvalidCredential("missing")
+        if looks_like_token(secret):
+            return self._noted(self._tokens.known(secret) or await self._tokens.authenticate(secret))
         if not looks_like_secret(secret):
             raise InvalidCredential("unknown")
         key_digest = digest(self._pepper, secret)
         known = self._credentials.known(key_digest)
         if known is None:
             known = await self._look_up(key_digest)
-        now = self._clock()
-        if known.expires_at is not None and now >= known.expires_at:
+        if known.expires_at is not None and self._clock() >= known.expires_at:
             raise InvalidCredential("expired")
-        self.last_uses.note(known.principal.key_id, int(now * 1000))
-        return known.principal
+        return self._noted(known.principal)
+
+    def _noted(self, principal: Principal) -> Principal:
+        if principal.issuer in (None, ISSUER):
+            self.last_uses.note(principal.key_id, int(self._clock() * 1000))
+        return principal
 
     async def _look_up(self, key_digest: bytes) -> keys.KnownKey:
         reason = self._credentials.refusal(key_digest)
@@ -67,6 +110,28 @@ class TenantStore:
             raise InvalidCredential(reason)
         self._credentials.remember(key_digest, found, generation)
         return found
+
+    def mint_token(
+        self,
+        principal: Principal,
+        *,
+        user_id: str | None,
+        scopes: frozenset[str],
+        models: frozenset[str] | None,
+        expires_in_s: int,
+    ) -> tuple[str, int]:
+        """A token that stands for the principal's key, and when it expires, in unix seconds.
+
+        It opens what both its scopes and those of the key open, and dies with the key. Raises `InvalidValue`.
+        """
+        return self._mint.mint(
+            principal.key_id,
+            held=principal.scopes,
+            user_id=user_id,
+            scopes=scopes,
+            models=models,
+            expires_in_s=expires_in_s,
+        )
 
     async def create_organization(self, slug: str, name: str | None = None) -> Organization:
         """Raises `Conflict` where the slug is taken. The name is the slug where it is not given."""
@@ -192,12 +257,30 @@ class TenantStore:
 
 
 @asynccontextmanager
-async def open_tenants(database: AsyncEngine, pepper: bytes) -> AsyncIterator[TenantStore]:
-    """A store that also writes when keys were last used; on leaving, what is noted has been written."""
-    store = TenantStore(database, pepper)
+async def open_tenants(
+    database: AsyncEngine,
+    pepper: bytes,
+    *,
+    changes: Path | None = None,
+    memory_s: float = 900.0,
+    issuers: Iterable[Issuer] = (),
+) -> AsyncIterator[TenantStore]:
+    """A store that also writes when keys were last used; on leaving, what is noted has been written.
+
+    ``changes`` is the file that processes share which work with one database. It watches the database, so
+    that ``memory_s`` counts from when it has really gone away.
+    """
+    log = ChangeLog(changes)
+    # A process that ended between a commit and the telling of it has told nobody.
+    log.publish(EVERYTHING)
+    store = TenantStore(database, pepper, changes=log, memory_s=memory_s, issuers=issuers)
     writing = asyncio.create_task(store.last_uses.run())
+    watching = asyncio.create_task(watch(store.storage))
     try:
         yield store
     finally:
+        watching.cancel()
         store.last_uses.close()
-        await writing
+        await asyncio.wait({watching, writing})
+        log.close()
+        writing.result()

@@ -65,7 +65,11 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who makes a request. ``organization`` is the organization's slug."""
+    """Who makes a request. ``organization`` is the organization's slug.
+
+    ``issuer`` is None for a key, else the issuer of the token; ``key_id`` is then ``jwt_{issuer}``, or the
+    key that minted the token. ``models`` names the only models that the credential may use.
+    """
 
     kind: KeyKind
     key_id: str
@@ -74,6 +78,8 @@ class Principal:
     project_id: str | None
     user_id: str | None
     scopes: frozenset[str]
+    issuer: str | None = None
+    models: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

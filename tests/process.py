@@ -39,7 +39,10 @@ kv_cache_gib = 0.25
 
 @dataclass
 class Gateway:
-    """A gateway that runs in ``folder``, with the keys of its demo tenant."""
+    """A gateway that runs in ``folder``, with the keys of its demo tenant.
+
+    It has no listener for metrics where the environment does not ask for one: they would share its port.
+    """
 
     folder: Path
     port: int
@@ -47,6 +50,9 @@ class Gateway:
     process: "subprocess.Popen[bytes] | None" = None
     keys: dict[str, str] = field(default_factory=dict)
     clients: list[OpenAI] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.environment = {"TORPOR_METRICS__ENABLED": "false", **self.environment}
 
     @property
     def origin(self) -> str:
@@ -167,6 +173,8 @@ def running_gateway(
     (folder / "torpor.toml").write_text(f"[server]\nport = {port}\n{sections}\n{engines}\n{models}")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TORPOR_")}
     environment = {**kept, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    if "[metrics]" in sections:
+        environment["TORPOR_METRICS__ENABLED"] = "true"
     gateway = Gateway(folder, port, environment)
     gateway.torpor("setup")
     lines = (folder / ".torpor/credentials.env").read_text().splitlines()

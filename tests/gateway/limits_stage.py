@@ -134,8 +134,8 @@ async def stage_at(
         services.control = await open_admission(config, services.database, clock_ns=clock)
         services.catalog = Catalog(_model(model.spec({})) for model in models)
         port = await stack.enter_async_context(serving(RequestContext(app)))
-        tenants = [await _tenant(services, slug) for slug in ("acme", "other")]
-        stage = Stage(services, config, port, *tenants, clock, stack)
+        tenant, other = await _tenant(services, "acme"), await _tenant(services, "other")
+        stage = Stage(services, config, port, tenant, other, clock, stack)
         await stage.open()
         yield stage
 

@@ -130,7 +130,7 @@ async def test_the_organizations_limit_holds_for_all_its_projects(stage: Stage) 
         message
     )
     async with stage.client(stage.other.key) as other:
-        body = {"model": "near", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 10}  # type: ignore[dict-item]
+        body = {"model": "near", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 10}
         assert (await other.post("/v1/chat/completions", json=body)).status_code == 200
 
 

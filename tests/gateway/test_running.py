@@ -172,6 +172,8 @@ from starlette.routing import Route
 from gateway import server
 from gateway.config import Config, ServerConfig, StorageConfig
 from gateway.datadir import DataDirectory
+from gateway.metrics import RequestCounts
+from gateway.metrics_config import MetricsConfig
 
 data = DataDirectory(Path("data").absolute())
 
@@ -189,10 +191,16 @@ async def lifespan(app):
 async def hang(request):
     await asyncio.sleep(60)
 
-server.create_app = lambda config, data: Starlette(routes=[Route("/", hang)], lifespan=lifespan)
-storage = StorageConfig(data_dir=data.path)
+app = Starlette(routes=[Route("/", hang)], lifespan=lifespan)
+app.state.counts = RequestCounts()
+server.create_app = lambda config, data: app
+config = Config(
+    server=ServerConfig(port=int(sys.argv[1])),
+    storage=StorageConfig(data_dir=data.path),
+    metrics=MetricsConfig(enabled=False),
+)
 with data.held():
-    server.serve(Config(server=ServerConfig(port=int(sys.argv[1])), storage=storage), data)
+    server.serve(config, data)
 print("pid file" if data.pid_file.exists() else "withdrawn")
 """
 

@@ -23,6 +23,7 @@ from gateway.database import migrate, open_database
 from gateway.datadir import DataDirectory
 from gateway.errors import ApiError, answer_error
 from gateway.exchange import Door, Plan, UnmeteredExchange
+from gateway.queueing import ModelQueues
 from gateway.services import Services
 from metering.ledger import open_ledger
 from tests.engines.support import QUICK, Starts, eventually, spec
@@ -52,7 +53,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         async with (
             open_ledger(url, database) as ledger,
             EngineHost([spec()], run_dir=Path(run_dir), policy=policy, make=starts) as host,
-            _served(Door(host, clients, ledger, set(), 10.0)) as (door, http),
+            _served(Door(host, clients, ledger, ModelQueues(host, {}), set(), 10.0)) as (door, http),
         ):
             yield Stage(door, starts, http)
     await clients.aclose()

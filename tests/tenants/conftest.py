@@ -1,6 +1,7 @@
 """A store on a real SQLite file with the real schema."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.database import migrate, open_database
 from tenants.store import TenantStore
+from tenants.tokens.sources import ReadKeys, key_client, read_url
 from tenants.types import Project
+from tests.tenants.issuers import IssuerServer, Stage, issuer_for, issuer_server
 
 PEPPER = b"p" * 32
 
@@ -43,3 +46,19 @@ def store(database: AsyncEngine) -> TenantStore:
 async def project(store: TenantStore) -> Project:
     organization = await store.create_organization("acme")
     return await store.create_project(organization.id, "search")
+
+
+@pytest.fixture
+async def idp() -> AsyncIterator[IssuerServer]:
+    async with issuer_server() as issuer:
+        yield issuer
+
+
+@pytest.fixture
+async def stage(idp: IssuerServer, database: AsyncEngine, project: Project) -> AsyncIterator[Stage]:
+    now = [1000.0]
+    async with key_client() as client:
+        read = partial(read_url, client, f"{idp.url}/keys")
+        source = ReadKeys(name="idp", read=read, clock=lambda: now[0])
+        store = TenantStore(database, PEPPER, issuers=[issuer_for(source, idp.url)])
+        yield Stage(store, idp, project, source, now)

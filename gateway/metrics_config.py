@@ -1,0 +1,13 @@
+"""``[metrics]``: where Prometheus finds the gateway's metrics."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """``[metrics]``: a listener of its own, which nobody but this machine reaches by default."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = 9464
+    by_project: bool = False

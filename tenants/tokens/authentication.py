@@ -1,0 +1,122 @@
+"""Whom a token stands for: verified, found in the database, and remembered until it expires."""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from tenants import keys
+from tenants.changes import ChangeLog
+from tenants.credentials import CredentialCache
+from tenants.errors import InvalidCredential
+from tenants.keys import KnownKey
+from tenants.scopes import grants
+from tenants.storage import Storage
+from tenants.tokens.envelope import MAX_TOKEN_CHARACTERS, Envelope, open_envelope, refused
+from tenants.tokens.issuers import Issuers
+from tenants.tokens.minting import ISSUER, Mint
+from tenants.types import KeyKind, Principal
+
+_Find = Callable[[Storage, str], Awaitable[KnownKey | None]]
+
+MAX_KEPT_S = 300
+"""A token that was verified so long ago is verified again."""
+
+
+class TokenAuthentication:
+    """Tokens of configured issuers, and those of this installation's own mint.
+
+    ``known`` is the cache of the verified ones, by digest, ``subjects`` that of the projects and keys that
+    tokens spoke for, so that a new token for one of them needs no database.
+    """
+
+    def __init__(
+        self, storage: Storage, mint: Mint, issuers: Issuers, changes: ChangeLog, clock: Callable[[], float]
+    ) -> None:
+        self._storage = storage
+        self._mint = mint
+        self._issuers = issuers
+        self._clock = clock
+        self._known = CredentialCache(changes=changes, trusted=storage.trusted)
+        self._subjects = CredentialCache(changes=changes, trusted=storage.trusted)
+
+    def known(self, token: str) -> Principal | None:
+        """The principal of a token that was verified a short time ago."""
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            return None
+        found = self._known.known(_digest(token))
+        if found is None or (found.expires_at is not None and self._clock() >= found.expires_at):
+            return None
+        return found.principal
+
+    async def authenticate(self, token: str) -> Principal:
+        """Raises `InvalidCredential`, `IssuerUnavailable` and `StorageUnavailable`."""
+        envelope = open_envelope(token)
+        generation = self._known.generation
+        if envelope.issuer == ISSUER:
+            principal, until = await self._minted(token, envelope)
+        else:
+            principal, until = await self._issued(token, envelope)
+        until = min(until, self._clock() + MAX_KEPT_S)
+        self._known.remember(_digest(token), KnownKey(principal, int(until), None), generation)
+        return principal
+
+    async def _minted(self, token: str, envelope: Envelope) -> tuple[Principal, float]:
+        minted = self._mint.verify(token, envelope)
+        key = await self._key(minted.key_id)
+        if key.expires_at is not None and self._clock() >= key.expires_at:
+            raise refused("the key that minted it has expired")
+        held = key.principal
+        principal = replace(
+            held,
+            issuer=ISSUER,
+            user_id=minted.user_id or held.user_id,
+            scopes=frozenset(scope for scope in minted.scopes if grants(held.scopes, scope)),
+            models=minted.models,
+        )
+        return principal, min(minted.expires_at, key.expires_at or minted.expires_at)
+
+    async def _issued(self, token: str, envelope: Envelope) -> tuple[Principal, float]:
+        issuer = self._issuers.of(envelope)
+        now = self._clock()
+        statement = await issuer.verify(token, envelope, now)
+        project = (await self._subject(statement.project_id, keys.find_project)).principal
+        named = statement.organization
+        if named is not None and named not in (project.organization_id, project.organization):
+            raise refused("the project is not of the organization that the token names")
+        if not issuer.speaks_for(project.organization_id or "", project.organization or ""):
+            raise refused("the issuer may not speak for the project's organization")
+        principal = replace(
+            project,
+            key_id=f"jwt_{issuer.id}",
+            issuer=issuer.id,
+            user_id=statement.user_id,
+            scopes=statement.scopes,
+        )
+        return principal, min(statement.expires_at + issuer.leeway_s, now + issuer.keys.lifetime_s)
+
+    async def _key(self, key_id: str) -> KnownKey:
+        found = await self._subject(key_id, keys.find_by_id)
+        if found.principal.kind is not KeyKind.PROJECT:
+            raise refused("only a project's key mints tokens")
+        return found
+
+    async def _subject(self, subject: str, find: _Find) -> KnownKey:
+        """The key or project, from memory where it is known; raises `InvalidCredential`."""
+        digest = _digest(subject)
+        known = self._subjects.known(digest)
+        if known is not None:
+            return known
+        reason = self._subjects.refusal(digest)
+        if reason is None:
+            generation = self._subjects.generation
+            found = await find(self._storage, subject)
+            if found is not None and found.refusal is None:
+                self._subjects.remember(digest, found, generation)
+                return found
+            reason = "unknown" if found is None or found.refusal is None else found.refusal
+            self._subjects.refuse(digest, reason)
+        raise InvalidCredential("unknown", f"what it speaks for is {reason}")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
