@@ -13,7 +13,8 @@ import click
 import httpx
 
 from gateway.app import create_app
-from gateway.config import Config, ConfigError, Wanted, load_config
+from gateway.config import Config, ConfigError, load_config
+from gateway.config_loader import Wanted
 from gateway.context import RequestContext
 from gateway.database import DatabaseError, migrate
 from gateway.datadir import DataDirectory, DataDirectoryInUse, replace_private

@@ -120,7 +120,7 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
         ),
         (
             FAR + "[[prices]]\nmodel = 'a'\n" * 2,
-            "torpor.toml:9: [[prices]] model: there are two prices for the",
+            "torpor.toml:7: [[prices]] model: there are two prices for the",
         ),
     ],
 )

@@ -156,7 +156,7 @@ def test_the_counter_outlives_its_process(tmp_path: Path) -> None:
     second = ChangeLog(tmp_path / "changes")
     assert second.count == 1
     first.publish("b")
-    assert second.since(1) == (2, {"b"})
+    assert second.since(1) == (2, frozenset({"b"}))
     first.close()
     second.close()
     assert (tmp_path / "changes").stat().st_mode & 0o777 == 0o600
