@@ -29,13 +29,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenants.admission import Admissions
 from tenants.budgets import Budgets
 from tenants.errors import RateLimitExceeded
+from tenants.fairness import FairQueue, Ticket, token_cost
 from tenants.limit_store import LimitStore
 from tenants.limit_tables import subject_limits
 from tenants.limits import LimitBook, RateLimit
 from tenants.secrets import digest, new_secret
 from tenants.store import TenantStore
 from tenants.tables import api_keys, metadata, organizations, projects
-from tenants.types import KeyKind
+from tenants.turnstile import Turnstile
+from tenants.types import KeyKind, Principal
 
 PEPPER = b"p" * 32
 MODEL = "model"
@@ -45,15 +47,15 @@ INPUT, OUTPUT = 40, 64
 PRICE = 10**6
 WANTED_US = 50.0
 WANTED_MB = 8.0
-_PHASES = ("authenticate", "admit", "output", "settle", "headers")
+SLOTS = 32
+PATIENCE_S = 60.0
+_PHASES = ("authenticate", "admit", "turn", "output", "settle", "headers")
 _KEY_LIMIT = {
     "requests_per_minute": 600,
     "tokens_per_minute": 60_000,
-    "requests_per_day": 100_000,
-    "tokens_per_day": 10_000_000,
     "concurrent_requests": 100,
 }
-_PROJECT_LIMIT = {name: 10 * size for name, size in _KEY_LIMIT.items()}
+_PROJECT_LIMIT = {"concurrent_requests": 1_000}
 _MODEL_LIMIT = RateLimit(requests_per_minute=6_000, tokens_per_minute=600_000, requests_per_day=1_000_000)
 
 
@@ -74,6 +76,7 @@ class Site:
 
     store: TenantStore
     admissions: Admissions
+    turnstile: Turnstile
     clock: VirtualClock
     secrets: list[str]
 
@@ -124,7 +127,9 @@ async def site(keys: int, of_projects: int, clock: VirtualClock) -> AsyncIterato
             store = TenantStore(database, PEPPER)
             for secret in secrets:
                 await store.authenticate(secret)
-            yield Site(store, Admissions(book, budgets, clock_ns=clock), clock, secrets)
+            turnstile = Turnstile(FairQueue(), slots=SLOTS)
+            async with turnstile.turn(Ticket(project_id="proj_0", cost=1.0)):
+                yield Site(store, Admissions(book, budgets, clock_ns=clock), turnstile, clock, secrets)
         finally:
             await database.dispose()
 
@@ -156,7 +161,7 @@ async def _fill(database: AsyncEngine, keys: int, of_projects: int) -> list[str]
          "subject_id": f"key_{number}", "created_ms": 1, **_KEY_LIMIT}
         for number in range(keys)
     ]  # fmt: skip
-    limit_rows += [
+    project_limit_rows = [
         {"id": f"lim_p{number}", "organization_id": "org-1", "subject_type": "project",
          "subject_id": f"proj_{number}", "created_ms": 1, **_PROJECT_LIMIT}
         for number in range(of_projects)
@@ -167,6 +172,7 @@ async def _fill(database: AsyncEngine, keys: int, of_projects: int) -> list[str]
         await connection.execute(insert(projects), project_rows)
         await connection.execute(insert(api_keys), key_rows)
         await connection.execute(insert(subject_limits), limit_rows)
+        await connection.execute(insert(subject_limits), project_limit_rows)
     return secrets
 
 
@@ -190,10 +196,16 @@ async def measure(site: Site, requests: int, samples: int) -> Result:
 async def _plain(site: Site, secret: str) -> None:
     principal = await site.store.authenticate(secret)
     admission = site.admissions.admit(principal, MODEL, INPUT, cost=(INPUT + OUTPUT) * PRICE)
-    for step in range(1, STEPS + 1):
-        admission.generated(OUTPUT * step // STEPS)
-    admission.settle(INPUT, OUTPUT, (INPUT + OUTPUT) * PRICE)
+    async with site.turnstile.turn(_ticket(principal), PATIENCE_S) as turn:
+        for step in range(1, STEPS + 1):
+            admission.generated(OUTPUT * step // STEPS)
+        admission.settle(INPUT, OUTPUT, (INPUT + OUTPUT) * PRICE)
+        turn.end(token_cost(INPUT, OUTPUT))
     site.admissions.standings(principal, MODEL)
+
+
+def _ticket(principal: Principal) -> Ticket:
+    return Ticket(project_id=principal.project_id or "", cost=token_cost(INPUT, OUTPUT))
 
 
 async def _timed(
@@ -204,10 +216,13 @@ async def _timed(
     marks.append(now())
     admission = site.admissions.admit(principal, MODEL, INPUT, cost=(INPUT + OUTPUT) * PRICE)
     marks.append(now())
-    for step in range(1, STEPS + 1):
-        admission.generated(OUTPUT * step // STEPS)
-    marks.append(now())
-    admission.settle(INPUT, OUTPUT, (INPUT + OUTPUT) * PRICE)
+    async with site.turnstile.turn(_ticket(principal), PATIENCE_S) as turn:
+        marks.append(now())
+        for step in range(1, STEPS + 1):
+            admission.generated(OUTPUT * step // STEPS)
+        marks.append(now())
+        admission.settle(INPUT, OUTPUT, (INPUT + OUTPUT) * PRICE)
+        turn.end(token_cost(INPUT, OUTPUT))
     marks.append(now())
     site.admissions.standings(principal, MODEL)
     marks.append(now())
@@ -308,9 +323,10 @@ def _legend(options: argparse.Namespace) -> str:
     told = (
         f"{options.keys:,} keys in {options.projects:,} projects, {options.requests:,} requests by keys "
         "chosen at random, a thousand a second of the limiter's clock, in one thread, without HTTP. "
-        "Each request is held to eleven rates (three of the project for the model, four of the project, four "
-        "of the key), two ceilings of concurrent requests and two budgets. *authenticate*: the key, from "
-        f"memory. *output*: what has been generated is charged in {STEPS} steps. *headers*: the tightest "
+        "Each request is held to five rates (requests a minute and a day and tokens a minute of the project "
+        "for the model, requests and tokens a minute of the key), two ceilings of concurrent requests and "
+        "two budgets. *authenticate*: the key, from memory. *turn*: a free slot of the fair queue. "
+        f"*output*: what has been generated is charged in {STEPS} steps. *headers*: the tightest "
         "limits for the answer. *refused*: authentication and a refusal. Times are of the CPU clock, "
         "its reading included."
     )

@@ -105,6 +105,8 @@ class Turnstile:
         self._waiters[ticket] = granted
         self._queue.put(ticket)
         self._dispatch()
+        if granted.done():
+            return granted.result()
         try:
             async with asyncio.timeout(timeout_s):
                 return await granted

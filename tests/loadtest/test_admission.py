@@ -15,14 +15,14 @@ def test_a_small_run_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixt
     written = file.read_text()
     assert written.startswith("# Letting requests in\n\n    python -m loadtest.admission --keys 40 ")
     assert printed in written
-    for row in ("authenticate", "admit", "output", "settle", "headers", "**all of it**", "refused"):
+    for row in ("authenticate", "admit", "turn", "output", "settle", "headers", "**all of it**", "refused"):
         assert f"| {row} |" in printed
 
 
 def test_a_figure_that_is_missed_is_told() -> None:
     result = admission.Result.of(2)
     for _ in range(3):
-        result.take([0, 0, 0, 0, 0, 100_000])
+        result.take([0, 0, 0, 0, 0, 0, 100_000])
     result.memory_mb, result.entries = [10.0, 11.0], [1, 1]
     said = admission.table(result)
     assert "| CPU of a request, median | 100.0 us | at most 50 us | NO |" in said
