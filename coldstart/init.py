@@ -22,7 +22,8 @@ A request is a line of JSON, and so is its answer: ``{"error": null}`` or what w
     0 and ``main`` is a pid, this is the main command from now on (CRIU's restored tree).
 ``{"do": "furnish", "binds", "copies"}``
     Both are lists of pairs ``[source, target]``. Shows each bound folder at its target below /run, in this
-    sandbox alone, and copies each file, or the files of a folder, into the sandbox.
+    sandbox alone, in the place of what was shown there, and copies each file, or the files of a folder, into
+    the sandbox.
 ``{"do": "signal", "number", "all"}``
     Sends a signal to the main command, or to everything in the sandbox but this process.
 """
@@ -53,6 +54,7 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+MNT_DETACH = 2
 EXEC_FAILED = 127
 PIECE = 4096
 # The main command's pids begin above this one: CRIU, which restores a tree with the pids that it had, is a
@@ -76,6 +78,9 @@ class _Libc:
 
     def unshare(self, flags: int) -> None:
         self._check("unshare", self._libc.unshare(flags))
+
+    def unmount(self, target: str) -> None:
+        self._check(f"unmount {target}", self._libc.umount2(target.encode(), MNT_DETACH))
 
     def mount(self, source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
         arguments = [None if a is None else a.encode() for a in (source, target, kind, data)]
@@ -118,6 +123,7 @@ def _spawn(libc: _Libc, request: dict[str, Any], log: int | None = None) -> int:
         if os.getppid() != 1:  # in a pid namespace the kernel ends it anyway, and CRIU would keep the setting
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
+        os.umask(0o077)  # images of memory are nobody else's to read
         if log is not None:
             os.dup2(log, 1)
             os.dup2(log, 2)
@@ -197,6 +203,7 @@ class _Supervisor:
         self._main = 0
         self._helper = 0
         self._helping: dict[str, Any] = {}
+        self._bound: set[str] = set()
         self._signals, wake = os.pipe()
         os.set_blocking(self._signals, False)
         os.set_blocking(wake, False)
@@ -264,8 +271,12 @@ class _Supervisor:
 
     def _furnish(self, request: dict[str, Any]) -> None:
         for source, target in request["binds"]:
+            if target in self._bound:  # the folder that was shown there may be gone
+                self._libc.unmount(target)
+                self._bound.discard(target)
             os.makedirs(target, 0o700, exist_ok=True)
             self._libc.mount(source, target, None, MS_BIND)
+            self._bound.add(target)
         for source, target in request["copies"]:
             if os.path.isdir(source):
                 for name in os.listdir(source):

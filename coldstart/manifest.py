@@ -5,19 +5,19 @@ a crash. Digesting a gigabyte takes a tenth of a second, which a wake cannot aff
 identity of each file (inode, size, mtime, ctime), and digests those whose identity has changed.
 """
 
-import json
 import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 from blake3 import blake3
 
-FORMAT = 1
+FORMAT = 2
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CPU = Path("/proc/cpuinfo")
 
@@ -60,7 +60,7 @@ class Manifest:
     """The contents of ``manifest.json``.
 
     ``taken_on``: flat facts about the machine, the versions and the engine. ``files``: the snapshot's own, by
-    their path in its folder. ``sources``: files elsewhere (the weights), by their absolute path. ``canary``
+    their path in its folder. ``sources``: those of the folder ``source`` (the weights), likewise. ``canary``
     belongs to those who wrote it. ``memory_bytes``: what a restored tree used. ``monotonic_s``:
     CLOCK_MONOTONIC at the dump, which no later moment of the same boot is below. ``ms``: how long each phase
     of its making took.
@@ -74,30 +74,36 @@ class Manifest:
     monotonic_s: float
     memory_bytes: int = 0
     files: Mapping[str, FileIdentity] = field(default_factory=dict)
+    source: str | None = None
     sources: Mapping[str, FileIdentity] = field(default_factory=dict)
     canary: Mapping[str, Any] | None = None
     ms: Mapping[str, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write it, mode 0600."""
+        manifest = msgspec.json.encode(self)
+        whole = _Envelope(FORMAT, blake3(manifest).hexdigest(), msgspec.Raw(manifest))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as out:
-            json.dump({"format": FORMAT, **asdict(self)}, out)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(msgspec.json.encode(whole))
             out.flush()
             os.fsync(out.fileno())
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises `StaleSnapshot` where it cannot be read."""
+        """Raises `StaleSnapshot` where it cannot be read, or is not as it was written."""
         try:
-            document = json.loads(path.read_bytes())
-            if document.pop("format") != FORMAT:
+            written = path.read_bytes()
+            if msgspec.json.decode(written, type=_Format).format != FORMAT:
                 raise StaleSnapshot("it was written by another version of Torpor")
-            for name in ("files", "sources"):
-                document[name] = {key: FileIdentity(**value) for key, value in document[name].items()}
-            return cls(**document)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StaleSnapshot(f"its manifest cannot be read: {type(error).__name__}") from error
+            whole = msgspec.json.decode(written, type=_Envelope)
+            if blake3(whole.manifest).hexdigest() != whole.digest:
+                raise StaleSnapshot("the content of its manifest has changed")
+            return msgspec.json.decode(whole.manifest, type=cls)
+        except OSError as error:
+            raise StaleSnapshot(f"its manifest cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise StaleSnapshot(f"its manifest is damaged: {type(error).__name__}") from error
 
     def require(self, now: Mapping[str, str], monotonic_s: float) -> None:
         """Raises `StaleSnapshot` unless it was taken on what is there now, in this boot."""
@@ -107,6 +113,18 @@ class Manifest:
                 raise StaleSnapshot(f"{name} has changed: {_short(then)} then, {_short(current)} now")
         if monotonic_s < self.monotonic_s:
             raise StaleSnapshot("the clock has started again: it was taken in an earlier boot")
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class _Envelope(msgspec.Struct):
+    """The file: the digest (BLAKE3, hex) is of the manifest's bytes."""
+
+    format: int
+    digest: str
+    manifest: msgspec.Raw
 
 
 def _short(value: str | None) -> str:
@@ -140,14 +158,16 @@ class FileCheck:
 
 
 def identities(folder: Path, *, leave_out: Iterable[str] = ()) -> dict[str, FileIdentity]:
-    """Every regular file below the folder, by its path in it."""
+    """Every file below the folder, by its path in it; a link to a file is that file. Raises OSError."""
     left_out = frozenset(leave_out)
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_file() and not path.is_symlink() and name not in left_out:
-            found[name] = FileIdentity.of(path)
-    return found
+    return {
+        name: FileIdentity.of(folder / name) for name in sorted(file_names(folder)) if name not in left_out
+    }
+
+
+def file_names(folder: Path) -> frozenset[str]:
+    """Of every file below the folder, the path in it; a link to a file counts, one to a folder does not."""
+    return frozenset(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @cache

@@ -323,7 +323,7 @@ class _Process:
         """Write the image anew with the pages that CRIU is to copy."""
         new_path = self._pages_path.with_suffix(".new")
         entries = [self._head]
-        with new_path.open("xb") as out:
+        with open(new_path, "xb", opener=_private) as out:
             for run in runs:
                 out.writelines(self._pages_of([run], pages))
                 values: dict[int, int | bytes | None] = {
@@ -348,3 +348,7 @@ def _spans(runs: list[_Run]) -> Iterator[list[_Run]]:
         span.append(run)
     if span:
         yield span
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -2,25 +2,30 @@
 
 ::
 
-    {folder}/{model}/{created}-{random}/    manifest.json, memory, images/, shm/, box/
+    {folder}/{model}/{number}-{created}/    manifest.json, memory, images/, shm/, box/
     {folder}/{model}/.new-{random}/         one that is being made
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coldstart.manifest import FileCheck, Manifest, StaleSnapshot, monotonic_s
+from coldstart.manifest import FileCheck, Manifest, StaleSnapshot, file_names, monotonic_s
 from coldstart.remap import MEMORY
 
 _DRAFT = ".new-"
 _MANIFEST = "manifest.json"
+_IN_USE_S = 30.0
+_POLL_S = 0.05
+_DIGITS = 6
 _logger = logging.getLogger("torpor.snapshot")
 
 
@@ -81,7 +86,7 @@ class SnapshotStore:
     def list(self, model_id: str | None = None) -> list[Snapshot]:
         """The readable ones, the newest of each model first."""
         found = []
-        for folder in sorted(self._folder.glob(f"{model_id or '*'}/[!.]*"), reverse=True):
+        for folder in self._folders(model_id or "*"):
             try:
                 found.append(Snapshot(folder.name, Layout(folder), Manifest.read(folder / _MANIFEST)))
             except StaleSnapshot as error:
@@ -99,7 +104,13 @@ class SnapshotStore:
         folder = snapshot.layout.folder
         files = {folder / name: identity for name, identity in manifest.files.items()}
         self._checked.require(files, digest=digest)
-        self._checked.require({Path(name): known for name, known in manifest.sources.items()}, digest=digest)
+        if manifest.source is not None:
+            source = Path(manifest.source)
+            differing = file_names(source) ^ manifest.sources.keys()
+            if differing:
+                raise StaleSnapshot(f"{min(differing)} has come or gone in the folder of the weights")
+            sources = {source / name: identity for name, identity in manifest.sources.items()}
+            self._checked.require(sources, digest=digest)
 
     def draft(self, model_id: str) -> Layout:
         """A new folder to make a snapshot in: `publish` or `discard` it. Raises OSError."""
@@ -112,7 +123,9 @@ class SnapshotStore:
     def publish(self, layout: Layout, manifest: Manifest) -> Snapshot:
         """Give it its name: from now on it is the model's current one. Raises OSError."""
         manifest.write(layout.folder / _MANIFEST)
-        name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**9:09d}"
+        newest = max(map(_number, self._folders(manifest.model_id)), default=0)
+        created = time.strftime("%Y%m%dT%H%M%S", time.gmtime(manifest.created_at))
+        name = f"{newest + 1:0{_DIGITS}d}-{created}"
         final = layout.folder.with_name(name)
         layout.folder.rename(final)
         _sync_folder(final.parent)
@@ -122,18 +135,24 @@ class SnapshotStore:
         """Delete one that was not published."""
         shutil.rmtree(layout.folder, ignore_errors=True)
 
-    def remove(self, snapshot: Snapshot) -> None:
-        """Delete a published one. Trees that were restored from it keep what they have mapped."""
-        doomed = snapshot.layout.folder.with_name(f"{_DRAFT}{secrets.token_hex(4)}")
-        snapshot.layout.folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    def collect(self, model_id: str, keep: str | None = None) -> tuple[str, ...]:
+        """Delete all of the model's but the one that is kept, readable or not. Their ids.
 
-    def collect(self, model_id: str) -> int:
-        """Delete all of the model's but the newest. Their number."""
-        doomed = sorted((self._folder / model_id).glob("[!.]*"), reverse=True)[1:]
+        Trees that were restored from them keep what they have mapped; a restore that is under way is waited
+        for.
+        """
+        doomed = [folder for folder in self._folders(model_id) if folder.name != keep]
         for folder in doomed:
-            shutil.rmtree(folder, ignore_errors=True)
-        return len(doomed)
+            _await_restores(folder)
+            gone = folder.with_name(f"{_DRAFT}{secrets.token_hex(4)}")
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+        return tuple(folder.name for folder in doomed)
+
+    def _folders(self, model_id: str) -> Sequence[Path]:
+        """Of the published ones, the newest of each model first."""
+        folders = self._folder.glob(f"{model_id}/[!.]*")
+        return sorted(folders, key=lambda folder: (_number(folder), folder.name), reverse=True)
 
     async def verified(self, snapshot: Snapshot, taken_on: Mapping[str, str]) -> str | None:
         """Read every byte, in a thread: None, or why it must not be used."""
@@ -142,6 +161,41 @@ class SnapshotStore:
         except StaleSnapshot as error:
             return str(error)
         return None
+
+
+def _number(folder: Path) -> int:
+    """Counts up, whatever the clock does."""
+    digits = folder.name.partition("-")[0]
+    return int(digits) if digits.isdecimal() and len(digits) == _DIGITS else 0
+
+
+@contextmanager
+def in_use(layout: Layout) -> Iterator[None]:
+    """While it is being restored, nobody deletes it. Raises OSError."""
+    descriptor = os.open(layout.folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _await_restores(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline = time.monotonic() + _IN_USE_S
+        while not _is_free(descriptor) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+    finally:
+        os.close(descriptor)
+
+
+def _is_free(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

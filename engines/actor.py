@@ -302,11 +302,24 @@ class EngineActor:
         """A replica could not be woken, not even from nothing."""
         self._lose(replica, failure, self._policy.backoff_after_s(self._failures))
 
+    def on_proven(self, replica: Replica) -> None:
+        """A restored replica has shown that it answers as it did."""
+        if self._shelf is not None and replica.snapshot_id is not None:
+            self._shelf.restored(replica.snapshot_id)
+
+    def on_not_restored(self, replica: Replica, failure: str) -> None:
+        """A replica could not be restored, and is started from nothing."""
+        if self._shelf is not None and replica.snapshot_id is not None:
+            self._shelf.not_restored(replica.snapshot_id, failure)
+
     def on_broken(self, replica: Replica, failure: str) -> None:
         """A replica has ended by itself."""
-        if replica.unfit and self._shelf is not None:
-            self._shelf.condemn("a restored engine answered otherwise than before")
-            self._lose(replica, failure, 0.0)  # the next one is started cold, and at once
+        if self._shelf is not None and replica.snapshot_id is not None and replica.broke_unproven:
+            if replica.unfit:
+                self._shelf.condemn(replica.snapshot_id, "a restored engine answered otherwise than before")
+            else:
+                self._shelf.not_restored(replica.snapshot_id, failure)
+            self._lose(replica, failure, 0.0)  # another one at once: cold, or once more of the snapshot
             return
         if replica.uptime_s >= self._policy.stable_s:
             self._failures = 0

@@ -38,5 +38,7 @@ async def call(
         return status, json.loads(content) if is_json and content else None
     except TimeoutError as error:
         raise EngineBroken(f"the engine did not answer {path} within {timeout_s:g} s") from error
-    except (OSError, ValueError, IndexError) as error:
+    except (ConnectionError, IndexError) as error:
+        raise EngineBroken(f"the engine closed the connection before it answered {path}") from error
+    except (OSError, ValueError) as error:
         raise EngineBroken(f"the engine did not answer {path}: {type(error).__name__}") from error

@@ -70,7 +70,7 @@ def arguments(spec: ModelSpec, socket: Path) -> list[str]:
 
 def command(spec: ModelSpec, socket: Path) -> list[str]:
     """The argv of an engine."""
-    return [sys.executable, "-m", "engines.launcher", *arguments(spec, socket)]
+    return [_interpreter(), "-m", "engines.launcher", *arguments(spec, socket)]
 
 
 def environment(folder: Path, cache: Path) -> dict[str, str]:
@@ -111,3 +111,9 @@ def environment(folder: Path, cache: Path) -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": "lo",
         "NO_COLOR": "1",
     }
+
+
+def _interpreter() -> str:
+    """By one name, whichever link this process was started by: a snapshot's manifest has it."""
+    usual = Path(sys.prefix) / "bin" / "python"
+    return str(usual) if usual.exists() else sys.executable

@@ -26,11 +26,11 @@ import os
 import random
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from engines import canary, memory
 from engines.counter import RequestCounter
-from engines.process import UNFIT
+from engines.process import UNFIT, UNPROVEN
 
 PREFIX = "/torpor/"
 _COUNTS = "requests/"
@@ -121,17 +121,19 @@ async def _prove(
             fit, deviation = await canary.check(engine, recorded)
         await asyncio.gather(*before)
     except Exception:
+        # The outermost boundary of the proof: without one nothing may be answered.
         _logger.exception("the canary could not be asked")
-        fit, deviation = False, float("nan")
+        _end(UNPROVEN)
     if not fit:
-        _logger.error(
-            "the canary differs by %.3g, at most %.3g is sound",
-            deviation,
-            (recorded or {}).get("tolerance", 0.0),
-        )
-        sys.stderr.flush()
-        os._exit(UNFIT)
+        tolerance = (recorded or {}).get("tolerance", 0.0)
+        _logger.error("the canary differs by %.3g, at most %.3g is sound", deviation, tolerance)
+        _end(UNFIT)
     return {"deviation": deviation, "ms": (time.perf_counter() - began) * 1000}
+
+
+def _end(status: int) -> NoReturn:
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _close_idle(server: Any) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from coldstart.drivers import CpuDriver, SleepDriver
 from coldstart.manifest import monotonic_s
 from coldstart.readahead import read_ahead
 from coldstart.sandbox import Isolation, Sandbox, SandboxError
-from coldstart.snapshots import Layout, Snapshot
+from coldstart.snapshots import Layout, Snapshot, in_use
 from coldstart.spares import SpareRooms
 from engines import command
 from engines.calls import call
@@ -27,8 +28,9 @@ from engines.folders import RunFolder, RunFolders
 from engines.output import EngineOutput
 from engines.spec import EngineAddress, ModelSpec
 
-#: The exit status of an engine whose canary is not fit.
+#: The exit status of an engine whose canary is not fit, and of one that could not be asked.
 UNFIT = 71
+UNPROVEN = 72
 _POLL_S = 0.05
 _OUTPUT_TIMEOUT_S = 1.0
 _SLEEP_TIMEOUT_S = 20.0
@@ -134,6 +136,14 @@ class EngineProcess:
 
     async def restore(self, snapshot: Snapshot) -> Mapping[str, float]:
         """As `start`, from a snapshot that has been found good."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(in_use(snapshot.layout))
+            except OSError as error:
+                raise EngineStartFailed(f"the snapshot is gone: {error.strerror}") from error
+            return await self._restore(snapshot)
+
+    async def _restore(self, snapshot: Snapshot) -> Mapping[str, float]:
         began = time.perf_counter()
         layout, manifest = snapshot.layout, snapshot.manifest
         if self._site.criu is None:

@@ -43,6 +43,8 @@ class Replica:
         self.suspected = False  # somebody saw it fail, and it is being asked whether it is well
         self.unproven = False  # its canary has not answered yet
         self.unfit = False  # it broke because its canary differed
+        self.broke_unproven = False  # it broke before its canary had answered
+        self.snapshot_id: str | None = None  # the one that it was restored from
         self.pinned = False  # it must not be put to sleep: a snapshot of it is being made
         self.peak_bytes = 0
         self._awake_at = 0.0
@@ -177,6 +179,16 @@ class Replica:
     # -- waking ---------------------------------------------------------------------------------------------
 
     async def _bring_up(self, find: Finder | None, bytes_needed: int) -> None:
+        try:
+            await self._rouse(find, bytes_needed)
+        except Exception as error:
+            # The outermost boundary of a wake: whoever waits for it must be told.
+            _logger.exception("%s: the wake failed", self._parts.spec.id)
+            failure = f"the engine could not be woken: {type(error).__name__}"
+            await asyncio.gather(*(self._discard(engine) for engine in list(self._engines)))
+            self._parts.post(lambda: self._on_failed(failure))
+
+    async def _rouse(self, find: Finder | None, bytes_needed: int) -> None:
         post = self._parts.post
         self._reservation = await self._parts.budget.reserve(bytes_needed)
         began = time.perf_counter()
@@ -184,9 +196,11 @@ class Replica:
         snapshot = await find() if find is not None else None
         if snapshot is not None:
             awake = await waking.restore(self._new(), snapshot, self._parts.spec, self._parts.policy)
+            self.snapshot_id = snapshot.id
             if isinstance(awake, Failed):
+                failed = awake.failure
                 await self._discard(awake.engine)
-                post(self._fell_back)
+                post(lambda: self._not_restored(failed))
         elif find is not None:
             post(self._fell_back)
         if awake is None or isinstance(awake, Failed):
@@ -198,6 +212,11 @@ class Replica:
         else:
             risen = awake
             post(lambda: self._on_awake(risen.engine, risen.ms, began, proven=risen.proven))
+
+    def _not_restored(self, failure: str) -> None:
+        self._parts.listener.on_not_restored(self, failure)
+        self.snapshot_id = None
+        self._fell_back()
 
     def _fell_back(self) -> None:
         self.source = SleepTier.COLD
@@ -239,10 +258,12 @@ class Replica:
             self._parts.post(lambda: self._break(engine, failure))
         else:
             wake.ms.update(ms)
-            self._parts.post(self._on_proven)
+            self._parts.post(lambda: self._on_proven(engine))
 
-    def _on_proven(self) -> None:
-        self.unproven = False
+    def _on_proven(self, engine: Engine) -> None:
+        if engine is self._engine:
+            self.unproven = False
+            self._parts.listener.on_proven(self)
 
     def _rise(self, engine: Engine) -> None:
         """It is ready, unless it was told to rest meanwhile."""
@@ -295,7 +316,7 @@ class Replica:
         if engine is not self._engine or self._stopping:
             return
         words = engine.last_words()
-        self.unfit = engine.unfit
+        self.unfit, self.broke_unproven = engine.unfit, self.unproven
         self._dismiss()
         self._spawn(self._discard(engine))
         self.state = EngineState.FAILED

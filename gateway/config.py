@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -21,6 +22,7 @@ from gateway.queue_config import QueueDiscipline, queue_fault
 from tenants.limits import MOST
 
 _GIB = 1024**3
+_NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +257,7 @@ def _check_models(config: Config, loader: Loader, environment: Mapping[str, str]
     seen: set[str] = set()
     for index, model in enumerate(config.models):
         if not _is_name(model.id):
-            raise loader.fault("models", "id", "must match [A-Za-z0-9._-]{1,64}", index)
+            raise loader.fault("models", "id", f"must match {_NAME}", index)
         if model.id in seen:
             raise loader.fault("models", "id", f"there are two models {model.id!r}", index)
         seen.add(model.id)
@@ -286,4 +288,4 @@ def _check_models(config: Config, loader: Loader, environment: Mapping[str, str]
 
 
 def _is_name(text: str) -> bool:
-    return 0 < len(text) <= 64 and text.isascii() and all(c.isalnum() or c in "._-" for c in text)
+    return re.fullmatch(_NAME, text) is not None

@@ -31,14 +31,19 @@ def _object(snapshot: Snapshot, stale: str | None) -> dict[str, Any]:
     }
 
 
+def _every(snapshots: Snapshots, specs: list[ModelSpec]) -> list[dict[str, Any]]:
+    """Reads much: call it in a thread."""
+    return [
+        _object(found, snapshots.stale(found, spec))
+        for spec in specs
+        for found in snapshots.store.list(spec.id)
+    ]
+
+
 async def list_snapshots(request: Request) -> Response:
     """``GET /v1/torpor/snapshots``."""
     services, snapshots = await _root(request)
-    data = [
-        _object(found, snapshots.find(spec).stale)
-        for spec in _specs(services)
-        for found in await asyncio.to_thread(snapshots.store.list, spec.id)
-    ]
+    data = await asyncio.to_thread(_every, snapshots, _specs(services))
     return JSONResponse({"object": "list", "data": data})
 
 
@@ -46,22 +51,20 @@ async def verify_snapshot(request: Request) -> Response:
     """``POST /v1/torpor/snapshots/{model}``: reads every byte of the model's snapshot."""
     services, snapshots = await _root(request)
     spec = _spec(services, request.path_params["model"])
-    known = snapshots.known(spec)
-    if known is None:
+    found = await snapshots.verify(spec)
+    if found.newest is None:
         return JSONResponse({"object": "list", "data": []})
-    stale = (await snapshots.verify(spec)).stale
-    return JSONResponse({"object": "list", "data": [_object(known, stale)]})
+    read = await asyncio.to_thread(_object, found.newest, found.stale)
+    return JSONResponse({"object": "list", "data": [read]})
 
 
 async def remove_snapshots(request: Request) -> Response:
     """``DELETE /v1/torpor/snapshots/{model}``: all of the model's. Engines that were restored go on."""
     services, snapshots = await _root(request)
     spec = _spec(services, request.path_params["model"])
-    doomed = await asyncio.to_thread(snapshots.store.list, spec.id)
-    for snapshot in doomed:
-        await asyncio.to_thread(snapshots.forget, snapshot)
     removed = [
-        {"id": snapshot.id, "object": "torpor.snapshot.deleted", "deleted": True} for snapshot in doomed
+        {"id": snapshot_id, "object": "torpor.snapshot.deleted", "deleted": True}
+        for snapshot_id in await snapshots.forget(spec)
     ]
     return JSONResponse({"object": "list", "data": removed})
 

@@ -145,7 +145,7 @@ def test_damaged_images_are_refused(tmp_path: Path) -> None:
 # Memory that was full of 0xAA when it was dumped is freed and trimmed after the restore: MADV_DONTNEED brings
 # the file's bytes back there, not zeros. Who promises zeros must write them, or have taken fresh memory.
 ALLOCATORS = """
-import ctypes, os, sys, threading, time
+import ctypes, hashlib, os, sys, threading, time
 import numpy, torch
 libc = ctypes.CDLL(None)
 for name in ("malloc", "calloc"):
@@ -185,6 +185,25 @@ def work(ready, go, failures):
     except BaseException as error:
         failures.append(error)
 
+# What both processes hold alike is in the file once, also where a page moved or was changed by one of them.
+common = bytearray(os.urandom(16_000_000))
+child = os.fork()
+mine, theirs = slice(1_000_000, 3_000_000), slice(2_000_000, 6_000_000)
+common[theirs if child == 0 else mine] = b"\\x5C" * (4_000_000 if child == 0 else 2_000_000)
+copy = common[4096:9_000_000]
+digests = [hashlib.sha256(one).digest() for one in (common, copy)]
+
+def unchanged():
+    return [hashlib.sha256(one).digest() for one in (common, copy)] == digests
+
+if child == 0:
+    held = fill()
+    open(sys.argv[1] + "/child", "w").close()
+    while not os.path.exists(sys.argv[1] + "/go"):
+        time.sleep(0.05)
+    check(*held)
+    os._exit(0 if unchanged() else 2)
+
 go, failures, threads = threading.Event(), [], []
 for _ in range(2):  # arenas of their own
     ready = threading.Event()
@@ -199,6 +218,7 @@ go.set()
 check(*held)
 for thread in threads:
     thread.join()
+failures += [] if unchanged() and os.waitpid(child, 0)[1] == 0 else ["the child or what both held"]
 sys.exit(1 if failures else 0)
 """
 
@@ -216,7 +236,7 @@ async def test_no_allocator_in_use_relies_on_zeros_in_mapped_memory(tmp_path: Pa
     try:
         await room.sandbox.furnish(binds={inside: box, seen: folder})
         pid = await room.sandbox.run([sys.executable, "-c", ALLOCATORS, str(inside)], env=env, cwd=inside)
-        while not (box / "ready").exists():
+        while not ((box / "ready").exists() and (box / "child").exists()):
             assert room.sandbox.alive, room.output.read()
             await asyncio.sleep(0.05)
         command = found.dump_command(pid, seen / "images", inside, script)
@@ -225,6 +245,7 @@ async def test_no_allocator_in_use_relies_on_zeros_in_mapped_memory(tmp_path: Pa
         await room.close()
     done = remap(folder / "images", folder / MEMORY, seen / MEMORY)
     assert done.mapped_bytes > 100 * done.copied_bytes
+    assert (folder / MEMORY).stat().st_size < done.mapped_bytes - 10_000_000  # what both hold is there once
 
     (box / "go").touch()
     again = await make_room(Isolation(namespaces=True), tmp_path)

@@ -44,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(60)
             self.answer(b"")
         elif self.path == "/torpor/proof":
+            if self.wanted == {"number": -1}:  # stands for a canary that could not be asked
+                os._exit(72)
             if self.wanted not in (None, {"number": self.number}):
                 os._exit(71)
             self.answer(b'{"deviation": 0.0, "ms": 1.0}')

@@ -17,6 +17,7 @@ from coldstart.tiers import SleepTier
 from engines.client import EngineClient, EngineCounts
 from engines.errors import EngineBroken, EngineUnavailable
 from engines.host import EngineHost
+from engines.policy import HostPolicy
 from engines.spec import ModelSpec, Task, check_model, context_length
 from engines.status import EngineState
 from tests.engines.support import ROOT, eventually, no_trace
@@ -35,7 +36,9 @@ LONG = "The quick brown fox jumps over the lazy dog. " * 30
 async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineHost]:
     check_model(CHAT)
     check_model(EMBED)
-    async with EngineHost([CHAT, EMBED, WRONG], run_dir=tmp_path_factory.mktemp("run")) as host:
+    policy = HostPolicy(spare_rooms=0)  # what is there is an engine's
+    run_dir = tmp_path_factory.mktemp("run")
+    async with EngineHost([CHAT, EMBED, WRONG], run_dir=run_dir, policy=policy) as host:
         yield host
 
 

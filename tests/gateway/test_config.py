@@ -84,6 +84,10 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
         ("[models]\nid = 'a'\n", "must be an array of tables, [[models]]"),
         ("[[models]]\nurl = 'http://a'\n", "torpor.toml:1: [[models]] id: is required"),
         ("[[models]]\nid = 'a b'\nurl = 'http://a'\n", "torpor.toml:2: [[models]] id: must match"),
+        (
+            "[[models]]\nid = '..'\nurl = 'http://a'\n",
+            "torpor.toml:2: [[models]] id: must match [A-Za-z0-9_-]",
+        ),
         ("[[models]]\nid = 'a'\n", "give either source or url"),
         ("[[models]]\nid = 'a'\nurl = 'ftp://a'\n", "must start with http:// or https://"),
         ("[[models]]\nid = 'a'\nurl = 'http://a'\ntask = 'sing'\n", "must be one of generate, embed"),
