@@ -108,7 +108,7 @@ users = Table(
     Column("removed_ms", BigInteger),
     Index(None, "organization_id", "created_ms", "id"),
 )
-"""``id`` is what the organization's tokens call the user. Who was removed stays, and is not let in any more."""
+"""``id`` is what the organization's tokens call the user. Who was removed stays, and is let in no more."""
 
 project_users = Table(
     "project_users",

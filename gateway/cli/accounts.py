@@ -106,7 +106,7 @@ def list_orgs(config_file: Path, as_json: bool) -> None:
 @json_option
 def revoke_org(organization: str, config_file: Path, as_json: bool) -> None:
     """Revoke every key of an organization (its id or slug) and archive its projects. Usage stays."""
-    path = f"{_ORGANIZATIONS}/{_segment(organization)}/revoke"
+    path = f"{_ORGANIZATIONS}/{_segment(organization)}/archive"
     gone = _call(config_file, _ROOT, "POST", path, {})
     _told(gone, as_json, f"{gone['id']} {gone['slug']}: {gone['revoked_keys']} keys revoked")
 
