@@ -8,6 +8,7 @@ from gateway.organizations_api import organization_routes
 from gateway.project_keys_api import project_key_routes
 from gateway.projects_api import project_routes
 from gateway.unsupported_api import unsupported_routes
+from gateway.users_api import user_routes
 
 
 def administration_routes() -> list[Route]:
@@ -17,6 +18,7 @@ def administration_routes() -> list[Route]:
         *project_routes(),
         *project_key_routes(),
         *admin_key_routes(),
+        *user_routes(),
         *audit_routes(),
         *unsupported_routes(),
     ]

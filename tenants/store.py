@@ -25,6 +25,7 @@ from tenants.tokens.envelope import looks_like_token
 from tenants.tokens.issuers import Issuer, Issuers
 from tenants.tokens.minting import ISSUER, Mint
 from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Organization, Page, Principal, Project
+from tenants.users import Users
 
 
 class TenantStore:
@@ -61,6 +62,7 @@ class TenantStore:
         self._tokens = TokenAuthentication(self._storage, self._mint, Issuers(issuers), changes, clock)
         self.last_uses = LastUses(self._storage)
         self.audit = AuditLog(self._storage)
+        self.users = Users(self._storage, forget=self._credentials.forget_organization)
         self.service_accounts = ServiceAccounts(
             self._storage,
             pepper,

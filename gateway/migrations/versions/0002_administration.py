@@ -26,8 +26,7 @@ def downgrade() -> None:
         keys.drop_constraint("fk_api_keys_service_account_id_service_accounts", type_="foreignkey")
         keys.drop_column("service_account_id")
     op.drop_table("service_accounts")
-    with op.batch_alter_table("organizations") as organizations:
-        organizations.drop_column("archived_ms")
+    op.drop_column("organizations", "archived_ms")
 
 
 def _create_service_accounts() -> None:
