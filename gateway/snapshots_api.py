@@ -11,6 +11,7 @@ from engines.errors import UnknownModel
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
 from gateway.authentication import authenticate
+from gateway.engines_api import record_engine_act
 from gateway.errors import not_supported
 from gateway.services import Services, services_of
 from tenants.types import KeyKind
@@ -57,6 +58,7 @@ async def remove_snapshots(request: Request) -> Response:
     """``DELETE /v1/torpor/snapshots/{model}``: all of the model's. Engines that were restored go on."""
     services, snapshots = await _root(request)
     spec = _spec(services, request.path_params["model"])
+    await record_engine_act(services, "torpor.snapshots.remove", spec.id)
     doomed = await asyncio.to_thread(snapshots.store.list, spec.id)
     for snapshot in doomed:
         await asyncio.to_thread(snapshots.forget, snapshot)

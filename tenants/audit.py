@@ -127,10 +127,15 @@ _ENTRIES: Sequence[Any] = (audit_logs, projects.c.name.label("project_name"))
 
 
 class AuditLog:
-    """Reads the log. Methods raise `StorageUnavailable` where the database fails."""
+    """The log as a whole. Methods raise `StorageUnavailable` where the database fails."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+
+    async def write(self, act: Act) -> None:
+        """Records an act that is about to begin, and changes nothing in the database itself."""
+        async with self._storage.write() as connection:
+            await record(connection, act)
 
     async def listed(self, organization_id: str | None, query: AuditQuery) -> Page[AuditEntry]:
         """The newest first: what concerns the organization, or without one, the host itself.

@@ -106,7 +106,18 @@ async def test_what_fails_is_not_in_the_audit_log(client: AsyncOpenAI, stage: St
 
 async def test_acts_on_the_host_are_the_root_keys_to_see(root: httpx.AsyncClient, stage: Stage) -> None:
     await root.post("/v1/torpor/organizations", json={"slug": "fresh"})
+    for path in ("wake", "snapshot"):
+        await root.post(f"/v1/torpor/engines/near/{path}")
+    await root.post("/v1/torpor/engines/unknown/wake")
+    woken = (await root.get("/v1/torpor/audit_logs?event_types=torpor.engine.wake")).json()["data"]
     host = (await root.get("/v1/torpor/audit_logs")).json()["data"]
-    assert [(one["type"], one["actor"]) for one in host] == [("torpor.root_key.created", None)]
+    assert [one["type"] for one in host] == [
+        "torpor.engine.snapshot",
+        "torpor.engine.wake",
+        "torpor.root_key.created",
+    ]
+    assert host[-1]["actor"] is None
+    assert (woken[0]["torpor.engine.wake"], len(woken)) == ({"id": "near"}, 1)
+    assert woken[0]["actor"]["api_key"]["kind"] == "root"
     refused = await stage.admin.get("/v1/torpor/audit_logs")
     assert refused.status_code == 403
