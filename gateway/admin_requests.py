@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import category
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,6 +20,7 @@ MAX_NAME = 200
 _MAX_ID = 256
 _MAX_LIFETIME_S = 100 * 366 * 24 * 3600
 _MAX_VALUES = 100
+_CONTROLS = ("Cc", "Cs")
 _OPENAI_SCOPES = {"api.all": ALL, "api.all.read": READ} | {
     f"api.{scope}": scope for scope in SCOPES if scope.startswith("model.")
 }
@@ -76,8 +78,8 @@ def optional_text(body: Mapping[str, Any], name: str, most: int = MAX_NAME) -> s
         return None
     if not isinstance(value, str):
         raise invalid_request(f"'{name}' must be a string.", name, "invalid_type")
-    if not value.strip() or len(value) > most or not value.isprintable():
-        message = f"'{name}' must be 1 to {most} printable characters."
+    if not value.strip() or len(value) > most or any(category(one) in _CONTROLS for one in value):
+        message = f"'{name}' must be 1 to {most} characters, and no control characters."
         raise invalid_request(message, name, "invalid_value")
     return value
 

@@ -44,7 +44,7 @@ async def change(
         requested["scopes"] = sorted(scopes)
     if keys.checked_expiry(expires_at, "expires_in_seconds") is not None and expires_at is not None:
         changes["expires_ms"] = expires_at * 1000
-        requested["expires_at"] = expires_at
+        requested["expires_in_seconds"] = expires_at - now_ms() // 1000
     async with storage.write() as connection:
         await projects.fetch_active(connection, organization_id, project_id)
         key = await keys.fetch(connection, organization_id, key_id, project_id, KeyKind.PROJECT)

@@ -1,5 +1,6 @@
 """Which models a project may use; it travels with the principal, so that a request needs no further look."""
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ class ModelPermissionStore:
     def __init__(self, storage: Storage, *, forget: Callable[[str], None]) -> None:
         self._storage = storage
         self._forget = forget
+        self._changing = asyncio.Lock()
 
     async def get(self, organization_id: str, project_id: str) -> ModelPermissions | None:
         """``None`` where the project may use every model."""
@@ -38,7 +40,7 @@ class ModelPermissionStore:
 
         async def work() -> None:
             try:
-                async with self._storage.write() as connection:
+                async with self._changing, self._storage.write() as connection:
                     await projects.fetch_active(connection, organization_id, project_id)
                     this = model_permissions.c.project_id == project_id
                     await connection.execute(delete(model_permissions).where(this))

@@ -1,5 +1,6 @@
 """Users: the people of an organization, as its tokens name them, and their places in projects."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,8 @@ class Users:
     def __init__(self, storage: Storage, *, forget: Callable[[str], None]) -> None:
         self._storage = storage
         self._forget = forget
+        # One after the other, so that nobody is added twice under two ids.
+        self._adding = asyncio.Lock()
 
     async def listed(
         self,
@@ -111,7 +114,7 @@ class Users:
 
         async def work() -> User:
             try:
-                async with self._storage.write() as connection:
+                async with self._adding, self._storage.write() as connection:
                     await projects.fetch_active(connection, organization_id, project_id)
                     user = await _found_or_added(connection, organization_id, user_id, email)
                     return await _place(connection, organization_id, project_id, user, role)
@@ -183,7 +186,10 @@ async def _found_or_added(
         values["email"] = email
     if row is None:
         fresh = {"organization_id": organization_id, "id": added_id}
-        await connection.execute(insert(users).values({**fresh, **values}))
+        try:
+            await connection.execute(insert(users).values({**fresh, **values}))
+        except IntegrityError as error:
+            raise Conflict("The user is being added already.") from error
     else:
         await connection.execute(update(users).where(_this(organization_id, added_id)).values(values))
     details = {"id": added_id, "data": {"role": values["role"]}}
