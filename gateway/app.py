@@ -14,7 +14,6 @@ from engines.client import EngineClients
 from engines.errors import EngineError
 from engines.spec import ModelSpec
 from gateway import (
-    administration,
     engines_api,
     health,
     inference,
@@ -24,6 +23,7 @@ from gateway import (
     usage,
     weights_api,
 )
+from gateway.administration import administration_routes
 from gateway.admission import open_admission
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
@@ -149,7 +149,8 @@ async def _not_yet(request: Request) -> Response:
 def _routes() -> list[Route]:
     return [
         *_inference_routes(),
-        *_administration_routes(),
+        *administration_routes(),
+        *_usage_routes(),
         *_own_routes(),
         *limit_routes(),
         *spend_limit_routes(),
@@ -176,33 +177,17 @@ def _inference_routes() -> list[Route]:
     ]
 
 
-def _administration_routes() -> list[Route]:
-    organization = "/v1/organization"
-    project = f"{organization}/projects/{{project}}"
+def _usage_routes() -> list[Route]:
+    usages = "/v1/organization/usage"
     return [
-        Route(f"{organization}/projects", administration.create_project, methods=["POST"]),
-        Route(f"{organization}/projects", administration.list_projects, methods=["GET"]),
-        Route(project, administration.retrieve_project, methods=["GET"]),
-        Route(f"{project}/archive", administration.archive_project, methods=["POST"]),
-        Route(f"{project}/service_accounts", administration.create_service_account, methods=["POST"]),
-        Route(f"{project}/api_keys", administration.list_keys, methods=["GET"]),
-        Route(f"{project}/api_keys/{{key}}", administration.retrieve_key, methods=["GET"]),
-        Route(f"{project}/api_keys/{{key}}", administration.delete_key, methods=["DELETE"]),
-        Route(f"{organization}/usage/completions", usage.completions.__call__, methods=["GET"]),
-        Route(f"{organization}/usage/embeddings", usage.embeddings.__call__, methods=["GET"]),
+        Route(f"{usages}/completions", usage.completions.__call__, methods=["GET"]),
+        Route(f"{usages}/embeddings", usage.embeddings.__call__, methods=["GET"]),
     ]
 
 
 def _own_routes() -> list[Route]:
     own = "/v1/torpor"
     return [
-        Route(f"{own}/organizations", administration.create_organization, methods=["POST"]),
-        Route(f"{own}/organizations", administration.list_organizations, methods=["GET"]),
-        Route(
-            f"{own}/organizations/{{organization}}/revoke",
-            administration.revoke_organization,
-            methods=["POST"],
-        ),
         Route(f"{own}/engines", engines_api.list_engines, methods=["GET"]),
         Route(f"{own}/engines/{{model}}/wake", engines_api.wake_engine, methods=["POST"]),
         Route(f"{own}/engines/{{model}}/sleep", engines_api.sleep_engine, methods=["POST"]),

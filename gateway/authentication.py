@@ -7,6 +7,7 @@ from starlette.requests import Request
 from gateway.context import RequestRecord, record_of
 from gateway.errors import ApiError, insufficient_scope, too_many_failures
 from gateway.services import Services, services_of
+from tenants.audit import Actor, act_as
 from tenants.errors import InvalidCredential, TenantError
 from tenants.scopes import grants
 from tenants.tokens.envelope import MAX_TOKEN_CHARACTERS
@@ -44,6 +45,8 @@ async def authenticate(request: Request, *kinds: KeyKind, scope: str | None = No
         services.counts.authentication("insufficient_scope")
         raise insufficient_scope(f"This key lacks the scope {scope!r}.")
     services.counts.authentication("ok")
+    if principal.kind is not KeyKind.PROJECT:
+        act_as(Actor(principal.key_id, principal.kind, _address(request), request.headers.get("user-agent")))
     return principal
 
 
@@ -57,7 +60,7 @@ async def _principal(request: Request, services: Services) -> Principal:
     known = services.tenants.known(secret)
     if known is not None:
         return known
-    address = request.client.host if request.client else ""
+    address = _address(request)
     blocked_s = services.failures.blocked_s(address)
     if blocked_s > 0:
         raise too_many_failures(math.ceil(blocked_s))
@@ -66,6 +69,10 @@ async def _principal(request: Request, services: Services) -> Principal:
     except InvalidCredential:
         services.failures.failed(address)
         raise
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _tell(services: Services, record: RequestRecord, error: Exception) -> None:

@@ -52,7 +52,7 @@ class Catalog:
 
     def visible(self, principal: Principal) -> list[Model]:
         """What the caller may use, in the order of the configuration."""
-        return [model for model in self._models.values() if _may_use(principal, model.id)]
+        return [model for model in self._models.values() if principal.may_use(model.id)]
 
     def ids(self) -> list[str]:
         """Every model, in the order of the configuration."""
@@ -61,16 +61,11 @@ class Catalog:
     def resolve(self, principal: Principal, name: str, task: Task | None = None) -> Model:
         """Raises 404 where the caller has no such model, 400 where it cannot do the task."""
         model = self._models.get(name)
-        if model is None or not _may_use(principal, name):
+        if model is None or not principal.may_use(name):
             raise model_not_found(name)
         if task is not None and model.spec.task is not task:
             raise _wrong_task(name, task)
         return model
-
-
-def _may_use(principal: Principal, name: str) -> bool:
-    """A token may be for some models only."""
-    return principal.models is None or name in principal.models
 
 
 def _wrong_task(name: str, wanted: Task) -> ApiError:

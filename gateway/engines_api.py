@@ -12,6 +12,7 @@ from gateway.authentication import authenticate
 from gateway.bodies import read_json
 from gateway.errors import invalid_request
 from gateway.services import Services, services_of
+from tenants.audit import Act
 from tenants.types import KeyKind
 
 
@@ -68,6 +69,7 @@ async def list_engines(request: Request) -> Response:
 async def wake_engine(request: Request) -> Response:
     """``POST /v1/torpor/engines/{model}/wake``: answers when it is awake."""
     services, name = await _root(request)
+    await record_engine_act(services, "torpor.engine.wake", name)
     return JSONResponse(engine_object(await services.host.wake(name), for_operator=True))
 
 
@@ -79,6 +81,7 @@ async def sleep_engine(request: Request) -> Response:
     tiers = [tier.value for tier in SleepTier if tier is not SleepTier.HOT]
     if body.get("tier") not in tiers:
         raise invalid_request(f"'tier' must be one of {', '.join(tiers)}.", "tier", "invalid_value")
+    await record_engine_act(services, "torpor.engine.sleep", name, tier=body["tier"])
     return JSONResponse(
         engine_object(await services.host.sleep(name, SleepTier(body["tier"])), for_operator=True)
     )
@@ -87,7 +90,14 @@ async def sleep_engine(request: Request) -> Response:
 async def snapshot_engine(request: Request) -> Response:
     """``POST /v1/torpor/engines/{model}/snapshot``: answers when the new snapshot has been verified."""
     services, name = await _root(request)
+    await record_engine_act(services, "torpor.engine.snapshot", name)
     return JSONResponse(engine_object(await services.host.snapshot(name), for_operator=True))
+
+
+async def record_engine_act(services: Services, kind: str, name: str, **details: str) -> None:
+    """Puts what is asked of an engine into the audit log, before it is done."""
+    if any(spec.id == name for spec in services.host.specs):
+        await services.tenants.audit.write(Act(kind, None, name, details={"id": name, **details}))
 
 
 async def _root(request: Request) -> tuple[Services, str]:

@@ -20,8 +20,8 @@ _SHARED_SIZES = {
     "max_tokens_per_1_minute": "tokens_per_minute",
     "max_requests_per_1_day": "requests_per_day",
 }
-_MODEL_SIZES = {**_SHARED_SIZES, "batch_1_day_max_input_tokens": "batch_input_tokens_per_day"}
-_SUBJECT_SIZES = {
+MODEL_SIZES = {**_SHARED_SIZES, "batch_1_day_max_input_tokens": "batch_input_tokens_per_day"}
+SUBJECT_SIZES = {
     **_SHARED_SIZES,
     "max_tokens_per_1_day": "tokens_per_day",
     "max_concurrent_requests": "concurrent_requests",
@@ -89,7 +89,7 @@ def _limit_parameter(request: Request, default: int) -> int:
 def rate_limit_object(model: str, limit: RateLimit) -> dict[str, Any]:
     """OpenAI's ``project.rate_limit`` object."""
     shown: dict[str, Any] = {"id": _ID_PREFIX + model, "object": "project.rate_limit", "model": model}
-    for wire, name in _MODEL_SIZES.items():
+    for wire, name in MODEL_SIZES.items():
         size = getattr(limit, name)
         if size is not None or wire in _ALWAYS_SHOWN:
             shown[wire] = MOST if size is None else size
@@ -127,7 +127,7 @@ async def update_rate_limit(request: Request) -> Response:
     """``POST /v1/organization/projects/{project}/rate_limits/{id}``: holds from the next request on."""
     services, organization_id = await admin_of(request)
     project_id, limit_id = request.path_params["project"], request.path_params["limit"]
-    sizes = _sizes(await body_of(request), _MODEL_SIZES)
+    sizes = _sizes(await body_of(request), MODEL_SIZES)
     model = limit_id.removeprefix(_ID_PREFIX)
     await services.tenants.get_project(organization_id, project_id)
     if not limit_id.startswith(_ID_PREFIX) or model not in services.catalog.ids():
@@ -143,7 +143,7 @@ def subject_limit_object(one: SubjectLimit) -> dict[str, Any]:
         "object": "torpor.limit",
         "subject_type": one.subject_type.value,
         "subject_id": one.subject_id,
-        **{wire: getattr(one.limit, name) for wire, name in _SUBJECT_SIZES.items()},
+        **{wire: getattr(one.limit, name) for wire, name in SUBJECT_SIZES.items()},
         "created_at": one.created_at,
     }
 
@@ -168,9 +168,9 @@ async def set_limit(request: Request) -> Response:
     if not _is_subject(subject_id):
         message = f"'subject_id' must be a string of 1 to {_MAX_SUBJECT} printable characters."
         raise invalid_request(message, "subject_id", "invalid_value")
-    sizes = _sizes(body, _SUBJECT_SIZES)
+    sizes = _sizes(body, SUBJECT_SIZES)
     if not sizes:
-        message = f"Name at least one limit: {', '.join(_SUBJECT_SIZES)}."
+        message = f"Name at least one limit: {', '.join(SUBJECT_SIZES)}."
         raise invalid_request(message, code="missing_required_parameter")
     made = await services.control.limits.set_subject(organization_id, SubjectType(kind), subject_id, sizes)
     return JSONResponse(subject_limit_object(made))

@@ -11,6 +11,7 @@ from engines.errors import UnknownModel
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
 from gateway.authentication import authenticate
+from gateway.engines_api import record_engine_act
 from gateway.errors import not_supported
 from gateway.services import Services, services_of
 from tenants.types import KeyKind
@@ -62,6 +63,7 @@ async def remove_snapshots(request: Request) -> Response:
     """``DELETE /v1/torpor/snapshots/{model}``: all of the model's. Engines that were restored go on."""
     services, snapshots = await _root(request)
     spec = _spec(services, request.path_params["model"])
+    await record_engine_act(services, "torpor.snapshots.remove", spec.id)
     removed = [
         {"id": snapshot_id, "object": "torpor.snapshot.deleted", "deleted": True}
         for snapshot_id in await snapshots.forget(spec)

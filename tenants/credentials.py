@@ -86,6 +86,10 @@ class CredentialCache:
         """Forgets every key of a project, here and in every other process."""
         self._forget(project_id)
 
+    def forget_organization(self, organization_id: str) -> None:
+        """Forgets every key of an organization, here and in every other process."""
+        self._forget(organization_id)
+
     def forget_kind(self, kind: KeyKind) -> None:
         """Forgets every key of a kind, here and in every other process."""
         self._forget(kind)

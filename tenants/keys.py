@@ -1,35 +1,51 @@
 """Keys in the database: only a keyed hash of each secret is there."""
 
 import hmac
-import re
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import ColumnElement, Select, insert, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tenants import organizations, projects
+from tenants import organizations
+from tenants.audit import Act, record
 from tenants.errors import CredentialReason, InvalidValue, NotFound
+from tenants.scopes import SCOPES
 from tenants.secrets import digest, new_id, new_secret, redacted
 from tenants.storage import ANSWER_TIMEOUT_S, Storage, checked_name, now_ms, page_of, seconds
-from tenants.tables import api_keys
+from tenants.tables import api_keys, model_permissions, service_accounts, users
 from tenants.tables import organizations as organizations_table
 from tenants.tables import projects as projects_table
-from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Organization, Page, Principal
+from tenants.types import (
+    ALL_SCOPES,
+    ApiKey,
+    KeyKind,
+    ModelPermissions,
+    Organization,
+    Page,
+    PermissionMode,
+    Principal,
+    ServiceAccount,
+)
 
-_SCOPE = re.compile(r"[a-z][a-z0-9._-]{0,63}")
-_MAX_SCOPES = 16
 _FAR_FUTURE = 253_402_300_799
 """The last second of the year 9999."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """A key as authentication needs it: whom it stands for, or why it is refused."""
+    """A key as authentication needs it: whom it stands for, or why it is refused.
+
+    ``removed_users`` are those of the organization that tokens may not speak for any more.
+    """
 
     principal: Principal
     expires_at: int | None
     refusal: CredentialReason | None
+    removed_users: frozenset[str] = frozenset()
 
     def subjects(self) -> frozenset[str | None]:
         """Whose changes concern it."""
@@ -43,19 +59,21 @@ async def create_root(storage: Storage, pepper: bytes, *, alone: bool) -> tuple[
         if alone:
             others = update(api_keys).where(api_keys.c.kind == KeyKind.ROOT, api_keys.c.revoked_ms.is_(None))
             await connection.execute(others.values(revoked_ms=now_ms()))
-        return await _insert(connection, pepper, KeyKind.ROOT, "root key")
+        made = await add(connection, pepper, NewKey(KeyKind.ROOT, "root key"))
+        await record(connection, Act("torpor.root_key.created", None, made[0].id))
+        return made
 
 
 async def create_admin(
-    storage: Storage, pepper: bytes, organization_id: str, name: str
+    storage: Storage, pepper: bytes, organization_id: str, name: str, expires_at: int | None = None
 ) -> tuple[ApiKey, str]:
-    """Raises `NotFound` where there is no such organization."""
+    """Raises `NotFound` where there is no such organization, `InvalidValue` where it is archived."""
+    new = NewKey(KeyKind.ADMIN, name, organization_id, expires_at=checked_expiry(expires_at))
     async with storage.write() as connection:
-        table = organizations_table
-        known = select(table.c.id).where(table.c.id == organization_id)
-        if await connection.scalar(known) is None:
-            raise NotFound("No such organization.")
-        return await _insert(connection, pepper, KeyKind.ADMIN, name, organization_id=organization_id)
+        await organizations.fetch_active(connection, organization_id)
+        made = await add(connection, pepper, new)
+        await record(connection, created(made[0]))
+        return made
 
 
 async def create_with_organization(
@@ -63,80 +81,76 @@ async def create_with_organization(
 ) -> tuple[Organization, tuple[ApiKey, str]]:
     """An organization and its first admin key, both or none. Raises `Conflict` where the slug is taken."""
     async with storage.write() as connection:
-        made = await organizations.add(connection, slug, name)
-        return made, await _insert(connection, pepper, KeyKind.ADMIN, key_name, organization_id=made.id)
+        organization = await organizations.add(connection, slug, name)
+        made = await add(connection, pepper, NewKey(KeyKind.ADMIN, key_name, organization.id))
+        await record(connection, created(made[0]))
+        return organization, made
 
 
-async def create_of_project(
-    storage: Storage,
-    pepper: bytes,
-    organization_id: str,
-    project_id: str,
-    name: str,
-    *,
-    expires_at: int | None,
-    scopes: frozenset[str],
-) -> tuple[ApiKey, str]:
-    """Raises `NotFound` for an unknown project, `InvalidValue` for an archived one or a bad value."""
+def created(key: ApiKey) -> Act:
+    """The act of making the key."""
+    details = {"id": key.id, "data": {"scopes": sorted(key.scopes)}}
+    return Act("api_key.created", key.organization_id, key.id, key.project_id, details)
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """What a key is to be; its values have been checked."""
+
+    kind: KeyKind
+    name: str
+    organization_id: str | None = None
+    service_account: ServiceAccount | None = None
+    expires_at: int | None = None
+    scopes: frozenset[str] = ALL_SCOPES
+
+
+def checked_expiry(expires_at: int | None, name: str = "expires_at") -> int | None:
+    """The time; raises `InvalidValue` where it is past, or later than a calendar can tell."""
+    if expires_at is not None and not now_ms() // 1000 < expires_at <= _FAR_FUTURE:
+        raise InvalidValue(name, f"'{name}' must lead to a time in the future, before the year 10000.")
+    return expires_at
+
+
+def checked_scopes(scopes: frozenset[str]) -> frozenset[str]:
+    """The scopes; raises `InvalidValue` where there are none, or unknown ones."""
+    if not scopes or not scopes <= SCOPES:
+        raise InvalidValue("scopes", f"'scopes' must be some of {', '.join(sorted(SCOPES))}.")
+    return scopes
+
+
+async def add(connection: AsyncConnection, pepper: bytes, new: NewKey) -> tuple[ApiKey, str]:
+    """Inserts a key, and returns it and its secret."""
+    secret = new_secret(new.kind)
     created_ms = now_ms()
-    if expires_at is not None and not created_ms // 1000 < expires_at <= _FAR_FUTURE:
-        raise InvalidValue("expires_at", "'expires_at' must be in the future, in unix seconds.")
-    if not 1 <= len(scopes) <= _MAX_SCOPES or not all(_SCOPE.fullmatch(scope) for scope in scopes):
-        raise InvalidValue("scopes", "'scopes' must be names of scopes, such as 'model.request'.")
-    async with storage.write() as connection:
-        project = await projects.fetch(connection, organization_id, project_id)
-        if project.status != "active":
-            raise InvalidValue("project_id", "The project is archived.")
-        return await _insert(
-            connection,
-            pepper,
-            KeyKind.PROJECT,
-            name,
-            organization_id=organization_id,
-            project_id=project_id,
-            expires_at=expires_at,
-            scopes=scopes,
-        )
-
-
-async def _insert(
-    connection: AsyncConnection,
-    pepper: bytes,
-    kind: KeyKind,
-    name: str,
-    *,
-    organization_id: str | None = None,
-    project_id: str | None = None,
-    expires_at: int | None = None,
-    scopes: frozenset[str] = ALL_SCOPES,
-) -> tuple[ApiKey, str]:
-    secret = new_secret(kind)
-    created_ms = now_ms()
+    account = new.service_account
     key = ApiKey(
         id=new_id("key_"),
-        kind=kind,
-        organization_id=organization_id,
-        project_id=project_id,
-        name=checked_name(name),
-        prefix=redacted(kind, secret),
+        kind=new.kind,
+        organization_id=new.organization_id,
+        project_id=account.project_id if account else None,
+        name=checked_name(new.name),
+        prefix=redacted(new.kind, secret),
         owner_user_id=None,
-        scopes=scopes,
+        scopes=new.scopes,
         created_at=created_ms // 1000,
-        expires_at=expires_at,
+        expires_at=new.expires_at,
         revoked_at=None,
         last_used_at=None,
+        service_account=account,
     )
     row = {
         "id": key.id,
-        "kind": kind.value,
-        "organization_id": organization_id,
-        "project_id": project_id,
-        "name": name,
+        "kind": key.kind.value,
+        "organization_id": key.organization_id,
+        "project_id": key.project_id,
+        "service_account_id": account.id if account else None,
+        "name": key.name,
         "prefix": key.prefix,
         "digest": digest(pepper, secret),
-        "scopes": " ".join(sorted(scopes)),
+        "scopes": " ".join(sorted(key.scopes)),
         "created_ms": created_ms,
-        "expires_ms": None if expires_at is None else expires_at * 1000,
+        "expires_ms": None if key.expires_at is None else key.expires_at * 1000,
     }
     await connection.execute(insert(api_keys).values(row))
     return key, secret
@@ -149,37 +163,72 @@ async def listed(
     kind: KeyKind,
     after: str | None,
     limit: int,
+    *,
+    newest_first: bool = False,
 ) -> Page[ApiKey]:
-    """Keys of that kind that are not revoked, the oldest first."""
-    own = _own(organization_id, project_id)
-    where = [own, api_keys.c.kind == kind.value, api_keys.c.revoked_ms.is_(None)]
+    """Keys of that kind that are not revoked."""
+    own = _own(organization_id, project_id) & (api_keys.c.kind == kind.value)
+    where = [own, api_keys.c.revoked_ms.is_(None)]
     async with storage.read() as connection:
-        return await page_of(connection, api_keys, where, _key, after=after, limit=limit, within=own)
+        return await page_of(
+            connection,
+            api_keys,
+            where,
+            _key,
+            after=after,
+            limit=limit,
+            within=own,
+            statement=_with_account(),
+            newest_first=newest_first,
+        )
 
 
-async def get(storage: Storage, organization_id: str, key_id: str, project_id: str | None) -> ApiKey:
-    """Raises `NotFound`, for a revoked key as well."""
-    statement = select(api_keys).where(
+async def get(
+    storage: Storage, organization_id: str, key_id: str, project_id: str | None, kind: KeyKind | None = None
+) -> ApiKey:
+    """Raises `NotFound`, for a revoked key and for one of another kind as well."""
+    async with storage.read() as connection:
+        return await fetch(connection, organization_id, key_id, project_id, kind)
+
+
+async def fetch(
+    connection: AsyncConnection,
+    organization_id: str,
+    key_id: str,
+    project_id: str | None = None,
+    kind: KeyKind | None = None,
+) -> ApiKey:
+    """As `get`, on a connection that the caller has."""
+    statement = _with_account().where(
         api_keys.c.id == key_id, _own(organization_id, project_id), api_keys.c.revoked_ms.is_(None)
     )
-    async with storage.read() as connection:
-        row = (await connection.execute(statement)).mappings().one_or_none()
-    if row is None:
+    row = (await connection.execute(statement)).mappings().one_or_none()
+    if row is None or (kind is not None and row["kind"] != kind):
         raise NotFound("No such key.")
     return _key(row)
 
 
-async def revoke(storage: Storage, organization_id: str, key_id: str, project_id: str | None) -> ApiKey:
+async def revoke(
+    storage: Storage, organization_id: str, key_id: str, project_id: str | None, kind: KeyKind | None = None
+) -> ApiKey:
     """Raises `NotFound`, for a key that is revoked already as well."""
-    this = (api_keys.c.id == key_id) & _own(organization_id, project_id)
     async with storage.write() as connection:
+        key = await fetch(connection, organization_id, key_id, project_id, kind)
         revoked = await connection.execute(
-            update(api_keys).where(this, api_keys.c.revoked_ms.is_(None)).values(revoked_ms=now_ms())
+            update(api_keys)
+            .where(api_keys.c.id == key_id, api_keys.c.revoked_ms.is_(None))
+            .values(revoked_ms=now_ms())
         )
         if revoked.rowcount == 0:
             raise NotFound("No such key.")
-        row = (await connection.execute(select(api_keys).where(this))).mappings().one()
+        await record(connection, deleted(key))
+        row = (await connection.execute(_with_account().where(api_keys.c.id == key_id))).mappings().one()
     return _key(row)
+
+
+def deleted(key: ApiKey) -> Act:
+    """The act of revoking the key."""
+    return Act("api_key.deleted", key.organization_id, key.id, key.project_id, {"id": key.id})
 
 
 async def find(storage: Storage, key_digest: bytes) -> KnownKey | None:
@@ -196,16 +245,27 @@ async def find_by_id(storage: Storage, key_id: str) -> KnownKey | None:
 
 async def find_project(storage: Storage, project_id: str) -> KnownKey | None:
     """The project as something that a token may speak for: no key, no user and no scopes."""
-    projects_, organizations_ = projects_table, organizations_table
+    projects_, organizations_, models = projects_table, organizations_table, model_permissions
     statement = (
-        select(projects_.c.organization_id, organizations_.c.slug, projects_.c.archived_ms)
+        select(
+            projects_.c.organization_id,
+            projects_.c.archived_ms,
+            organizations_.c.slug,
+            models.c.mode,
+            models.c.model_ids,
+        )
         .join(organizations_, organizations_.c.id == projects_.c.organization_id)
+        .outerjoin(models, models.c.project_id == projects_.c.id)
         .where(projects_.c.id == project_id)
     )
     async with storage.read(ANSWER_TIMEOUT_S) as connection:
         row = (await connection.execute(statement)).mappings().one_or_none()
-    if row is None:
-        return None
+        if row is None:
+            return None
+        removed = select(users.c.id).where(
+            users.c.organization_id == row["organization_id"], users.c.removed_ms.is_not(None)
+        )
+        removed_users = frozenset(await connection.scalars(removed))
     principal = Principal(
         kind=KeyKind.PROJECT,
         key_id="",
@@ -214,15 +274,23 @@ async def find_project(storage: Storage, project_id: str) -> KnownKey | None:
         project_id=project_id,
         user_id=None,
         scopes=frozenset(),
+        permissions=permissions_of(row),
     )
-    return KnownKey(principal, None, None if row["archived_ms"] is None else "archived")
+    return KnownKey(principal, None, None if row["archived_ms"] is None else "archived", removed_users)
 
 
 async def _found(storage: Storage, which: ColumnElement[bool]) -> RowMapping | None:
     statement = (
-        select(api_keys, organizations_table.c.slug, projects_table.c.archived_ms)
+        select(
+            api_keys,
+            organizations_table.c.slug,
+            projects_table.c.archived_ms,
+            model_permissions.c.mode,
+            model_permissions.c.model_ids,
+        )
         .outerjoin(organizations_table, organizations_table.c.id == api_keys.c.organization_id)
         .outerjoin(projects_table, projects_table.c.id == api_keys.c.project_id)
+        .outerjoin(model_permissions, model_permissions.c.project_id == api_keys.c.project_id)
         .where(which)
     )
     async with storage.read(ANSWER_TIMEOUT_S) as connection:
@@ -235,17 +303,24 @@ def _known(row: RowMapping) -> KnownKey:
         refusal = "revoked"
     elif row["archived_ms"] is not None:
         refusal = "archived"
-    key = _key(row)
     principal = Principal(
-        kind=key.kind,
-        key_id=key.id,
-        organization_id=key.organization_id,
+        kind=KeyKind(row["kind"]),
+        key_id=row["id"],
+        organization_id=row["organization_id"],
         organization=row["slug"],
-        project_id=key.project_id,
-        user_id=key.owner_user_id,
-        scopes=key.scopes,
+        project_id=row["project_id"],
+        user_id=row["owner_user_id"],
+        scopes=frozenset(row["scopes"].split()),
+        permissions=permissions_of(row),
     )
-    return KnownKey(principal, key.expires_at, refusal)
+    return KnownKey(principal, seconds(row["expires_ms"]), refusal)
+
+
+def permissions_of(row: Mapping[Any, Any]) -> ModelPermissions | None:
+    """The permissions in the columns ``mode`` and ``model_ids``; ``None`` where they are null."""
+    if row["mode"] is None:
+        return None
+    return ModelPermissions(PermissionMode(row["mode"]), frozenset(json.loads(row["model_ids"])))
 
 
 def _own(organization_id: str, project_id: str | None) -> ColumnElement[bool]:
@@ -253,7 +328,26 @@ def _own(organization_id: str, project_id: str | None) -> ColumnElement[bool]:
     return own if project_id is None else own & (api_keys.c.project_id == project_id)
 
 
+def _with_account() -> Select[Any]:
+    account = service_accounts.c
+    return select(
+        api_keys,
+        account.name.label("account_name"),
+        account.role.label("account_role"),
+        account.created_ms.label("account_created_ms"),
+    ).outerjoin(service_accounts, account.id == api_keys.c.service_account_id)
+
+
 def _key(row: RowMapping) -> ApiKey:
+    account = None
+    if row["service_account_id"] is not None:
+        account = ServiceAccount(
+            id=row["service_account_id"],
+            project_id=row["project_id"],
+            name=row["account_name"],
+            role=row["account_role"],
+            created_at=row["account_created_ms"] // 1000,
+        )
     return ApiKey(
         id=row["id"],
         kind=KeyKind(row["kind"]),
@@ -267,4 +361,5 @@ def _key(row: RowMapping) -> ApiKey:
         expires_at=seconds(row["expires_ms"]),
         revoked_at=seconds(row["revoked_ms"]),
         last_used_at=seconds(row["last_used_ms"]),
+        service_account=account,
     )

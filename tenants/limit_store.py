@@ -9,6 +9,7 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tenants import projects
+from tenants.audit import Act, record
 from tenants.errors import InvalidValue, NotFound
 from tenants.limit_tables import rate_limits, subject_limits
 from tenants.limits import MOST, NO_LIMIT, LimitBook, RateLimit, SubjectLimit, SubjectType
@@ -69,6 +70,12 @@ class LimitStore:
                         raise InvalidValue("project_id", "The project is archived.")
                     identity = {"project_id": project_id, "model": model}
                     row = await _put(connection, rate_limits, this, identity, changes)
+                    limit_id = f"rl-{model}"
+                    details = {"id": limit_id, "changes_requested": dict(changes)}
+                    await record(
+                        connection,
+                        Act("rate_limit.updated", organization_id, limit_id, project_id, details),
+                    )
                 self._book.set_model(project_id, model, _limit(row))
                 return self._book.of_model(project_id, model)
 
@@ -114,10 +121,28 @@ class LimitStore:
                     await _check_subject(connection, organization_id, kind, subject_id)
                     fresh = {"id": new_id("lim_"), "created_ms": now_ms()}
                     row = await _put(connection, subject_limits, this, identity, changes, fresh)
+                    details = {"id": row["id"], "subject": subject_id, "changes_requested": dict(changes)}
+                    await record(
+                        connection,
+                        Act("torpor.limit.updated", organization_id, row["id"], details=details),
+                    )
                 self._book.set_subject(organization_id, kind, subject_id, _limit(row))
                 return _subject_limit(row)
 
         return await self._storage.to_the_end(work())
+
+    async def read_subject(self, organization_id: str, kind: SubjectType, subject_id: str) -> None:
+        """Takes the subject's limits into the book, where something else has written them."""
+        this = (
+            (subject_limits.c.organization_id == organization_id)
+            & (subject_limits.c.subject_type == kind.value)
+            & (subject_limits.c.subject_id == subject_id)
+        )
+        async with self._changing:
+            async with self._storage.read() as connection:
+                row = (await connection.execute(select(subject_limits).where(this))).mappings().one_or_none()
+            limit = NO_LIMIT if row is None else _limit(row)
+            self._book.set_subject(organization_id, kind, subject_id, limit)
 
     async def delete_subject(self, organization_id: str, limit_id: str) -> None:
         """Raises `NotFound`."""
@@ -127,6 +152,10 @@ class LimitStore:
                 async with self._storage.write() as connection:
                     row = await _fetch(connection, organization_id, limit_id)
                     await connection.execute(delete(subject_limits).where(subject_limits.c.id == limit_id))
+                    gone = {"id": limit_id, "subject": row["subject_id"]}
+                    await record(
+                        connection, Act("torpor.limit.deleted", organization_id, limit_id, details=gone)
+                    )
                 self._book.set_subject(*_subject(row), NO_LIMIT)
 
         await self._storage.to_the_end(work())

@@ -1,14 +1,17 @@
 """Organizations in the database."""
 
-from sqlalchemy import insert, or_, select
+from typing import Any
+
+from sqlalchemy import insert, or_, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tenants.errors import Conflict, NotFound
+from tenants.audit import Act, record
+from tenants.errors import Conflict, InvalidValue, NotFound
 from tenants.secrets import new_id
-from tenants.storage import Storage, checked_name, checked_slug, now_ms, page_of
-from tenants.tables import organizations
+from tenants.storage import Storage, checked_name, checked_slug, now_ms, page_of, seconds
+from tenants.tables import api_keys, organizations, projects
 from tenants.types import Organization, Page
 
 
@@ -27,27 +30,76 @@ async def add(connection: AsyncConnection, slug: str, name: str | None) -> Organ
         await connection.execute(insert(organizations).values(row))
     except IntegrityError as error:
         raise Conflict(f"There is an organization {slug!r} already.") from error
+    details = {"id": organization_id, "data": {"slug": slug, "name": shown}}
+    await record(
+        connection, Act("torpor.organization.created", organization_id, organization_id, details=details)
+    )
     return Organization(organization_id, slug, shown, created_ms // 1000)
 
 
-async def listed(storage: Storage, after: str | None, limit: int) -> Page[Organization]:
-    """Every organization, the oldest first."""
+async def listed(
+    storage: Storage, after: str | None, limit: int, include_archived: bool
+) -> Page[Organization]:
+    """Organizations, the oldest first."""
+    where = [] if include_archived else [organizations.c.archived_ms.is_(None)]
     async with storage.read() as connection:
-        return await page_of(connection, organizations, [], _organization, after=after, limit=limit)
+        return await page_of(connection, organizations, where, _organization, after=after, limit=limit)
 
 
 async def get(storage: Storage, id_or_slug: str) -> Organization:
     """Raises `NotFound`. An id goes before a slug of the same text."""
+    async with storage.read() as connection:
+        return await fetch(connection, id_or_slug)
+
+
+async def fetch(connection: AsyncConnection, id_or_slug: str) -> Organization:
+    """As `get`, on a connection that the caller has."""
     statement = select(organizations).where(
         or_(organizations.c.id == id_or_slug, organizations.c.slug == id_or_slug)
     )
-    async with storage.read() as connection:
-        rows = (await connection.execute(statement)).mappings().all()
+    rows = (await connection.execute(statement)).mappings().all()
     found = sorted((_organization(row) for row in rows), key=lambda one: one.id != id_or_slug)
     if not found:
         raise NotFound("No such organization.")
     return found[0]
 
 
+async def fetch_active(connection: AsyncConnection, id_or_slug: str) -> Organization:
+    """As `fetch`; raises `InvalidValue` where it is archived."""
+    found = await fetch(connection, id_or_slug)
+    if found.archived_at is not None:
+        raise InvalidValue("organization", "The organization is archived.")
+    return found
+
+
+async def rename(storage: Storage, id_or_slug: str, name: str) -> Organization:
+    """Changes the name; the slug stays, since names of models hold it. Raises as `fetch_active` does."""
+    async with storage.write() as connection:
+        found = await fetch_active(connection, id_or_slug)
+        values: dict[str, Any] = {"name": checked_name(name)}
+        await connection.execute(update(organizations).where(organizations.c.id == found.id).values(values))
+        details = {"id": found.id, "changes_requested": values}
+        await record(connection, Act("organization.updated", found.id, found.id, details=details))
+        return await fetch(connection, found.id)
+
+
+async def archive(storage: Storage, id_or_slug: str) -> tuple[Organization, int]:
+    """Archives it with its projects, revokes every key, and returns how many those were."""
+    async with storage.write() as connection:
+        found, at = await fetch(connection, id_or_slug), now_ms()
+        for table in (organizations, projects):
+            own = table.c.id if table is organizations else table.c.organization_id
+            open_ = update(table).where(own == found.id, table.c.archived_ms.is_(None))
+            await connection.execute(open_.values(archived_ms=at))
+        keys = update(api_keys).where(api_keys.c.organization_id == found.id, api_keys.c.revoked_ms.is_(None))
+        revoked = (await connection.execute(keys.values(revoked_ms=at))).rowcount
+        if found.archived_at is None:
+            details = {"id": found.id, "revoked_keys": revoked}
+            await record(connection, Act("torpor.organization.archived", found.id, found.id, details=details))
+        return await fetch(connection, found.id), revoked
+
+
 def _organization(row: RowMapping) -> Organization:
-    return Organization(row["id"], row["slug"], row["name"], row["created_ms"] // 1000)
+    return Organization(
+        row["id"], row["slug"], row["name"], row["created_ms"] // 1000, seconds(row["archived_ms"])
+    )

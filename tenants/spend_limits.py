@@ -6,6 +6,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenants import projects
+from tenants.audit import Act, record
 from tenants.budgets import Budgets
 from tenants.errors import InvalidValue
 from tenants.limit_tables import spend_limits
@@ -67,6 +68,9 @@ class SpendLimitStore:
                             "threshold_cents": cents,
                         }
                         await connection.execute(insert(spend_limits).values(row))
+                    details = {"threshold_amount": cents}
+                    kind = "torpor.spend_limit.updated"
+                    await record(connection, Act(kind, organization_id, subject_id, project_id, details))
                 self._budgets.set_limit(subject_id, cents)
 
         await self._storage.to_the_end(work())
@@ -82,6 +86,9 @@ class SpendLimitStore:
                         await projects.fetch(connection, organization_id, project_id)
                     this = spend_limits.c.subject_id == subject_id
                     deleted = await connection.execute(delete(spend_limits).where(this))
+                    if deleted.rowcount:
+                        kind = "torpor.spend_limit.deleted"
+                        await record(connection, Act(kind, organization_id, subject_id, project_id))
                 self._budgets.set_limit(subject_id, None)
                 return deleted.rowcount > 0
 

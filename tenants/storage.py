@@ -3,12 +3,12 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Table, select, tuple_
+from sqlalchemy import ColumnElement, Select, Table, select, tuple_
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -99,29 +99,45 @@ class Storage:
 async def page_of(
     connection: AsyncConnection,
     table: Table,
-    where: list[ColumnElement[bool]],
+    where: Sequence[ColumnElement[bool]],
     make: Callable[[RowMapping], T],
     *,
     after: str | None,
     limit: int,
+    before: str | None = None,
     within: ColumnElement[bool] | None = None,
+    statement: Select[Any] | None = None,
+    newest_first: bool = False,
 ) -> Page[T]:
     """Rows in order of creation (then of id), those after the row whose id is ``after``.
 
     The cursor's row must be ``within`` the list's owner, but may have left the list since (a revoked key).
+    With ``before``, the page is the last one that ends ahead of that row. ``statement`` selects from more
+    than the table.
     """
     if not 1 <= limit <= MAX_PAGE:
         raise InvalidValue("limit", f"'limit' must be between 1 and {MAX_PAGE}.")
+    if after is not None and before is not None:
+        raise InvalidValue("before", "Give either 'after' or 'before'.")
+    # A page ahead of a row is read away from it, and turned round.
+    name, cursor = ("before", before) if before is not None else ("after", after)
+    descending = newest_first != (before is not None)
     order = tuple_(table.c.created_ms, table.c.id)
-    statement = select(table).where(*where).order_by(table.c.created_ms, table.c.id).limit(limit + 1)
-    if after is not None:
-        cursor = select(table.c.created_ms).where(table.c.id == after)
-        created_ms = await connection.scalar(cursor if within is None else cursor.where(within))
+    chosen = (select(table) if statement is None else statement).where(*where)
+    if cursor is not None:
+        known = select(table.c.created_ms).where(table.c.id == cursor)
+        created_ms = await connection.scalar(known if within is None else known.where(within))
         if created_ms is None:
-            raise InvalidValue("after", "'after' is not the id of an item of this list.")
-        statement = statement.where(order > tuple_(created_ms, after))
-    rows = (await connection.execute(statement)).mappings().all()
-    return Page([make(row) for row in rows[:limit]], len(rows) > limit)
+            raise InvalidValue(name, f"'{name}' is not the id of an item of this list.")
+        place = tuple_(created_ms, cursor)
+        chosen = chosen.where(order < place if descending else order > place)
+    columns = (table.c.created_ms, table.c.id)
+    chosen = chosen.order_by(*[column.desc() if descending else column for column in columns]).limit(
+        limit + 1
+    )
+    rows = (await connection.execute(chosen)).mappings().all()
+    shown = rows[:limit] if before is None else rows[:limit][::-1]
+    return Page([make(row) for row in shown], len(rows) > limit)
 
 
 def checked_name(name: str) -> str:

@@ -8,19 +8,24 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tenants import keys, organizations, projects
+from tenants import key_changes, keys, organizations, projects
+from tenants.audit import AuditLog
 from tenants.changes import EVERYTHING, ChangeLog
 from tenants.contact import watch
 from tenants.credentials import CredentialCache
 from tenants.errors import InvalidCredential
+from tenants.key_changes import Rotation
 from tenants.last_uses import LastUses
+from tenants.model_permissions import ModelPermissionStore
 from tenants.secrets import digest, looks_like_secret
+from tenants.service_accounts import ServiceAccounts
 from tenants.storage import Storage
 from tenants.tokens.authentication import TokenAuthentication
 from tenants.tokens.envelope import looks_like_token
 from tenants.tokens.issuers import Issuer, Issuers
 from tenants.tokens.minting import ISSUER, Mint
 from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Organization, Page, Principal, Project
+from tenants.users import Users
 
 
 class TenantStore:
@@ -28,7 +33,8 @@ class TenantStore:
 
     ``pepper`` is the installation's secret: only HMAC-SHA256(pepper, secret) of a key is stored. Every
     method raises `StorageUnavailable` where the database fails; keys in memory go on working meanwhile.
-    Lists are in order of creation, ``after`` is the id of the last item that was seen.
+    Lists are in order of creation, ``after`` is the id of the last item that was seen. Every change is in
+    the audit log, as the act of whom `tenants.audit.act_as` has named.
 
     When a key was last used is only written by a store that `open_tenants` has opened.
 
@@ -55,6 +61,15 @@ class TenantStore:
         self._mint = Mint(pepper, clock)
         self._tokens = TokenAuthentication(self._storage, self._mint, Issuers(issuers), changes, clock)
         self.last_uses = LastUses(self._storage)
+        self.audit = AuditLog(self._storage)
+        self.users = Users(self._storage, forget=self._credentials.forget_organization)
+        self.service_accounts = ServiceAccounts(
+            self._storage,
+            pepper,
+            forget=self._credentials.forget_project,
+            welcome=self._credentials.welcome,
+        )
+        self.model_permissions = ModelPermissionStore(self._storage, forget=self._credentials.forget_project)
 
     @property
     def storage(self) -> Storage:
@@ -146,13 +161,29 @@ class TenantStore:
         )
         return organization, *self._made(made)
 
-    async def list_organizations(self, *, after: str | None = None, limit: int = 20) -> Page[Organization]:
-        """Every organization."""
-        return await organizations.listed(self._storage, after, limit)
+    async def list_organizations(
+        self, *, after: str | None = None, limit: int = 20, include_archived: bool = False
+    ) -> Page[Organization]:
+        """Organizations of the installation."""
+        return await organizations.listed(self._storage, after, limit, include_archived)
 
     async def get_organization(self, id_or_slug: str) -> Organization:
         """Raises `NotFound`."""
         return await organizations.get(self._storage, id_or_slug)
+
+    async def rename_organization(self, id_or_slug: str, name: str) -> Organization:
+        """The slug stays. Raises `NotFound`, and `InvalidValue` where it is archived."""
+        return await organizations.rename(self._storage, id_or_slug, name)
+
+    async def archive_organization(self, id_or_slug: str) -> tuple[Organization, int]:
+        """All its keys stop working at once; returns how many those were. Idempotent. Raises `NotFound`."""
+
+        async def work() -> tuple[Organization, int]:
+            archived, revoked = await organizations.archive(self._storage, id_or_slug)
+            self._credentials.forget_organization(archived.id)
+            return archived, revoked
+
+        return await self._storage.to_the_end(work())
 
     async def create_project(self, organization_id: str, name: str) -> Project:
         """Names need not be unique. Raises `NotFound` where there is no such organization."""
@@ -172,6 +203,10 @@ class TenantStore:
     async def get_project(self, organization_id: str, project_id: str) -> Project:
         """Raises `NotFound`, for another organization's project as well."""
         return await projects.get(self._storage, organization_id, project_id)
+
+    async def rename_project(self, organization_id: str, project_id: str, name: str) -> Project:
+        """Raises `NotFound` as `get_project` does, and `InvalidValue` where it is archived."""
+        return await projects.rename(self._storage, organization_id, project_id, name)
 
     async def archive_project(self, organization_id: str, project_id: str) -> Project:
         """Its keys stop working at once. Idempotent."""
@@ -199,9 +234,12 @@ class TenantStore:
 
         return await self._storage.to_the_end(work())
 
-    async def create_admin_key(self, organization_id: str, name: str) -> tuple[ApiKey, str]:
+    async def create_admin_key(
+        self, organization_id: str, name: str, *, expires_at: int | None = None
+    ) -> tuple[ApiKey, str]:
         """A key for the organization's administration, and its secret."""
-        return self._made(await keys.create_admin(self._storage, self._pepper, organization_id, name))
+        made = await keys.create_admin(self._storage, self._pepper, organization_id, name, expires_at)
+        return self._made(made)
 
     async def create_project_key(
         self,
@@ -212,17 +250,11 @@ class TenantStore:
         expires_at: int | None = None,
         scopes: frozenset[str] = ALL_SCOPES,
     ) -> tuple[ApiKey, str]:
-        """A key for inference, and its secret. ``expires_at`` is in unix seconds."""
-        made = await keys.create_of_project(
-            self._storage,
-            self._pepper,
-            organization_id,
-            project_id,
-            name,
-            expires_at=expires_at,
-            scopes=scopes,
+        """A service account with a key for inference, and the secret. ``expires_at`` is in unix seconds."""
+        _, made = await self.service_accounts.create_with_key(
+            organization_id, project_id, name, expires_at=expires_at, scopes=scopes
         )
-        return self._made(made)
+        return made
 
     async def list_keys(
         self,
@@ -232,22 +264,75 @@ class TenantStore:
         kind: KeyKind = KeyKind.PROJECT,
         after: str | None = None,
         limit: int = 20,
+        newest_first: bool = False,
     ) -> Page[ApiKey]:
         """Keys that are not revoked, of the organization or of one of its projects."""
-        return await keys.listed(self._storage, organization_id, project_id, kind, after, limit)
+        return await keys.listed(
+            self._storage, organization_id, project_id, kind, after, limit, newest_first=newest_first
+        )
 
-    async def get_key(self, organization_id: str, key_id: str, *, project_id: str | None = None) -> ApiKey:
-        """Raises `NotFound`, for a revoked key and for another organization's as well."""
-        return await keys.get(self._storage, organization_id, key_id, project_id)
+    async def get_key(
+        self,
+        organization_id: str,
+        key_id: str,
+        *,
+        project_id: str | None = None,
+        kind: KeyKind | None = None,
+    ) -> ApiKey:
+        """Raises `NotFound`, for a revoked key, one of another kind, and another organization's as well."""
+        return await keys.get(self._storage, organization_id, key_id, project_id, kind)
 
-    async def revoke_key(self, organization_id: str, key_id: str, *, project_id: str | None = None) -> ApiKey:
+    async def revoke_key(
+        self,
+        organization_id: str,
+        key_id: str,
+        *,
+        project_id: str | None = None,
+        kind: KeyKind | None = None,
+    ) -> ApiKey:
         """The key stops working at once. Raises `NotFound` as `get_key` does."""
 
         async def work() -> ApiKey:
             try:
-                return await keys.revoke(self._storage, organization_id, key_id, project_id)
+                return await keys.revoke(self._storage, organization_id, key_id, project_id, kind)
             finally:
                 self._credentials.forget_key(key_id)
+
+        return await self._storage.to_the_end(work())
+
+    async def change_key(
+        self,
+        organization_id: str,
+        project_id: str,
+        key_id: str,
+        *,
+        scopes: frozenset[str] | None = None,
+        expires_at: int | None = None,
+    ) -> ApiKey:
+        """Other scopes or another expiry, for the next request; raises `NotFound` and `InvalidValue`."""
+
+        async def work() -> ApiKey:
+            try:
+                return await key_changes.change(
+                    self._storage, organization_id, project_id, key_id, scopes=scopes, expires_at=expires_at
+                )
+            finally:
+                self._credentials.forget_key(key_id)
+
+        return await self._storage.to_the_end(work())
+
+    async def rotate_key(self, organization_id: str, key_id: str, *, overlap_s: int) -> Rotation:
+        """A new key, while the old one lives on for ``overlap_s`` seconds: as `key_changes.rotate`."""
+
+        async def work() -> Rotation:
+            try:
+                rotation = await key_changes.rotate(
+                    self._storage, self._pepper, organization_id, key_id, overlap_s
+                )
+            finally:
+                self._credentials.forget_key(key_id)
+            self._made((rotation.key, rotation.secret))
+            return rotation
 
         return await self._storage.to_the_end(work())
 

@@ -28,6 +28,7 @@ class Organization:
     slug: str
     name: str
     created_at: int
+    archived_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,25 @@ class Project:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    """A program that has keys of a project. ``id`` is ``svc_...``, ``role`` owner, member or none.
+
+    What a key opens is said by its scopes; the role is for people to read.
+    """
+
+    id: str
+    project_id: str
+    name: str
+    role: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key; the secret itself is not. ``id`` is ``key_...``, ``prefix`` is for display."""
+    """What is known of a key; the secret itself is not. ``id`` is ``key_...``, ``prefix`` is for display.
+
+    Keys of a project have a ``service_account``.
+    """
 
     id: str
     kind: KeyKind
@@ -61,6 +79,26 @@ class ApiKey:
     expires_at: int | None
     revoked_at: int | None
     last_used_at: int | None
+    service_account: ServiceAccount | None = None
+
+
+class PermissionMode(StrEnum):
+    """Whether the models that are named are the only ones, or all but those."""
+
+    ALLOW = "allow_list"
+    DENY = "deny_list"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPermissions:
+    """Which models a project may use."""
+
+    mode: PermissionMode
+    models: frozenset[str]
+
+    def permit(self, model: str) -> bool:
+        """Whether the project may use the model."""
+        return (model in self.models) == (self.mode is PermissionMode.ALLOW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +106,8 @@ class Principal:
     """Who makes a request. ``organization`` is the organization's slug.
 
     ``issuer`` is None for a key, else the issuer of the token; ``key_id`` is then ``jwt_{issuer}``, or the
-    key that minted the token. ``models`` names the only models that the credential may use.
+    key that minted the token. ``models`` names the only models that the credential may use, ``permissions``
+    holds for its whole project.
     """
 
     kind: KeyKind
@@ -80,6 +119,13 @@ class Principal:
     scopes: frozenset[str]
     issuer: str | None = None
     models: frozenset[str] | None = None
+    permissions: ModelPermissions | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Whether the model is there for whoever makes the request."""
+        if self.permissions is not None and not self.permissions.permit(model):
+            return False
+        return self.models is None or model in self.models
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import math
 from sqlalchemy import Select, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from tenants.audit import Act, record
 from tenants.errors import InvalidValue, NotFound
 from tenants.storage import Storage
 from tenants.tables import project_weights, projects
@@ -44,19 +45,23 @@ class ProjectWeights:
 
         async def work() -> None:
             async with self._storage.write() as connection:
-                if await connection.scalar(_known(project_id, organization_id)) is None:
+                owner = await connection.scalar(_known(project_id, organization_id))
+                if owner is None:
                     raise NotFound("No such project.")
                 row = project_weights.c.project_id == project_id
                 await connection.execute(delete(project_weights).where(row))
                 await connection.execute(insert(project_weights).values(project_id=project_id, weight=weight))
+                kind = "torpor.project.weight.updated"
+                await record(connection, Act(kind, owner, project_id, project_id, {"weight": weight}))
             self._weights[project_id] = weight
 
         await self._storage.to_the_end(work())
         return weight
 
 
-def _known(project_id: str, organization_id: str | None) -> Select[tuple[str]]:
-    statement = select(projects.c.id).where(projects.c.id == project_id)
+def _known(project_id: str, organization_id: str | None) -> Select[str]:
+    """The organization of the project, where it is one of that organization."""
+    statement = select(projects.c.organization_id).where(projects.c.id == project_id)
     if organization_id is None:
         return statement
     return statement.where(projects.c.organization_id == organization_id)

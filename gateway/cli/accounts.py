@@ -106,7 +106,7 @@ def list_orgs(config_file: Path, as_json: bool) -> None:
 @json_option
 def revoke_org(organization: str, config_file: Path, as_json: bool) -> None:
     """Revoke every key of an organization (its id or slug) and archive its projects. Usage stays."""
-    path = f"{_ORGANIZATIONS}/{_segment(organization)}/revoke"
+    path = f"{_ORGANIZATIONS}/{_segment(organization)}/archive"
     gone = _call(config_file, _ROOT, "POST", path, {})
     _told(gone, as_json, f"{gone['id']} {gone['slug']}: {gone['revoked_keys']} keys revoked")
 
@@ -158,11 +158,25 @@ _project_option = click.option("--project", "project_id", required=True, help="T
 @_project_option
 @click.option("--name", default="key", show_default=True)
 @click.option("--expires-at", type=int, help="Unix seconds; never where not given.")
+@click.option(
+    "--scope", "scopes", multiple=True, help="A scope, and as many more as needed; all where not given."
+)
 @config_option
 @json_option
-def create_key(project_id: str, name: str, expires_at: int | None, config_file: Path, as_json: bool) -> None:
+def create_key(
+    project_id: str,
+    name: str,
+    expires_at: int | None,
+    scopes: tuple[str, ...],
+    config_file: Path,
+    as_json: bool,
+) -> None:
     """Create a key and print it alone, this once."""
-    body = {"name": name, **({"expires_at": expires_at} if expires_at is not None else {})}
+    body: dict[str, Any] = {"name": name}
+    if expires_at is not None:
+        body["expires_at"] = expires_at
+    if scopes:
+        body["scopes"] = list(scopes)
     made = _call(config_file, _ADMIN, "POST", f"{_PROJECTS}/{_segment(project_id)}/service_accounts", body)
     _told(made["api_key"], as_json, made["api_key"]["value"])
 
@@ -187,6 +201,18 @@ def revoke_key(key_id: str, project_id: str, config_file: Path, as_json: bool) -
     path = f"{_PROJECTS}/{_segment(project_id)}/api_keys/{_segment(key_id)}"
     gone = _call(config_file, _ADMIN, "DELETE", path)
     _told(gone, as_json, f"{gone['id']} revoked")
+
+
+@key.command("rotate")
+@click.argument("key_id")
+@click.option("--overlap-seconds", type=int, default=0, show_default=True, help="How long the old one works.")
+@config_option
+@json_option
+def rotate_key(key_id: str, overlap_seconds: int, config_file: Path, as_json: bool) -> None:
+    """Replace a key of a project, or an admin key, and print the new one alone, this once."""
+    path = f"/v1/torpor/keys/{_segment(key_id)}/rotate"
+    made = _call(config_file, _ADMIN, "POST", path, {"overlap_seconds": overlap_seconds})
+    _told(made, as_json, made["value"])
 
 
 @key.command("rotate-root")

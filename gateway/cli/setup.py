@@ -77,9 +77,9 @@ async def _make_demo(installation: Installation) -> dict[str, str]:
 
 async def _refuse_where_used(store: TenantStore, installation: Installation) -> None:
     """Keys that were made once and taken away from here stay good: they are not replaced."""
-    for organization in (await store.list_organizations(limit=2)).items:
+    for organization in (await store.list_organizations(limit=2, include_archived=True)).items:
         keys = await store.list_keys(organization.id, kind=KeyKind.ADMIN, limit=1)
-        if organization.slug != _DEMO or keys.items:
+        if organization.slug != _DEMO or keys.items or organization.archived_at is not None:
             raise CommandError(
                 f"{installation.data.credentials_file} is missing, but this installation has organizations "
                 "and keys: put the file back, or make a new root key with `torpor key rotate-root`"

@@ -79,12 +79,15 @@ class TokenAuthentication:
         issuer = self._issuers.of(envelope)
         now = self._clock()
         statement = await issuer.verify(token, envelope, now)
-        project = (await self._subject(statement.project_id, keys.find_project)).principal
+        found = await self._subject(statement.project_id, keys.find_project)
+        project = found.principal
         named = statement.organization
         if named is not None and named not in (project.organization_id, project.organization):
             raise refused("the project is not of the organization that the token names")
         if not issuer.speaks_for(project.organization_id or "", project.organization or ""):
             raise refused("the issuer may not speak for the project's organization")
+        if statement.user_id in found.removed_users:
+            raise refused("the user was removed from the organization")
         principal = replace(
             project,
             key_id=f"jwt_{issuer.id}",

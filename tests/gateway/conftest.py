@@ -3,11 +3,14 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from openai import AsyncOpenAI
 
+from tests.gateway.limits_stage import Stage, stage_at
 from tests.process import REPOSITORY, Gateway, free_port, running_gateway
 
 
@@ -45,3 +48,25 @@ url = "http://127.0.0.1:{free_port()}"
 """
     with running_gateway(tmp_path_factory.mktemp("routed"), models) as started:
         yield started
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    """A gateway with two tenants, whose engines are nowhere."""
+    async with stage_at(tmp_path, "http://127.0.0.1:9") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(stage: Stage) -> AsyncIterator[AsyncOpenAI]:
+    """The official client, with the keys of the stage's first tenant."""
+    async with stage.openai() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def root(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the root key."""
+    _, secret = await stage.services.tenants.create_root_key()
+    async with stage.client(secret) as opened:
+        yield opened

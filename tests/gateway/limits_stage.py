@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 from openai import AsyncOpenAI
+from sqlalchemy import update
 from starlette.applications import Starlette
 
 from engines.spec import ModelSpec
@@ -23,6 +24,7 @@ from gateway.price_config import PriceConfig
 from gateway.services import Services
 from metering.prompts import ChatTemplate
 from metering.tokens import TokenCounter
+from tenants.tables import api_keys
 from tests.gateway.serving import serving
 from tests.process import MODELS
 
@@ -88,9 +90,18 @@ class Stage:
         return AsyncOpenAI(
             base_url=f"http://127.0.0.1:{self.port}/v1",
             api_key=self.tenant.key,
-            admin_api_key=self.tenant.admin_key,
-            **{"max_retries": 0, **options},
+            **{"admin_api_key": self.tenant.admin_key, "max_retries": 0, **options},
         )
+
+    async def status(self, key: str, path: str = "/v1/models") -> int:
+        """How the gateway answers somebody with this key."""
+        async with self.client(key) as http:
+            return (await http.get(path)).status_code
+
+    async def expire(self, key_id: str) -> None:
+        """As if the key had expired long ago."""
+        async with self.services.database.begin() as connection:
+            await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(expires_ms=1))
 
     async def ask(self, text: str = QUESTION, **fields: Any) -> httpx.Response:
         body = {"model": "near", "messages": [{"role": "user", "content": text}], **fields}
