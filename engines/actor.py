@@ -185,22 +185,32 @@ class EngineActor:
             return
         self._idling.on_request()
         self._told_to_sleep = False
-        replica = self._router.choose(self._replicas, waiter.prefix)
-        if replica is not None:
-            waiter.found = SleepTier.HOT
-            self._grant(waiter, replica)
-            self._scale_out(replica)
-        elif not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
+        if not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
             fail(waiter.result, self._unavailable(wait_s))
-        else:
-            if any(replica.suspected for replica in self._replicas):
-                waiter.found = SleepTier.HOT  # awake, and probably well
-            self._waiters[waiter] = None
+            return
+        if any(replica.grantable or replica.suspected for replica in self._replicas):
+            waiter.found = SleepTier.HOT  # awake, and probably well
+        self._waiters[waiter] = None
+        self._serve_waiters()
+        if waiter in self._waiters:
             waiter.result.add_done_callback(lambda _: self._post(lambda: self._forget_waiter(waiter)))
             self._wake_one()
             self._wake_crowd()
+        else:
+            self._scale_out()
+
+    def _serve_waiters(self) -> None:
+        """In their order, while an engine has a free slot; where no other is on its way, beyond that too."""
+        full = self.spec.max_running if any(replica.waking for replica in self._replicas) else float("inf")
+        awake = [replica for replica in self._replicas if replica.grantable]
+        for waiter in list(self._waiters) if awake else ():
+            free = [replica for replica in awake if len(replica.leases) < full]
+            replica = self._router.choose(free if waiter.wants_lease else awake, waiter.prefix)
+            if replica is not None:
+                self._grant(waiter, replica)
 
     def _grant(self, waiter: Waiter, replica: Replica) -> None:
+        self._waiters.pop(waiter, None)
         if waiter.result.done():
             return
         if not waiter.wants_lease:
@@ -272,10 +282,11 @@ class EngineActor:
             return restored + self.spec.kv_cache_bytes
         return self._footprint or self.spec.weights_bytes() + self.spec.kv_cache_bytes + _PROCESS_BYTES
 
-    def _scale_out(self, busiest: Replica) -> None:
+    def _scale_out(self) -> None:
         """Requests queue in every engine: one more, where the snapshot makes it cheap."""
+        least = min((len(replica.leases) for replica in self._replicas if replica.grantable), default=0)
         if (
-            len(busiest.leases) > self.spec.max_running
+            least > self.spec.max_running
             and len(self._replicas) < self.spec.max_replicas
             and self._shelf is not None
             and self._shelf.has_snapshot
@@ -289,10 +300,7 @@ class EngineActor:
         if replica.wakes and (not self._wakes or replica.wakes[-1] is not self._wakes[-1]):
             self._wakes.append(replica.wakes[-1])
         self._failure = None
-        alone = not any(other.waking for other in self._replicas)
-        for waiter in [waiter for waiter in self._waiters if not waiter.result.done()]:
-            if replica.grantable and (alone or len(replica.leases) < self.spec.max_running):
-                self._grant(waiter, replica)
+        self._serve_waiters()
         if self._sleepers:
             replica.rest(self._sleepers[-1][0])
         elif self._shelf is not None:
@@ -301,7 +309,7 @@ class EngineActor:
 
     def on_wake_failed(self, replica: Replica, failure: str) -> None:
         """A replica could not be woken, not even from nothing."""
-        self._lose(replica, failure, self._backoff_s(self._failures))
+        self._lose(replica, failure, self._policy.backoff_after_s(self._failures))
 
     def on_broken(self, replica: Replica, failure: str) -> None:
         """A replica has ended by itself."""
@@ -311,7 +319,9 @@ class EngineActor:
             return
         if replica.uptime_s >= self._policy.stable_s:
             self._failures = 0
-        self._lose(replica, failure, self._backoff_s(self._failures - 1) if self._failures else 0.0)
+        self._lose(
+            replica, failure, self._policy.backoff_after_s(self._failures - 1) if self._failures else 0.0
+        )
 
     def _lose(self, replica: Replica, failure: str, delay_s: float) -> None:
         self._forget(replica)
@@ -326,9 +336,6 @@ class EngineActor:
                 for waiter in self._waiters:
                     fail(waiter.result, self._unavailable(delay_s))
         self._settle()
-
-    def _backoff_s(self, failures: int) -> float:
-        return min(self._policy.backoff_max_s, self._policy.backoff_s * 2.0 ** min(failures, 30))
 
     def _unavailable(self, wait_s: float) -> EngineUnavailable:
         return EngineUnavailable(f"the engine of model {self.spec.id} failed to start", max(0.1, wait_s))
@@ -360,6 +367,7 @@ class EngineActor:
         """After every change: who asked for sleep is told, who waits is served, timers are set."""
         if self._closing:
             return
+        self._serve_waiters()
         if self._sleepers and all(self._at_rest(replica) for replica in self._replicas):
             sleepers, self._sleepers = self._sleepers, []
             for _, sleeper in sleepers:
@@ -382,9 +390,8 @@ class EngineActor:
         return replica.state is EngineState.PAUSED and self._sleepers[-1][0] is SleepTier.PAUSED
 
     def _forget(self, replica: Replica) -> None:
-        self._footprint = (
-            max(self._footprint, replica.peak_bytes) if replica.source is SleepTier.COLD else self._footprint
-        )
+        if replica.source is SleepTier.COLD:
+            self._footprint = max(self._footprint, replica.peak_bytes)
         if replica in self._replicas:
             self._replicas.remove(replica)
 
