@@ -23,7 +23,7 @@ TWO = model(max_replicas=2, max_running=1)
 
 
 def states(host: EngineHost) -> list[EngineState]:
-    return [replica.state for replica in host.status()[0].replicas]
+    return sorted(replica.state for replica in host.status()[0].replicas)
 
 
 class Crowd:
