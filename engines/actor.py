@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 from coldstart.keepalive import KeepAlivePolicy
 from coldstart.tiers import SleepTier
+from engines import eviction
 from engines.budget import MemoryBudget, Victim
 from engines.engine import Engine
 from engines.errors import EngineUnavailable, HostClosing, UnsupportedTier
+from engines.footprint import Footprint
 from engines.idling import Idling
 from engines.parts import Parts
 from engines.policy import HostPolicy
@@ -24,12 +26,10 @@ from engines.shelf import Shelf
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake
-from engines.waiting import Waiter, fail
+from engines.waiting import Waiter, fail, serve
 
 _KEPT_WAKES = 20
 _UNKNOWN_START_S = 5.0
-# What an engine needs beside its weights and its KV cache.
-_PROCESS_BYTES = 1_500_000_000
 _logger = logging.getLogger("torpor.engine")
 
 
@@ -47,7 +47,7 @@ class EngineActor:
         snapshots: Snapshots | None = None,
     ) -> None:
         self.spec = spec
-        self._parts = Parts(spec, make, policy, budget, self._post, self)
+        self._parts = Parts(spec, make, policy, budget, self._post, self, Footprint(spec))
         self._policy = policy
         self._inbox: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
         self._replicas: list[Replica] = []
@@ -60,7 +60,6 @@ class EngineActor:
         self._retry_at = 0.0
         self._wakes: deque[Wake] = deque(maxlen=_KEPT_WAKES)
         self._wake_began = 0.0
-        self._footprint = 0
         self._router = Router(spec.max_running)
         self._cold_next = False  # somebody asked that the next start be a cold one
         self._told_to_sleep = False  # and nobody has asked for the model since
@@ -138,11 +137,11 @@ class EngineActor:
 
     def victims(self) -> list[Victim]:
         """The engines that may be put to sleep when memory is short."""
-        awake = sum(replica.state is EngineState.READY for replica in self._replicas)
-        if awake <= self.spec.min_hot and self.spec.min_hot:
-            return []
-        idle = [replica for replica in self._replicas if replica.idle and not replica.pinned]
-        return [Victim(r.idle_since, lambda r=r: self._post(r.leave)) for r in idle]  # type: ignore[misc]
+        return eviction.victims(self._replicas, self.spec.min_hot, self._post)
+
+    def kept_bytes(self) -> int:
+        """What the engines have that are always to be hot."""
+        return 0 if self._told_to_sleep else eviction.kept_bytes(self._replicas, self.spec.min_hot)
 
     def close(self) -> None:
         """End the engines and then `run`."""
@@ -200,30 +199,13 @@ class EngineActor:
             self._scale_out()
 
     def _serve_waiters(self) -> None:
-        """In their order, while an engine has a free slot; where no other is on its way, beyond that too."""
-        full = self.spec.max_running if any(replica.waking for replica in self._replicas) else float("inf")
-        awake = [replica for replica in self._replicas if replica.grantable]
-        for waiter in list(self._waiters) if awake else ():
-            free = [replica for replica in awake if len(replica.leases) < full]
-            replica = self._router.choose(free if waiter.wants_lease else awake, waiter.prefix)
-            if replica is not None:
-                self._grant(waiter, replica)
-
-    def _grant(self, waiter: Waiter, replica: Replica) -> None:
-        self._waiters.pop(waiter, None)
-        if waiter.result.done():
-            return
-        if not waiter.wants_lease:
-            waiter.result.set_result(None)
-            return
-        hot = waiter.found is SleepTier.HOT and not replica.woken_since(waiter.asked_at)
-        found = SleepTier.HOT if hot else replica.source
-        waiter.result.set_result(replica.lease(found, 0.0 if hot else time.monotonic() - waiter.asked_at))
+        serve(self._waiters, self._replicas, self._router, self.spec.max_running)
 
     def _on_given_back(self, lease: EngineLease) -> None:
         for replica in self._replicas:
             replica.give_back(lease)
         self._settle()
+        self._withdraw()
 
     def _on_suspected(self, lease: EngineLease) -> None:
         for replica in self._replicas:
@@ -259,10 +241,8 @@ class EngineActor:
     def _wake_crowd(self) -> None:
         """More wait than one engine runs at once: as many replicas as they need, of the snapshot."""
         waking = sum(replica.waking for replica in self._replicas)
-        if not waking or self._shelf is None or not self._shelf.has_snapshot:
-            return
-        needed = -(-len(self._waiters) // self.spec.max_running)
-        while waking < needed and len(self._replicas) < self.spec.max_replicas:
+        needed = -(-len(self._waiters) // self.spec.max_running) if waking else 0
+        while waking < needed and self._may_scale():
             self._add_replica()
             waking += 1
 
@@ -274,24 +254,17 @@ class EngineActor:
         replica = Replica(self._parts, self._numbers)
         self._replicas.append(replica)
         finder = shelf.find if shelf is not None and found is not None else None
-        replica.wake(finder, self._needed_bytes(found.manifest.memory_bytes if found else 0))
-
-    def _needed_bytes(self, restored: int) -> int:
-        """What an engine will probably use: as measured, or estimated from the files and the KV cache."""
-        if restored:
-            return restored + self.spec.kv_cache_bytes
-        return self._footprint or self.spec.weights_bytes() + self.spec.kv_cache_bytes + _PROCESS_BYTES
+        replica.wake(finder, self._parts.footprint.restored(found.manifest.memory_bytes if found else 0))
 
     def _scale_out(self) -> None:
         """Requests queue in every engine: one more, where the snapshot makes it cheap."""
         least = min((len(replica.leases) for replica in self._replicas if replica.grantable), default=0)
-        if (
-            least > self.spec.max_running
-            and len(self._replicas) < self.spec.max_replicas
-            and self._shelf is not None
-            and self._shelf.has_snapshot
-        ):
+        if least > self.spec.max_running and self._may_scale():
             self._wake_one(more=True)
+
+    def _may_scale(self) -> bool:
+        cheap = self._shelf is not None and self._shelf.has_snapshot
+        return cheap and len(self._replicas) < self.spec.max_replicas and time.monotonic() >= self._retry_at
 
     def on_ready(self, replica: Replica) -> None:
         """A replica may be used."""
@@ -357,6 +330,7 @@ class EngineActor:
         self._sleepers.append((tier, done))
         self._cold_next = tier is SleepTier.COLD
         self._told_to_sleep = True
+        self._withdraw(everybody=True)
         if not self._replicas:
             self._failures, self._failure, self._retry_at = 0, None, 0.0
         for replica in self._replicas:
@@ -385,13 +359,25 @@ class EngineActor:
 
     def _forget_waiter(self, waiter: Waiter) -> None:
         self._waiters.pop(waiter, None)
+        self._withdraw()
+
+    def _withdraw(self, *, everybody: bool = False) -> None:
+        """Those who wanted them have gone: engines that still wait for memory give up their place."""
+        asked = len(self._waiters) + sum(len(replica.leases) for replica in self._replicas)
+        wanted = max(-(-asked // self.spec.max_running), 0 if self._told_to_sleep else self.spec.min_hot)
+        superfluous = eviction.superfluous(self._replicas, 0 if everybody else wanted)
+        for replica in superfluous:
+            replica.withdraw()
+            self._forget(replica)
+        if superfluous:
+            self._settle()
 
     def _at_rest(self, replica: Replica) -> bool:
         return replica.state is EngineState.PAUSED and self._sleepers[-1][0] is SleepTier.PAUSED
 
     def _forget(self, replica: Replica) -> None:
         if replica.source is SleepTier.COLD:
-            self._footprint = max(self._footprint, replica.peak_bytes)
+            self._parts.footprint.learn(replica.claim.peak_bytes)
         if replica in self._replicas:
             self._replicas.remove(replica)
 

@@ -1,4 +1,4 @@
-"""Engines whose wake can be held up, so that a test decides what happens meanwhile."""
+"""Engines whose wake and end can be held up, so that a test decides what happens meanwhile."""
 
 import asyncio
 from collections.abc import Mapping
@@ -15,6 +15,8 @@ class Gate:
     def __init__(self) -> None:
         self.open = asyncio.Event()
         self.open.set()
+        self.ends = asyncio.Event()  # while it is not set, no engine comes to its end
+        self.ends.set()
         self.passes = 0  # so many go through a closed gate
         self.failing = False
         self.made: list[EngineProcess] = []
@@ -50,3 +52,7 @@ class _Gated(EngineProcess):
     async def restore(self, snapshot: Snapshot) -> Mapping[str, float]:
         await self.gate.passed()
         return await super().restore(snapshot)
+
+    async def stop(self, grace_s: float) -> None:
+        await self.gate.ends.wait()
+        await super().stop(grace_s)
