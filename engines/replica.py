@@ -130,11 +130,17 @@ class Replica(ReplicaView):
 
     @asynccontextmanager
     async def held_still(self) -> AsyncIterator[Engine]:
-        """Nobody gets a lease meanwhile, and nothing asks it for its health. It must be idle and ready."""
+        """Nobody gets a lease meanwhile, and nothing asks it for its health. It must be idle and ready.
+
+        When that fails, it may be in pieces: nobody gets one either before it is known to be well.
+        """
         self.state = EngineState.SNAPSHOTTING
         self._unwatch()
         try:
             yield self.engine
+        except BaseException:
+            self.suspect()
+            raise
         finally:
             if self.state is EngineState.SNAPSHOTTING and self._engine is not None:
                 self._rise(self._engine)
@@ -233,6 +239,7 @@ class Replica(ReplicaView):
         self._parts.listener.on_wake_failed(self, failure)
 
     def _watch(self, engine: Engine, *, frozen: bool = False) -> None:
+        self._unwatch()
         post = self._parts.post
         watch = Watch(
             engine,

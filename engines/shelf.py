@@ -153,7 +153,6 @@ class Shelf:
                     dumped = await self._dump(engine, layout)
             except BaseException:
                 shutil.rmtree(layout.folder, ignore_errors=True)
-                replica.suspect()  # a CRIU that was killed may have left it in pieces
                 raise
             ms["dump"] = (time.perf_counter() - began) * 1000
         finally:
