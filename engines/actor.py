@@ -58,6 +58,7 @@ class EngineActor:
         self._failure: str | None = None
         self._failures = 0
         self._retry_at = 0.0
+        self._retry: asyncio.TimerHandle | None = None
         self._wakes: deque[Wake] = deque(maxlen=_KEPT_WAKES)
         self._wake_began = 0.0
         self._router = Router(spec.max_running)
@@ -222,7 +223,10 @@ class EngineActor:
             if wait_s <= 0:
                 self._wake_one(more=True)
             else:
-                asyncio.get_running_loop().call_later(wait_s, lambda: self._post(self._settle))
+                if self._retry is not None:
+                    self._retry.cancel()
+                loop = asyncio.get_running_loop()
+                self._retry = loop.call_later(wait_s, lambda: self._post(self._settle))
 
     def _wake_one(self, *, more: bool = False) -> None:
         """One wake for all who wait, unless one is on its way. ``more``: also where one is awake."""

@@ -111,10 +111,12 @@ class MemoryBudget:
 
     def recheck(self) -> None:
         """An engine has become idle: it may be put to sleep for those who wait."""
-        if self._waiting:
+        if self._waiting or self.used > self.limit:
             self._serve()
 
     def _serve(self) -> None:
+        if self.used > self.limit and len(self._held) > 1:
+            self._make_room(self.used - self.limit, all_suffice=False)
         for reservation, turn in self._waiting.items():
             if turn.done():
                 continue
@@ -126,12 +128,16 @@ class MemoryBudget:
                 return  # it is its turn: nobody overtakes it
             # Else the engines in use leave it no room: who needs less may go before it.
 
-    def _make_room(self, missing: int) -> bool:
-        """Put engines to sleep, unless so much is being freed already; False where all would not suffice."""
+    def _make_room(self, missing: int, *, all_suffice: bool = True) -> bool:
+        """Put engines to sleep, unless so much is being freed already.
+
+        ``all_suffice``: none of them, and False, where all would not suffice.
+        """
         rest = [reservation for reservation in self._held if not reservation.leaving]
         idle = [victim for victim in self._victims() if victim.reservation in rest]
         shortfall = missing - sum(reservation.size for reservation in self._held if reservation.leaving)
-        if shortfall > sum(victim.reservation.size for victim in idle) and len(idle) < len(rest):
+        enough = shortfall <= sum(victim.reservation.size for victim in idle) or len(idle) == len(rest)
+        if all_suffice and not enough:
             return False
         for victim in _fewest(sorted(idle, key=lambda victim: victim.idle_since), shortfall):
             _logger.info("memory is short by %d MiB: an idle engine is put to sleep", shortfall >> 20)

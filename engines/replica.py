@@ -60,6 +60,7 @@ class Replica(ReplicaView):
         """End its pause."""
         self.source = SleepTier.PAUSED
         self.state = EngineState.RESTORING
+        self.claim.measured(self.memory_bytes, awake=True)
         self._spawn(self._thaw(self.engine))
 
     def lease(self, found: SleepTier, wake_s: float) -> EngineLease:
@@ -162,6 +163,8 @@ class Replica(ReplicaView):
         elif find is not None:
             post(self._fell_back)
         if awake is None or isinstance(awake, Failed):
+            if find is not None and not await self._claim(self._parts.footprint.cold()):
+                return
             awake = await waking.start(self._new(), self._parts.spec)
         if isinstance(awake, Failed):
             failure = awake.failure
@@ -268,7 +271,7 @@ class Replica(ReplicaView):
     def _on_measured(self, engine: Engine, memory: int) -> None:
         if engine is self._engine:
             self.memory_bytes = memory
-            self.claim.measured(memory, awake=True)
+            self.claim.measured(memory, awake=self.state is not EngineState.PAUSED)
 
     def _break(self, engine: Engine, how: str) -> None:
         """The engine has ended by itself, or must be considered dead. Its leases lead nowhere now."""
@@ -314,8 +317,8 @@ class Replica(ReplicaView):
     def _on_frozen(self, engine: Engine, memory: int) -> None:
         if engine is not self._engine:
             return
-        self._on_measured(engine, memory)
         self.state = EngineState.PAUSED
+        self._on_measured(engine, memory)
         self._watch(engine, frozen=True)
         goal, self._goal = self._goal, None
         if goal is not SleepTier.PAUSED and goal is not None:

@@ -24,8 +24,8 @@ _logger = logging.getLogger("torpor.snapshot")
 class Shelf:
     """``lend`` gives a ready engine to make a snapshot of, where the actor has one.
 
-    Its methods are called from the actor's task; the making of a snapshot is a task of its own, which changes
-    a replica only in turns of the actor.
+    Its methods are called from the actor's task. The making of a snapshot is a task of its own, which pins a
+    replica, holds it still and lets it rise again: between two turns of the actor, never within one.
     """
 
     def __init__(self, parts: Parts, snapshots: Snapshots, lend: Callable[[], Replica | None]) -> None:
@@ -162,8 +162,7 @@ class Shelf:
     async def _of_own(self) -> Snapshot:
         """Of an engine that is started for it and ended afterwards."""
         parts = self._parts
-        need = parts.spec.weights_bytes() + parts.spec.kv_cache_bytes
-        reservation = await parts.budget.reserve(need)
+        reservation = await parts.budget.reserve(parts.footprint.cold())
         engine = parts.make()
         layout = self._snapshots.store.draft(parts.spec.id)
         try:

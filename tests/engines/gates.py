@@ -19,6 +19,7 @@ class Gate:
         self.ends.set()
         self.passes = 0  # so many go through a closed gate
         self.failing = False
+        self.broken_restores = False
         self.made: list[EngineProcess] = []
 
     def __call__(self, spec: ModelSpec, site: EngineSite) -> EngineProcess:
@@ -51,6 +52,8 @@ class _Gated(EngineProcess):
 
     async def restore(self, snapshot: Snapshot) -> Mapping[str, float]:
         await self.gate.passed()
+        if self.gate.broken_restores:
+            raise EngineStartFailed("the snapshot is of no use")
         return await super().restore(snapshot)
 
     async def stop(self, grace_s: float) -> None:

@@ -134,3 +134,23 @@ async def test_what_can_never_be_had_is_refused() -> None:
     with pytest.raises(InsufficientMemory):
         await memory.hold(7)
     assert (await memory.hold(6)).size == 6
+
+
+async def test_who_grows_over_the_limit_makes_idle_engines_leave() -> None:
+    memory = Memory()
+    await memory.fill(a=2, b=2)
+    growing = await memory.hold(5)
+    growing.adjust(7)
+    assert memory.evicted == ["a"]
+    growing.adjust(8)
+    assert memory.evicted == ["a"]
+    growing.adjust(9)
+    assert memory.evicted == ["a", "b"]
+
+
+async def test_one_that_is_alone_may_be_over_the_limit() -> None:
+    memory = Memory()
+    await memory.fill(a=20)
+    memory.idle["a"].adjust(21)
+    memory.budget.recheck()
+    assert memory.evicted == []

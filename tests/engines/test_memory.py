@@ -18,7 +18,7 @@ from engines.host import EngineHost
 from engines.spec import ModelSpec
 from engines.status import EngineState
 from tests.engines.gates import Gate
-from tests.engines.sleepers import ask, model, snapshot_host
+from tests.engines.sleepers import ask, asleep, model, snapshot_host
 from tests.engines.support import QUICK, eventually
 
 pytestmark = pytest.mark.timeout(60)
@@ -111,3 +111,44 @@ async def test_one_engine_leaves_when_one_is_enough(run_dir: Path) -> None:
         gate.ends.set()
         assert (await waiting)[1] is SleepTier.COLD
         assert states(host) == [EngineState.COLD] + [EngineState.READY] * 3
+
+
+async def test_room_is_kept_for_a_kv_cache_that_is_not_yet_used(run_dir: Path) -> None:
+    """Until the engine is paused, which gives it back."""
+    async with snapshot_host(run_dir, started("model")) as host:
+        await ask(host)
+        assert host.memory().reserved == STARTED
+        assert await eventually(lambda: host.memory().reserved < STARTED)  # it has been measured
+        measured = host.status()[0].memory_bytes
+        assert host.memory().reserved == measured + (1 << 30)
+        await host.sleep("model", SleepTier.PAUSED)
+        assert host.memory().reserved == host.status()[0].memory_bytes < 1 << 30
+        await ask(host)
+        assert host.memory().reserved > 1 << 30
+        await host.sleep("model", SleepTier.COLD)
+        assert host.memory().reserved == 0
+        await ask(host)
+        assert host.memory().reserved > 1 << 30  # as the first one was found to need
+
+
+async def test_a_restore_that_falls_back_takes_what_a_start_needs(run_dir: Path) -> None:
+    gate = Gate()
+    async with asleep(run_dir, policy=UNMEASURED, make=gate) as host:
+        waking = asyncio.create_task(ask(host))
+        assert (await waking)[1] is SleepTier.SNAPSHOT
+        assert host.memory().reserved < STARTED
+        await host.sleep("model", SleepTier.SNAPSHOT)
+        gate.broken_restores = True
+        assert (await ask(host))[1] is SleepTier.COLD
+        assert host.memory().reserved == STARTED
+
+
+async def test_an_engine_that_is_started_for_a_snapshot_takes_as_much_as_any(run_dir: Path) -> None:
+    gate = Gate()
+    async with snapshot_host(run_dir, make=gate) as host:
+        gate.shut()
+        ordered = asyncio.create_task(host.snapshot("model"))
+        assert await eventually(lambda: host.memory().reserved > 0)
+        assert host.memory().reserved == STARTED
+        gate.open.set()
+        await ordered

@@ -1,6 +1,7 @@
 """A replica that is stopped, dumped, paused: what it leaves behind, and who may use it."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from coldstart.snapshots import Layout
@@ -8,11 +9,12 @@ from coldstart.tiers import SleepTier
 from engines.client import EngineClient
 from engines.engine import Dumped
 from engines.errors import HostClosing
+from engines.host import EngineHost
 from engines.process import DumpFailed, EngineProcess, EngineSite
 from engines.spec import EngineAddress, ModelSpec
 from engines.status import EngineState
 from tests.engines.sleepers import snapshot_host
-from tests.engines.support import Starts, eventually, host, no_trace, standin_argv
+from tests.engines.support import QUICK, Starts, eventually, host, no_trace, spec, standin_argv
 
 
 async def test_leaving_the_host_waits_for_an_engine_that_is_being_stopped(run_dir: Path) -> None:
@@ -71,3 +73,23 @@ async def test_pauses_leave_no_tasks(run_dir: Path) -> None:
             await engines.sleep("model", SleepTier.PAUSED)
             counts.add(len(asyncio.all_tasks()))
         assert len(counts) == 1
+
+
+async def test_a_back_off_has_one_timer(run_dir: Path) -> None:
+    def timers() -> int:
+        scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        return sum(not timer.cancelled() for timer in scheduled)
+
+    failing = replace(spec(), min_hot=1)
+    policy = replace(QUICK, backoff_s=60.0, backoff_max_s=60.0)
+    starts = Starts("fail=nothing will do")
+    async with EngineHost([failing], run_dir=run_dir, policy=policy, make=starts) as engines:
+        assert await eventually(lambda: engines.status()[0].state is EngineState.FAILED)
+        assert await eventually(no_trace(run_dir))
+        before = timers()
+        actor = engines._actors["model"]
+        for _ in range(5):
+            actor._post(actor._settle)
+        await asyncio.sleep(0)
+        assert await eventually(actor._inbox.empty)
+        assert timers() <= before
