@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 from coldstart.keepalive import KeepAlivePolicy
 from coldstart.tiers import SleepTier
+from engines import eviction
 from engines.budget import MemoryBudget, Victim
 from engines.engine import Engine
 from engines.errors import EngineUnavailable, HostClosing, UnsupportedTier
+from engines.footprint import Footprint
 from engines.idling import Idling
 from engines.parts import Parts
 from engines.policy import HostPolicy
@@ -24,12 +26,10 @@ from engines.shelf import Shelf
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake
-from engines.waiting import Waiter, fail
+from engines.waiting import Waiter, fail, serve
 
 _KEPT_WAKES = 20
 _UNKNOWN_START_S = 5.0
-# What an engine needs beside its weights and its KV cache.
-_PROCESS_BYTES = 1_500_000_000
 _logger = logging.getLogger("torpor.engine")
 
 
@@ -47,7 +47,7 @@ class EngineActor:
         snapshots: Snapshots | None = None,
     ) -> None:
         self.spec = spec
-        self._parts = Parts(spec, make, policy, budget, self._post, self)
+        self._parts = Parts(spec, make, policy, budget, self._post, self, Footprint(spec))
         self._policy = policy
         self._inbox: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
         self._replicas: list[Replica] = []
@@ -58,9 +58,9 @@ class EngineActor:
         self._failure: str | None = None
         self._failures = 0
         self._retry_at = 0.0
+        self._retry: asyncio.TimerHandle | None = None
         self._wakes: deque[Wake] = deque(maxlen=_KEPT_WAKES)
         self._wake_began = 0.0
-        self._footprint = 0
         self._router = Router(spec.max_running)
         self._cold_next = False  # somebody asked that the next start be a cold one
         self._told_to_sleep = False  # and nobody has asked for the model since
@@ -138,11 +138,11 @@ class EngineActor:
 
     def victims(self) -> list[Victim]:
         """The engines that may be put to sleep when memory is short."""
-        awake = sum(replica.state is EngineState.READY for replica in self._replicas)
-        if awake <= self.spec.min_hot and self.spec.min_hot:
-            return []
-        idle = [replica for replica in self._replicas if replica.idle and not replica.pinned]
-        return [Victim(r.idle_since, lambda r=r: self._post(r.leave)) for r in idle]  # type: ignore[misc]
+        return eviction.victims(self._replicas, self.spec.min_hot, self._post)
+
+    def kept_bytes(self) -> int:
+        """What the engines have that are always to be hot."""
+        return 0 if self._told_to_sleep else eviction.kept_bytes(self._replicas, self.spec.min_hot)
 
     def close(self) -> None:
         """End the engines and then `run`."""
@@ -185,35 +185,28 @@ class EngineActor:
             return
         self._idling.on_request()
         self._told_to_sleep = False
-        replica = self._router.choose(self._replicas, waiter.prefix)
-        if replica is not None:
-            waiter.found = SleepTier.HOT
-            self._grant(waiter, replica)
-            self._scale_out(replica)
-        elif not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
+        if not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
             fail(waiter.result, self._unavailable(wait_s))
-        else:
-            if any(replica.suspected for replica in self._replicas):
-                waiter.found = SleepTier.HOT  # awake, and probably well
-            self._waiters[waiter] = None
+            return
+        if any(replica.grantable or replica.suspected for replica in self._replicas):
+            waiter.found = SleepTier.HOT  # awake, and probably well
+        self._waiters[waiter] = None
+        self._serve_waiters()
+        if waiter in self._waiters:
             waiter.result.add_done_callback(lambda _: self._post(lambda: self._forget_waiter(waiter)))
             self._wake_one()
             self._wake_crowd()
+        else:
+            self._scale_out()
 
-    def _grant(self, waiter: Waiter, replica: Replica) -> None:
-        if waiter.result.done():
-            return
-        if not waiter.wants_lease:
-            waiter.result.set_result(None)
-            return
-        hot = waiter.found is SleepTier.HOT and not replica.woken_since(waiter.asked_at)
-        found = SleepTier.HOT if hot else replica.source
-        waiter.result.set_result(replica.lease(found, 0.0 if hot else time.monotonic() - waiter.asked_at))
+    def _serve_waiters(self) -> None:
+        serve(self._waiters, self._replicas, self._router, self.spec.max_running)
 
     def _on_given_back(self, lease: EngineLease) -> None:
         for replica in self._replicas:
             replica.give_back(lease)
         self._settle()
+        self._withdraw()
 
     def _on_suspected(self, lease: EngineLease) -> None:
         for replica in self._replicas:
@@ -230,7 +223,10 @@ class EngineActor:
             if wait_s <= 0:
                 self._wake_one(more=True)
             else:
-                asyncio.get_running_loop().call_later(wait_s, lambda: self._post(self._settle))
+                if self._retry is not None:
+                    self._retry.cancel()
+                loop = asyncio.get_running_loop()
+                self._retry = loop.call_later(wait_s, lambda: self._post(self._settle))
 
     def _wake_one(self, *, more: bool = False) -> None:
         """One wake for all who wait, unless one is on its way. ``more``: also where one is awake."""
@@ -249,10 +245,8 @@ class EngineActor:
     def _wake_crowd(self) -> None:
         """More wait than one engine runs at once: as many replicas as they need, of the snapshot."""
         waking = sum(replica.waking for replica in self._replicas)
-        if not waking or self._shelf is None or not self._shelf.has_snapshot:
-            return
-        needed = -(-len(self._waiters) // self.spec.max_running)
-        while waking < needed and len(self._replicas) < self.spec.max_replicas:
+        needed = -(-len(self._waiters) // self.spec.max_running) if waking else 0
+        while waking < needed and self._may_scale():
             self._add_replica()
             waking += 1
 
@@ -264,23 +258,17 @@ class EngineActor:
         replica = Replica(self._parts, self._numbers)
         self._replicas.append(replica)
         finder = shelf.find if shelf is not None and found is not None else None
-        replica.wake(finder, self._needed_bytes(found.manifest.memory_bytes if found else 0))
+        replica.wake(finder, self._parts.footprint.restored(found.manifest.memory_bytes if found else 0))
 
-    def _needed_bytes(self, restored: int) -> int:
-        """What an engine will probably use: as measured, or estimated from the files and the KV cache."""
-        if restored:
-            return restored + self.spec.kv_cache_bytes
-        return self._footprint or self.spec.weights_bytes() + self.spec.kv_cache_bytes + _PROCESS_BYTES
-
-    def _scale_out(self, busiest: Replica) -> None:
+    def _scale_out(self) -> None:
         """Requests queue in every engine: one more, where the snapshot makes it cheap."""
-        if (
-            len(busiest.leases) > self.spec.max_running
-            and len(self._replicas) < self.spec.max_replicas
-            and self._shelf is not None
-            and self._shelf.has_snapshot
-        ):
+        least = min((len(replica.leases) for replica in self._replicas if replica.grantable), default=0)
+        if least > self.spec.max_running and self._may_scale():
             self._wake_one(more=True)
+
+    def _may_scale(self) -> bool:
+        cheap = self._shelf is not None and self._shelf.has_snapshot
+        return cheap and len(self._replicas) < self.spec.max_replicas and time.monotonic() >= self._retry_at
 
     def on_ready(self, replica: Replica) -> None:
         """A replica may be used."""
@@ -289,10 +277,7 @@ class EngineActor:
         if replica.wakes and (not self._wakes or replica.wakes[-1] is not self._wakes[-1]):
             self._wakes.append(replica.wakes[-1])
         self._failure = None
-        alone = not any(other.waking for other in self._replicas)
-        for waiter in [waiter for waiter in self._waiters if not waiter.result.done()]:
-            if replica.grantable and (alone or len(replica.leases) < self.spec.max_running):
-                self._grant(waiter, replica)
+        self._serve_waiters()
         if self._sleepers:
             replica.rest(self._sleepers[-1][0])
         elif self._shelf is not None:
@@ -301,7 +286,7 @@ class EngineActor:
 
     def on_wake_failed(self, replica: Replica, failure: str) -> None:
         """A replica could not be woken, not even from nothing."""
-        self._lose(replica, failure, self._backoff_s(self._failures))
+        self._lose(replica, failure, self._policy.backoff_after_s(self._failures))
 
     def on_proven(self, replica: Replica) -> None:
         """A restored replica has shown that it answers as it did."""
@@ -324,7 +309,9 @@ class EngineActor:
             return
         if replica.uptime_s >= self._policy.stable_s:
             self._failures = 0
-        self._lose(replica, failure, self._backoff_s(self._failures - 1) if self._failures else 0.0)
+        self._lose(
+            replica, failure, self._policy.backoff_after_s(self._failures - 1) if self._failures else 0.0
+        )
 
     def _lose(self, replica: Replica, failure: str, delay_s: float) -> None:
         self._forget(replica)
@@ -339,9 +326,6 @@ class EngineActor:
                 for waiter in self._waiters:
                     fail(waiter.result, self._unavailable(delay_s))
         self._settle()
-
-    def _backoff_s(self, failures: int) -> float:
-        return min(self._policy.backoff_max_s, self._policy.backoff_s * 2.0 ** min(failures, 30))
 
     def _unavailable(self, wait_s: float) -> EngineUnavailable:
         return EngineUnavailable(f"the engine of model {self.spec.id} failed to start", max(0.1, wait_s))
@@ -363,6 +347,7 @@ class EngineActor:
         self._sleepers.append((tier, done))
         self._cold_next = tier is SleepTier.COLD
         self._told_to_sleep = True
+        self._withdraw(everybody=True)
         if not self._replicas:
             self._failures, self._failure, self._retry_at = 0, None, 0.0
         for replica in self._replicas:
@@ -373,6 +358,7 @@ class EngineActor:
         """After every change: who asked for sleep is told, who waits is served, timers are set."""
         if self._closing:
             return
+        self._serve_waiters()
         if self._sleepers and all(self._at_rest(replica) for replica in self._replicas):
             sleepers, self._sleepers = self._sleepers, []
             for _, sleeper in sleepers:
@@ -390,14 +376,25 @@ class EngineActor:
 
     def _forget_waiter(self, waiter: Waiter) -> None:
         self._waiters.pop(waiter, None)
+        self._withdraw()
+
+    def _withdraw(self, *, everybody: bool = False) -> None:
+        """Those who wanted them have gone: engines that still wait for memory give up their place."""
+        asked = len(self._waiters) + sum(len(replica.leases) for replica in self._replicas)
+        wanted = max(-(-asked // self.spec.max_running), 0 if self._told_to_sleep else self.spec.min_hot)
+        superfluous = eviction.superfluous(self._replicas, 0 if everybody else wanted)
+        for replica in superfluous:
+            replica.withdraw()
+            self._forget(replica)
+        if superfluous:
+            self._settle()
 
     def _at_rest(self, replica: Replica) -> bool:
         return replica.state is EngineState.PAUSED and self._sleepers[-1][0] is SleepTier.PAUSED
 
     def _forget(self, replica: Replica) -> None:
-        self._footprint = (
-            max(self._footprint, replica.peak_bytes) if replica.source is SleepTier.COLD else self._footprint
-        )
+        if replica.source is SleepTier.COLD:
+            self._parts.footprint.learn(replica.claim.peak_bytes)
         if replica in self._replicas:
             self._replicas.remove(replica)
 

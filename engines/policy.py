@@ -23,3 +23,7 @@ class HostPolicy:
     dump_timeout_s: float = 120.0
     spare_rooms: int = 1
     keep_alive_s: float = 60.0
+
+    def backoff_after_s(self, failures: int) -> float:
+        """How long to wait after one more than so many failures; less than none: not at all."""
+        return min(self.backoff_max_s, self.backoff_s * 2.0 ** min(failures, 30)) if failures >= 0 else 0.0

@@ -28,8 +28,8 @@ _logger = logging.getLogger("torpor.snapshot")
 class Shelf:
     """``lend`` gives a ready engine to make a snapshot of, where the actor has one.
 
-    Its methods are called from the actor's task; the making of a snapshot is a task of its own, which changes
-    a replica only in turns of the actor.
+    Its methods are called from the actor's task. The making of a snapshot is a task of its own, which pins a
+    replica, holds it still and lets it rise again: between two turns of the actor, never within one.
     """
 
     def __init__(self, parts: Parts, snapshots: Snapshots, lend: Callable[[], Replica | None]) -> None:
@@ -209,7 +209,6 @@ class Shelf:
                 dumped = await self._dump(engine, layout)
         except BaseException:
             shutil.rmtree(layout.folder, ignore_errors=True)
-            replica.suspect()  # a CRIU that was killed may have left it in pieces
             raise
         ms["dump"] = (time.perf_counter() - began) * 1000
         replica.pinned = False
@@ -218,10 +217,9 @@ class Shelf:
     async def _of_own(self) -> Snapshot:
         """Of an engine that is started for it and ended afterwards."""
         parts = self._parts
-        need = parts.spec.weights_bytes() + parts.spec.kv_cache_bytes
         try:
             async with asyncio.timeout(parts.spec.start_timeout_s):
-                reservation = await parts.budget.reserve(need)
+                reservation = await parts.budget.reserve(parts.footprint.cold())
         except TimeoutError as error:
             raise SnapshotFailed("there is no memory for an engine of its own") from error
         engine = parts.make()
