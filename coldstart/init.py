@@ -22,8 +22,7 @@ A request is a line of JSON, and so is its answer: ``{"error": null}`` or what w
     0 and ``main`` is a pid, this is the main command from now on (CRIU's restored tree).
 ``{"do": "furnish", "binds", "copies"}``
     Both are lists of pairs ``[source, target]``. Shows each bound folder at its target below /run, in this
-    sandbox alone, in the place of what was shown there, and copies each file, or the files of a folder, into
-    the sandbox.
+    sandbox alone, instead of the one before, and copies each file, or the files of a folder, into it.
 ``{"do": "signal", "number", "all"}``
     Sends a signal to the main command, or to everything in the sandbox but this process.
 """
@@ -54,9 +53,7 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-MNT_DETACH = 2
-EXEC_FAILED = 127
-PIECE = 4096
+MNT_DETACH, EXEC_FAILED, PIECE = 2, 127, 4096
 # The main command's pids begin above this one: CRIU, which restores a tree with the pids that it had, is a
 # process of the sandbox too and must find them free.
 LAST_HELPER_PID = 99
@@ -368,11 +365,6 @@ def _in_namespaces(control: int, parent: int, libc: _Libc) -> int:
     return _stand_by(pid)
 
 
-def _plain(control: int, libc: _Libc) -> int:
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    return _serve(control, libc)
-
-
 def _probe(libc: _Libc) -> int:
     try:
         pid = _enter_namespaces(libc)
@@ -400,7 +392,8 @@ def main(arguments: list[str]) -> int:
     os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
     if mode == "namespaces":
         return _in_namespaces(control, parent, libc)
-    return _plain(control, libc)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    return _serve(control, libc)
 
 
 if __name__ == "__main__":

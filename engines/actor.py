@@ -9,28 +9,29 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from coldstart.keepalive import KeepAlivePolicy
 from coldstart.tiers import SleepTier
+from engines import eviction
 from engines.budget import MemoryBudget, Victim
 from engines.engine import Engine
 from engines.errors import EngineUnavailable, HostClosing, UnsupportedTier
+from engines.footprint import Footprint
 from engines.idling import Idling
 from engines.parts import Parts
 from engines.policy import HostPolicy
 from engines.replica import Replica
 from engines.routing import Router
-from engines.shelf import Shelf
+from engines.shelf import Shelf, started_cold
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake
 from engines.summary import most_awake, summary, tier_of
-from engines.waiting import Waiter, fail
+from engines.waiting import Waiter, fail, serve
 
 _KEPT_WAKES = 20
 _UNKNOWN_START_S = 5.0
-# What an engine needs beside its weights and its KV cache.
-_PROCESS_BYTES = 1_500_000_000
 _logger = logging.getLogger("torpor.engine")
 
 
@@ -50,7 +51,7 @@ class EngineActor:
         on_awake: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.spec = spec
-        self._parts = Parts(spec, make, policy, budget, self._post, self)
+        self._parts = Parts(spec, make, policy, budget, self._post, self, Footprint(spec))
         self._policy = policy
         self._inbox: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
         self._replicas: list[Replica] = []
@@ -61,9 +62,9 @@ class EngineActor:
         self._failure: str | None = None
         self._failures = 0
         self._retry_at = 0.0
+        self._retry: asyncio.TimerHandle | None = None
         self._wakes: deque[Wake] = deque(maxlen=_KEPT_WAKES)
         self._wake_began = 0.0
-        self._footprint = 0
         self._queued = 0  # requests that wait for their turn, and will ask for a lease when it comes
         self.awake = 0  # engines that requests may be sent to
         self._on_awake = on_awake
@@ -71,7 +72,7 @@ class EngineActor:
         self._cold_next = False  # somebody asked that the next start be a cold one
         self._told_to_sleep = False  # and nobody has asked for the model since
         usable = snapshots if spec.snapshot else None
-        lend = self._lend if makes_snapshots else None
+        lend = partial(started_cold, self._replicas) if makes_snapshots else None
         self._shelf = Shelf(self._parts, usable, lend) if usable is not None else None
         self._idling = Idling(spec, keep_alive, lambda: self._post(self._settle))
 
@@ -129,11 +130,11 @@ class EngineActor:
 
     def victims(self) -> list[Victim]:
         """The engines that may be put to sleep when memory is short."""
-        awake = sum(replica.state is EngineState.READY for replica in self._replicas)
-        if awake <= self.spec.min_hot and self.spec.min_hot:
-            return []
-        idle = [replica for replica in self._replicas if replica.idle and not replica.pinned]
-        return [Victim(r.idle_since, lambda r=r: self._post(r.leave)) for r in idle]  # type: ignore[misc]
+        return eviction.victims(self._replicas, self.spec.min_hot, self._post)
+
+    def kept_bytes(self) -> int:
+        """What the engines have that are always to be hot."""
+        return 0 if self._told_to_sleep else eviction.kept_bytes(self._replicas, self.spec.min_hot)
 
     def close(self) -> None:
         """End the engines and then `run`."""
@@ -166,7 +167,7 @@ class EngineActor:
         if self._shelf is not None:
             await self._shelf.close()
         await asyncio.gather(*(replica.dispose() for replica in self._replicas))
-        self._replicas = []
+        self._replicas.clear()
 
     def _tell(self) -> None:
         awake = sum(replica.grantable for replica in self._replicas)
@@ -183,41 +184,31 @@ class EngineActor:
             return
         self._idling.on_request()
         self._told_to_sleep = False
-        replica = self._router.choose(self._replicas, waiter.prefix)
-        if replica is not None:
-            waiter.found = SleepTier.HOT
-            self._grant(waiter, replica)
-            self._scale()
-        elif not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
+        if not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
             fail(waiter.result, self._unavailable(wait_s))
-        else:
-            if any(replica.suspected for replica in self._replicas):
-                waiter.found = SleepTier.HOT  # awake, and probably well
-            self._waiters[waiter] = None
+            return
+        if any(replica.grantable or replica.suspected for replica in self._replicas):
+            waiter.found = SleepTier.HOT  # awake, and probably well
+        self._waiters[waiter] = None
+        self._serve_waiters()
+        if waiter in self._waiters:
             waiter.result.add_done_callback(lambda _: self._post(lambda: self._forget_waiter(waiter)))
             self._wake_one()
-            self._scale()
+        self._scale()
 
     def _on_queued(self, queued: int) -> None:
         self._queued = queued
         if queued and not self._closing:
             self._scale()
 
-    def _grant(self, waiter: Waiter, replica: Replica) -> None:
-        self._waiters.pop(waiter, None)
-        if waiter.result.done():
-            return
-        if not waiter.wants_lease:
-            waiter.result.set_result(None)
-            return
-        hot = waiter.found is SleepTier.HOT and not replica.woken_since(waiter.asked_at)
-        found = SleepTier.HOT if hot else replica.source
-        waiter.result.set_result(replica.lease(found, 0.0 if hot else time.monotonic() - waiter.asked_at))
+    def _serve_waiters(self) -> None:
+        serve(self._waiters, self._replicas, self._router, self.spec.capacity)
 
     def _on_given_back(self, lease: EngineLease) -> None:
         for replica in self._replicas:
             replica.give_back(lease)
         self._settle()
+        self._withdraw()
 
     def _on_suspected(self, lease: EngineLease) -> None:
         for replica in self._replicas:
@@ -234,7 +225,10 @@ class EngineActor:
             if wait_s <= 0:
                 self._wake_one(more=True)
             else:
-                asyncio.get_running_loop().call_later(wait_s, lambda: self._post(self._settle))
+                if self._retry is not None:
+                    self._retry.cancel()
+                loop = asyncio.get_running_loop()
+                self._retry = loop.call_later(wait_s, lambda: self._post(self._settle))
 
     def _wake_one(self, *, more: bool = False) -> None:
         """One wake for all who wait, unless one is on its way. ``more``: also where one is awake."""
@@ -253,10 +247,10 @@ class EngineActor:
     def _scale(self) -> None:
         """As many replicas as all that is asked for needs, where the snapshot makes them cheap."""
         awake = sum(replica.waking or replica.grantable for replica in self._replicas)
-        if not awake or self._shelf is None or not self._shelf.has_snapshot:
+        cheap = self._shelf is not None and self._shelf.has_snapshot and time.monotonic() >= self._retry_at
+        if not awake or not cheap:
             return
-        asked = sum(len(r.leases) for r in self._replicas) + len(self._waiters) + self._queued
-        wanted = min(self.spec.max_replicas, -(-asked // self.spec.capacity))
+        wanted = min(self.spec.max_replicas, self._needed())
         for replica in self._replicas:
             if awake < wanted and replica.state is EngineState.PAUSED:
                 replica.resume()
@@ -264,6 +258,11 @@ class EngineActor:
         while awake < wanted and len(self._replicas) < self.spec.max_replicas:
             self._add_replica()
             awake += 1
+
+    def _needed(self) -> int:
+        """How many engines all that is asked for takes."""
+        asked = sum(len(r.leases) for r in self._replicas) + len(self._waiters) + self._queued
+        return -(-asked // self.spec.capacity)
 
     def _add_replica(self) -> None:
         shelf = None if self._cold_next else self._shelf
@@ -273,13 +272,7 @@ class EngineActor:
         replica = Replica(self._parts, self._numbers)
         self._replicas.append(replica)
         finder = shelf.find if shelf is not None and found is not None else None
-        replica.wake(finder, self._needed_bytes(found.manifest.memory_bytes if found else 0))
-
-    def _needed_bytes(self, restored: int) -> int:
-        """What an engine will probably use: as measured, or estimated from the files and the KV cache."""
-        if restored:
-            return restored + self.spec.kv_cache_bytes
-        return self._footprint or self.spec.weights_bytes() + self.spec.kv_cache_bytes + _PROCESS_BYTES
+        replica.wake(finder, self._parts.footprint.restored(found.manifest.memory_bytes if found else 0))
 
     def on_ready(self, replica: Replica) -> None:
         """A replica may be used."""
@@ -288,10 +281,7 @@ class EngineActor:
         if replica.wakes and (not self._wakes or replica.wakes[-1] is not self._wakes[-1]):
             self._wakes.append(replica.wakes[-1])
         self._failure = None
-        alone = not any(other.waking for other in self._replicas)
-        for waiter in [waiter for waiter in self._waiters if not waiter.result.done()]:
-            if replica.grantable and (alone or len(replica.leases) < self.spec.capacity):
-                self._grant(waiter, replica)
+        self._serve_waiters()
         if self._sleepers:
             replica.rest(self._sleepers[-1][0])
         elif self._shelf is not None:
@@ -304,28 +294,22 @@ class EngineActor:
 
     def on_proven(self, replica: Replica) -> None:
         """A restored replica has shown that it answers as it did."""
-        if self._shelf is not None and replica.snapshot_id is not None:
-            self._shelf.restored(replica.snapshot_id)
+        if self._shelf is not None:
+            self._shelf.restored(replica)
 
     def on_not_restored(self, replica: Replica, failure: str) -> None:
         """A replica could not be restored, and is started from nothing."""
-        if self._shelf is not None and replica.snapshot_id is not None:
-            self._shelf.not_restored(replica.snapshot_id, failure)
+        if self._shelf is not None:
+            self._shelf.not_restored(replica, failure)
 
     def on_broken(self, replica: Replica, failure: str) -> None:
         """A replica has ended by itself."""
-        if self._shelf is not None and replica.snapshot_id is not None and replica.broke_unproven:
-            if replica.unfit:
-                self._shelf.condemn(replica.snapshot_id, "a restored engine answered otherwise than before")
-            else:
-                self._shelf.not_restored(replica.snapshot_id, failure)
+        if self._shelf is not None and self._shelf.judge(replica, failure):
             self._lose(replica, failure, 0.0)  # another one at once: cold, or once more of the snapshot
             return
         if replica.uptime_s >= self._policy.stable_s:
             self._failures = 0
-        self._lose(
-            replica, failure, self._policy.backoff_after_s(self._failures - 1) if self._failures else 0.0
-        )
+        self._lose(replica, failure, self._policy.backoff_after_s(self._failures - 1))
 
     def _lose(self, replica: Replica, failure: str, delay_s: float) -> None:
         self._forget(replica)
@@ -361,6 +345,7 @@ class EngineActor:
         self._sleepers.append((tier, done))
         self._cold_next = tier is SleepTier.COLD
         self._told_to_sleep = True
+        self._withdraw(everybody=True)
         if not self._replicas:
             self._failures, self._failure, self._retry_at = 0, None, 0.0
         for replica in self._replicas:
@@ -371,7 +356,9 @@ class EngineActor:
         """After every change: who asked for sleep is told, who waits is served, timers are set."""
         if self._closing:
             return
-        if self._sleepers and all(self._at_rest(replica) for replica in self._replicas):
+        self._serve_waiters()
+        paused = all(replica.state is EngineState.PAUSED for replica in self._replicas)
+        if self._sleepers and paused and (not self._replicas or self._sleepers[-1][0] is SleepTier.PAUSED):
             sleepers, self._sleepers = self._sleepers, []
             for _, sleeper in sleepers:
                 if not sleeper.done():
@@ -388,13 +375,21 @@ class EngineActor:
 
     def _forget_waiter(self, waiter: Waiter) -> None:
         self._waiters.pop(waiter, None)
+        self._withdraw()
 
-    def _at_rest(self, replica: Replica) -> bool:
-        return replica.state is EngineState.PAUSED and self._sleepers[-1][0] is SleepTier.PAUSED
+    def _withdraw(self, *, everybody: bool = False) -> None:
+        """Those who wanted them have gone: engines that still wait for memory give up their place."""
+        wanted = max(self._needed(), 0 if self._told_to_sleep else self.spec.min_hot)
+        superfluous = eviction.superfluous(self._replicas, 0 if everybody else wanted)
+        for replica in superfluous:
+            replica.withdraw()
+            self._forget(replica)
+        if superfluous:
+            self._settle()
 
     def _forget(self, replica: Replica) -> None:
         if replica.source is SleepTier.COLD:
-            self._footprint = max(self._footprint, replica.peak_bytes)
+            self._parts.footprint.learn(replica.claim.peak_bytes)
         if replica in self._replicas:
             self._replicas.remove(replica)
 
@@ -403,8 +398,3 @@ class EngineActor:
             self._shelf.order(done, self.status)
         else:
             fail(done, UnsupportedTier(f"this host takes no snapshots of model {self.spec.id}"))
-
-    def _lend(self) -> Replica | None:
-        """A ready engine that was started cold, for the shelf to make a snapshot of."""
-        ready = (r for r in self._replicas if r.state is EngineState.READY and r.source is SleepTier.COLD)
-        return next(ready, None)

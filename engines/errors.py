@@ -8,6 +8,7 @@
     ├── UnsupportedTier
     ├── EngineBroken
     ├── SnapshotFailed
+    ├── InsufficientMemory
     └── EngineUnavailable
         └── HostClosing
 """
@@ -39,6 +40,16 @@ class EngineBroken(EngineError):
 
 class SnapshotFailed(EngineError):
     """No snapshot could be made. The engine that it was to be made of is as it was. For the operator."""
+
+
+class InsufficientMemory(EngineError):
+    """An engine would never fit beside those that are always to be hot. Sizes in bytes. For the operator."""
+
+    def __init__(self, size: int, limit: int, kept: int) -> None:
+        super().__init__(
+            f"an engine of {size >> 20} MiB does not fit into {limit >> 20} MiB beside the {kept >> 20} MiB"
+            " of engines that never sleep (min_hot)"
+        )
 
 
 class EngineUnavailable(EngineError):

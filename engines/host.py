@@ -73,7 +73,7 @@ class EngineHost:
         self._folders = RunFolders(run_dir)
         self._snapshot_dir = snapshot_dir
         self._criu_dir = criu_dir
-        self._budget = MemoryBudget(memory_bytes or budget.default_limit(), self._victims)
+        self._budget = MemoryBudget(memory_bytes or budget.default_limit(), self._victims, self._kept)
         self._habits = Habits(run_dir / "habits", self._policy.keep_alive_s)
         self._rooms: SpareRooms | None = None
         self.snapshots: Snapshots | None = None
@@ -184,6 +184,9 @@ class EngineHost:
         pools = (actor for pools in self._pools.values() for actor in pools.values())
         return [*self._actors.values(), *pools]
 
+    def _kept(self) -> int:
+        return sum(actor.kept_bytes() for actor in self._actors.values())
+
     def memory(self) -> HostMemory:
         """What the engines share. Reads /proc for some milliseconds: call it in a thread."""
         spare_bytes = self._rooms.memory_bytes() if self._rooms is not None else 0
@@ -226,10 +229,17 @@ class EngineHost:
             actor.give_back(lease)
 
     async def _lease(self, actor: EngineActor, timeout_s: float, prefix: int | None) -> EngineLease:
-        asked = actor.ask(lease=True, prefix=prefix)
+        lease = await self._answer(actor, actor.ask(lease=True, prefix=prefix), timeout_s)
+        if lease is None:
+            raise HostClosing
+        return lease
+
+    async def _answer(
+        self, actor: EngineActor, asked: asyncio.Future[EngineLease | None], timeout_s: float
+    ) -> EngineLease | None:
         try:
             async with asyncio.timeout(timeout_s):
-                lease = await asked
+                return await asked
         except TimeoutError as error:
             _return_unclaimed(actor, asked)
             raise EngineUnavailable(
@@ -238,9 +248,6 @@ class EngineHost:
         except asyncio.CancelledError:
             _return_unclaimed(actor, asked)
             raise
-        if lease is None:
-            raise HostClosing
-        return lease
 
     def watch(self, on_awake: OnAwake) -> None:
         """Be told, from now on, of every change in how many engines are awake."""
@@ -275,7 +282,10 @@ class EngineHost:
     async def wake(self, model_id: str) -> EngineStatus:
         """Start the engine unless it runs. Raises `UnknownModel`, `EngineUnavailable`."""
         if model_id not in self._remote:
-            await self._actor(model_id).ask(lease=False)
+            actor = self._actor(model_id)
+            # The longest that a wake takes once it has memory: a restore that fails, and a start.
+            limit_s = self._policy.restore_timeout_s + actor.spec.start_timeout_s
+            await self._answer(actor, actor.ask(lease=False), limit_s)
         return self._status(model_id)
 
     async def sleep(self, model_id: str, tier: SleepTier) -> EngineStatus:

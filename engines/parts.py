@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from coldstart.snapshots import Snapshot
 from engines.budget import MemoryBudget
 from engines.engine import Engine
+from engines.footprint import Footprint
 from engines.policy import HostPolicy
 from engines.spec import ModelSpec
 
@@ -39,3 +40,4 @@ class Parts:
     budget: MemoryBudget
     post: Callable[[Callable[[], None]], None]
     listener: Listener
+    footprint: Footprint

@@ -9,49 +9,32 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from coldstart.sandbox import SandboxError
 from coldstart.tiers import SleepTier
 from engines import waking
-from engines.budget import Reservation
 from engines.engine import Engine
-from engines.errors import EngineBroken, EngineError
+from engines.errors import EngineBroken, EngineError, InsufficientMemory
+from engines.footprint import Claim
 from engines.parts import Finder, Parts
-from engines.status import EngineLease, EngineState, ReplicaStatus, Wake
+from engines.status import EngineLease, EngineState, Wake
+from engines.view import ReplicaView
 from engines.waking import Failed
 from engines.watch import Watch
 
-# How long the end of an unfit engine is waited for.
-_END_S = 2.0
 _logger = logging.getLogger("torpor.engine")
 
 
-class Replica:
+class Replica(ReplicaView):
     """An engine from its wake to its end. `wake` it once; `resume` it after each pause."""
 
     def __init__(self, parts: Parts, number: int) -> None:
-        self.number = number
-        self.state = EngineState.COLD
-        self.leases: set[EngineLease] = set()
-        self.source = SleepTier.COLD
-        self.idle_since = time.monotonic()
-        self.ready_at: float | None = None  # unix
-        self.memory_bytes = 0
-        self.wakes: list[Wake] = []
-        self.suspected = False  # somebody saw it fail, and it is being asked whether it is well
-        self.unproven = False  # its canary has not answered yet
-        self.unfit = False  # it broke because its canary differed
-        self.broke_unproven = False  # it broke before its canary had answered
-        self.snapshot_id: str | None = None  # the one that it was restored from
-        self.pinned = False  # it must not be put to sleep: a snapshot of it is being made
-        self.peak_bytes = 0
-        self._awake_at = 0.0
+        super().__init__(number, Claim(parts.budget, parts.spec.kv_cache_bytes))
         self._parts = parts
         self._engine: Engine | None = None
         self._engines: list[Engine] = []  # every one that was made, until it has been stopped
-        self._reservation: Reservation | None = None
         self._goal: SleepTier | None = None  # the tier that it is on its way to
         self._stopping = False
         self._drain_timer: asyncio.TimerHandle | None = None
@@ -61,39 +44,11 @@ class Replica:
     # -- what the actor asks --------------------------------------------------------------------------------
 
     @property
-    def grantable(self) -> bool:
-        """Whether requests may be sent to it."""
-        return self.state is EngineState.READY and not self.suspected
-
-    @property
-    def waking(self) -> bool:
-        """Whether it will be ready without being asked again."""
-        return self.state in (EngineState.STARTING, EngineState.RESTORING)
-
-    @property
-    def idle(self) -> bool:
-        """Whether it could be put to sleep without anybody's noticing."""
-        return not self.leases and self.state in (EngineState.READY, EngineState.PAUSED)
-
-    @property
-    def uptime_s(self) -> float:
-        """Since its last wake."""
-        return time.monotonic() - self._awake_at
-
-    def woken_since(self, moment: float) -> bool:
-        """Whether its last wake ended after the moment, in CLOCK_MONOTONIC's seconds."""
-        return self._awake_at > moment
-
-    @property
     def engine(self) -> Engine:
         """Raises `EngineBroken` when it has none."""
         if self._engine is None:
             raise EngineBroken("the engine has ended")
         return self._engine
-
-    def status(self) -> ReplicaStatus:
-        """As it is now."""
-        return ReplicaStatus(self.number, self.state, self.memory_bytes, len(self.leases), self.ready_at)
 
     def wake(self, snapshot: Finder | None, bytes_needed: int) -> None:
         """Begin: from the snapshot that is found, and where that fails or is none, from nothing."""
@@ -105,6 +60,7 @@ class Replica:
         """End its pause."""
         self.source = SleepTier.PAUSED
         self.state = EngineState.RESTORING
+        self.claim.measured(self.memory_bytes, awake=True)
         self._spawn(self._thaw(self.engine))
 
     def lease(self, found: SleepTier, wake_s: float) -> EngineLease:
@@ -153,6 +109,14 @@ class Replica:
         """Leave memory, if nobody would notice."""
         if self.idle and not self.pinned:
             self.rest(SleepTier.SNAPSHOT)
+        elif not self._stopping:
+            self.claim.stays()
+
+    def withdraw(self) -> None:
+        """Nobody waits for it any more, while it waits for memory: it gives up its place."""
+        for task in self._tasks:
+            task.cancel()
+        self.state = EngineState.COLD
 
     async def dispose(self) -> None:
         """End everything of it, whatever it is doing."""
@@ -167,11 +131,17 @@ class Replica:
 
     @asynccontextmanager
     async def held_still(self) -> AsyncIterator[Engine]:
-        """Nobody gets a lease meanwhile, and nothing asks it for its health. It must be idle and ready."""
+        """Nobody gets a lease meanwhile, and nothing asks it for its health. It must be idle and ready.
+
+        When that fails, it may be in pieces: nobody gets one either before it is known to be well.
+        """
         self.state = EngineState.SNAPSHOTTING
         self._unwatch()
         try:
             yield self.engine
+        except BaseException:
+            self.suspect()
+            raise
         finally:
             if self.state is EngineState.SNAPSHOTTING and self._engine is not None:
                 self._rise(self._engine)
@@ -190,7 +160,8 @@ class Replica:
 
     async def _rouse(self, find: Finder | None, bytes_needed: int) -> None:
         post = self._parts.post
-        self._reservation = await self._parts.budget.reserve(bytes_needed)
+        if not await self._claim(bytes_needed):
+            return
         began = time.perf_counter()
         awake = None
         snapshot = await find() if find is not None else None
@@ -204,6 +175,8 @@ class Replica:
         elif find is not None:
             post(self._fell_back)
         if awake is None or isinstance(awake, Failed):
+            if find is not None and not await self._claim(self._parts.footprint.cold()):
+                return
             awake = await waking.start(self._new(), self._parts.spec)
         if isinstance(awake, Failed):
             failure = awake.failure
@@ -217,6 +190,15 @@ class Replica:
         self._parts.listener.on_not_restored(self, failure)
         self.snapshot_id = None
         self._fell_back()
+
+    async def _claim(self, size: int) -> bool:
+        try:
+            await self.claim.take(size)
+        except InsufficientMemory as error:
+            failure = str(error)
+            self._parts.post(lambda: self._on_failed(failure))
+            return False
+        return True
 
     def _fell_back(self) -> None:
         self.source = SleepTier.COLD
@@ -254,7 +236,7 @@ class Replica:
                 ms = await engine.proof()
         except (EngineError, TimeoutError) as error:
             failure = f"the restored engine is not fit: {error}"
-            await _ending(engine)
+            await waking.ending(engine)
             self._parts.post(lambda: self._break(engine, failure))
         else:
             wake.ms.update(ms)
@@ -279,6 +261,7 @@ class Replica:
         self._parts.listener.on_wake_failed(self, failure)
 
     def _watch(self, engine: Engine, *, frozen: bool = False) -> None:
+        self._unwatch()
         post = self._parts.post
         watch = Watch(
             engine,
@@ -295,7 +278,7 @@ class Replica:
             self._parts.post(lambda: self._on_found_well(engine))
         else:
             if self.unproven:
-                await _ending(engine)
+                await waking.ending(engine)
             self._parts.post(lambda: self._break(engine, "the engine failed a request and its health check"))
 
     def _on_found_well(self, engine: Engine) -> None:
@@ -307,9 +290,7 @@ class Replica:
     def _on_measured(self, engine: Engine, memory: int) -> None:
         if engine is self._engine:
             self.memory_bytes = memory
-            self.peak_bytes = max(self.peak_bytes, memory)
-            if self._reservation is not None:
-                self._reservation.adjust(memory)
+            self.claim.measured(memory, awake=self.state is not EngineState.PAUSED)
 
     def _break(self, engine: Engine, how: str) -> None:
         """The engine has ended by itself, or must be considered dead. Its leases lead nowhere now."""
@@ -337,6 +318,7 @@ class Replica:
             self._spawn(self._freeze(engine))
         else:
             self._stopping = True
+            self.claim.leaves()
             gentle = self.state is EngineState.DRAINING and goal is SleepTier.COLD
             self.state = EngineState.DRAINING
             self._spawn(self._end(engine, self._parts.policy.stop_grace_s if gentle else 0.0))
@@ -354,8 +336,8 @@ class Replica:
     def _on_frozen(self, engine: Engine, memory: int) -> None:
         if engine is not self._engine:
             return
-        self._on_measured(engine, memory)
         self.state = EngineState.PAUSED
+        self._on_measured(engine, memory)
         self._watch(engine, frozen=True)
         goal, self._goal = self._goal, None
         if goal is not SleepTier.PAUSED and goal is not None:
@@ -386,9 +368,7 @@ class Replica:
         self.leases = set()
         self.ready_at = None
         self.memory_bytes = 0
-        if self._reservation is not None:
-            self._reservation.release()
-            self._reservation = None
+        self.claim.release()
 
     def _unwatch(self) -> None:
         for watch in self._watches:
@@ -403,18 +383,12 @@ class Replica:
             await engine.stop(grace_s)
         except (EngineError, SandboxError) as error:
             _logger.critical("%s: an engine could not be ended: %s", self._parts.spec.id, error)
-        finally:
-            if engine in self._engines:
-                self._engines.remove(engine)
+        # Not when this is cancelled: `dispose` waits for the stop, which goes on.
+        if engine in self._engines:
+            self._engines.remove(engine)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _ending(engine: Engine) -> None:
-    """Wait a moment for the end of an engine that has probably ended itself: how it did tells why."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(engine.ended(), _END_S)

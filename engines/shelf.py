@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from coldstart.sandbox import SandboxError
 from coldstart.snapshots import Layout, Snapshot
@@ -28,8 +28,8 @@ _logger = logging.getLogger("torpor.snapshot")
 class Shelf:
     """``lend`` gives a ready engine to make a snapshot of, where the actor has one. Without it, none is made.
 
-    Its methods are called from the actor's task; the making of a snapshot is a task of its own, which changes
-    a replica only in turns of the actor.
+    Its methods are called from the actor's task. The making of a snapshot is a task of its own, which pins a
+    replica, holds it still and lets it rise again: between two turns of the actor, never within one.
     """
 
     def __init__(self, parts: Parts, snapshots: Snapshots, lend: Callable[[], Replica | None] | None) -> None:
@@ -80,15 +80,26 @@ class Shelf:
         if known is not None and known.id == snapshot_id:
             self._note(Found(known, reason))
 
-    def not_restored(self, snapshot_id: str, failure: str) -> None:
-        """It could not be restored: once may be bad luck."""
+    def judge(self, replica: Replica, failure: str) -> bool:
+        """An engine has ended. Whether that was before it had shown that it answers as its snapshot did."""
+        if replica.snapshot_id is None or not replica.broke_unproven:
+            return False
+        if replica.unfit:
+            self.condemn(replica.snapshot_id, "a restored engine answered otherwise than before")
+        else:
+            self.not_restored(replica, failure)
+        return True
+
+    def not_restored(self, replica: Replica, failure: str) -> None:
+        """Its snapshot could not be restored: once may be bad luck."""
+        snapshot_id = replica.snapshot_id or ""
         failed = self._not_restored[snapshot_id] = self._not_restored.get(snapshot_id, 0) + 1
         if failed >= _FAILED_RESTORES:
             self.condemn(snapshot_id, f"{failed} restores in a row have failed: {failure.splitlines()[0]}")
 
-    def restored(self, snapshot_id: str) -> None:
-        """It was restored, and answers."""
-        self._not_restored.pop(snapshot_id, None)
+    def restored(self, replica: Replica) -> None:
+        """It answers as its snapshot did."""
+        self._not_restored.pop(replica.snapshot_id or "", None)
 
     def begin(self) -> None:
         """Begin to read every byte of what an earlier run has left. Wakes do not wait for that."""
@@ -210,7 +221,6 @@ class Shelf:
                 dumped = await self._dump(engine, layout)
         except BaseException:
             shutil.rmtree(layout.folder, ignore_errors=True)
-            replica.suspect()  # a CRIU that was killed may have left it in pieces
             raise
         ms["dump"] = (time.perf_counter() - began) * 1000
         replica.pinned = False
@@ -219,10 +229,9 @@ class Shelf:
     async def _of_own(self) -> Snapshot:
         """Of an engine that is started for it and ended afterwards."""
         parts = self._parts
-        need = parts.spec.weights_bytes() + parts.spec.kv_cache_bytes
         try:
             async with asyncio.timeout(parts.spec.start_timeout_s):
-                reservation = await parts.budget.reserve(need)
+                reservation = await parts.budget.reserve(parts.footprint.cold())
         except TimeoutError as error:
             raise SnapshotFailed("there is no memory for an engine of its own") from error
         engine = parts.make()
@@ -263,3 +272,9 @@ class _WentAway(SnapshotFailed):
 
 def _is_there(replica: Replica) -> bool:
     return replica.state in (EngineState.READY, EngineState.SNAPSHOTTING)
+
+
+def started_cold(replicas: Sequence[Replica]) -> Replica | None:
+    """A ready engine that a snapshot can be made of."""
+    ready = (r for r in replicas if r.state is EngineState.READY and r.source is SleepTier.COLD)
+    return next(ready, None)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from coldstart.snapshots import Snapshot
@@ -12,6 +13,8 @@ from engines.policy import HostPolicy
 from engines.process import EngineStartFailed
 from engines.spec import ModelSpec
 
+# How long the end of an unfit engine is waited for.
+_END_S = 2.0
 _logger = logging.getLogger("torpor.engine")
 
 
@@ -67,3 +70,9 @@ async def start(engine: Engine, spec: ModelSpec) -> Awake | Failed:
         # The outermost boundary of a start: the state must not stay 'starting' for ever.
         _logger.exception("%s: the start failed", spec.id)
         return Failed(engine, f"the engine could not be started: {error}")
+
+
+async def ending(engine: Engine) -> None:
+    """Wait a moment for the end of an engine that has probably ended itself: how it did tells why."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(engine.ended(), _END_S)

@@ -1,0 +1,62 @@
+"""What can be seen of a replica: by its actor, the router, and whoever decides on its sleep."""
+
+import time
+
+from coldstart.tiers import SleepTier
+from engines.footprint import Claim
+from engines.status import EngineLease, EngineState, ReplicaStatus, Wake
+
+
+class ReplicaView:
+    """Its state, its leases, its memory. `engines.replica.Replica` alone changes them."""
+
+    def __init__(self, number: int, claim: Claim) -> None:
+        self.number = number
+        self.state = EngineState.COLD
+        self.leases: set[EngineLease] = set()
+        self.source = SleepTier.COLD
+        self.idle_since = time.monotonic()
+        self.ready_at: float | None = None  # unix
+        self.memory_bytes = 0
+        self.wakes: list[Wake] = []
+        self.suspected = False  # somebody saw it fail, and it is being asked whether it is well
+        self.unproven = False  # its canary has not answered yet
+        self.unfit = False  # it broke because its canary differed
+        self.broke_unproven = False  # it broke before its canary had answered
+        self.snapshot_id: str | None = None  # the one that it was restored from
+        self.pinned = False  # it must not be put to sleep: a snapshot of it is being made
+        self.claim = claim
+        self._awake_at = 0.0
+
+    @property
+    def grantable(self) -> bool:
+        """Whether requests may be sent to it."""
+        return self.state is EngineState.READY and not self.suspected
+
+    @property
+    def waking(self) -> bool:
+        """Whether it will be ready without being asked again."""
+        return self.state in (EngineState.STARTING, EngineState.RESTORING)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it could be put to sleep without anybody's noticing."""
+        return not self.leases and self.state in (EngineState.READY, EngineState.PAUSED)
+
+    @property
+    def waits_for_memory(self) -> bool:
+        """Whether its wake has not begun, for want of memory."""
+        return self.waking and self.claim.reservation is None
+
+    @property
+    def uptime_s(self) -> float:
+        """Since its last wake."""
+        return time.monotonic() - self._awake_at
+
+    def woken_since(self, moment: float) -> bool:
+        """Whether its last wake ended after the moment, in CLOCK_MONOTONIC's seconds."""
+        return self._awake_at > moment
+
+    def status(self) -> ReplicaStatus:
+        """As it is now."""
+        return ReplicaStatus(self.number, self.state, self.memory_bytes, len(self.leases), self.ready_at)
