@@ -171,7 +171,7 @@ _CREDENTIAL_MESSAGES = {
     "unknown": "Incorrect API key provided.",
     "expired": "The API key provided has expired.",
     "revoked": "The API key provided has been revoked.",
-    "archived": "The project of the API key provided is archived.",
+    "archived": "The project or organization of the API key provided is archived.",
 }
 
 

@@ -7,13 +7,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.authentication import authenticate
+from gateway.admin_requests import admin_of, page
 from gateway.bodies import read_json
 from gateway.errors import invalid_request
-from gateway.services import Services, services_of
+from gateway.services import services_of
 from tenants.errors import NotFound
 from tenants.limits import MOST, RateLimit, SubjectLimit, SubjectType
-from tenants.types import KeyKind
 
 _SHARED_SIZES = {
     "max_requests_per_1_minute": "requests_per_minute",
@@ -31,12 +30,6 @@ _ALWAYS_SHOWN = ("max_requests_per_1_minute", "max_tokens_per_1_minute")
 """OpenAI's type has these as integers: without a limit they are `MOST`."""
 _ID_PREFIX = "rl-"
 _MAX_SUBJECT = 256
-
-
-async def admin_of(request: Request) -> tuple[Services, str]:
-    """The services, and the organization that the admin key belongs to."""
-    principal = await authenticate(request, KeyKind.ADMIN)
-    return services_of(request), principal.organization_id or ""
 
 
 async def body_of(request: Request) -> dict[str, Any]:
@@ -67,18 +60,6 @@ def _sizes(body: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int |
     return sizes
 
 
-def _page(items: list[dict[str, Any]], has_more: bool) -> Response:
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": items,
-            "first_id": items[0]["id"] if items else None,
-            "last_id": items[-1]["id"] if items else None,
-            "has_more": has_more,
-        }
-    )
-
-
 def _limit_parameter(request: Request, default: int) -> int:
     raw = request.query_params.get("limit", str(default))
     if not (raw.isascii() and raw.isdecimal() and len(raw) < 4) or not 1 <= int(raw) <= 100:
@@ -103,7 +84,7 @@ async def list_rate_limits(request: Request) -> Response:
     await services.tenants.get_project(organization_id, project_id)
     shown, has_more = _window(services.catalog.ids(), request)
     limits = [await services.control.limits.of_model(organization_id, project_id, model) for model in shown]
-    return _page([rate_limit_object(*pair) for pair in zip(shown, limits, strict=True)], has_more)
+    return page([rate_limit_object(*pair) for pair in zip(shown, limits, strict=True)], has_more)
 
 
 def _window(models: list[str], request: Request) -> tuple[list[str], bool]:
@@ -151,10 +132,10 @@ def subject_limit_object(one: SubjectLimit) -> dict[str, Any]:
 async def list_limits(request: Request) -> Response:
     """``GET /v1/torpor/limits``."""
     services, organization_id = await admin_of(request)
-    page = await services.control.limits.list_subjects(
+    found = await services.control.limits.list_subjects(
         organization_id, after=request.query_params.get("after"), limit=_limit_parameter(request, 20)
     )
-    return _page([subject_limit_object(one) for one in page.items], page.has_more)
+    return page([subject_limit_object(one) for one in found.items], found.has_more)
 
 
 async def set_limit(request: Request) -> Response:

@@ -6,8 +6,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.admin_requests import admin_of
 from gateway.errors import ApiError, invalid_request
-from gateway.limits_api import admin_of, body_of
+from gateway.limits_api import body_of
 from gateway.services import Services
 from tenants.budgets import Budgets
 from tenants.errors import NotFound

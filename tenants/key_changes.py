@@ -3,15 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tenants import keys, projects
 from tenants.audit import Act, record
-from tenants.errors import InvalidValue
+from tenants.errors import InvalidValue, NotFound
 from tenants.limit_tables import subject_limits
 from tenants.secrets import new_id
-from tenants.storage import Storage, now_ms
+from tenants.storage import Storage, now_ms, seconds
 from tenants.tables import api_keys
 from tenants.types import ApiKey, KeyKind
 
@@ -73,8 +73,11 @@ async def rotate(
         if old.project_id is not None:
             await projects.fetch_active(connection, organization_id, old.project_id)
         _refuse_expired(old)
+        expires_at = old.expires_at
         at_ms = now_ms()
-        lifetime_s = None if old.expires_at is None else old.expires_at - old.created_at
+        # Before the new one is made, so that a key which is revoked meanwhile has no successor.
+        old = await _end(connection, old, at_ms, overlap_s)
+        lifetime_s = None if expires_at is None else expires_at - old.created_at
         new = keys.NewKey(
             old.kind,
             old.name,
@@ -84,15 +87,26 @@ async def rotate(
             old.scopes,
         )
         key, secret = await keys.add(connection, pepper, new)
-        ends_at = at_ms // 1000 + overlap_s
-        ends_at = ends_at if old.expires_at is None else min(ends_at, old.expires_at)
-        ending = {"expires_ms": ends_at * 1000} if overlap_s else {"revoked_ms": at_ms}
-        await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(ending))
         await _copy_limits(connection, organization_id, key_id, key.id)
-        details = {"id": key_id, "replaced_by": key.id, "expires_at": ends_at}
+        details = {"id": key_id, "replaced_by": key.id, "expires_at": old.expires_at}
         rotated = Act("torpor.api_key.rotated", organization_id, key_id, old.project_id, details)
         await record(connection, rotated, keys.created(key))
-    return Rotation(key, secret, replace(old, expires_at=ends_at))
+    return Rotation(key, secret, old)
+
+
+async def _end(connection: AsyncConnection, old: ApiKey, at_ms: int, overlap_s: int) -> ApiKey:
+    """The old key with the end that it has now, which is never later than it was."""
+    ends_ms = at_ms // 1000 * 1000 + overlap_s * 1000
+    expires = api_keys.c.expires_ms
+    ending: dict[str, Any] = {"expires_ms": case((expires < ends_ms, expires), else_=ends_ms)}
+    if overlap_s == 0:
+        ending["revoked_ms"] = at_ms
+    this = (api_keys.c.id == old.id) & api_keys.c.revoked_ms.is_(None)
+    ended = await connection.execute(update(api_keys).where(this).values(ending))
+    if ended.rowcount == 0:
+        raise NotFound("No such key.")
+    expires_ms = await connection.scalar(select(expires).where(api_keys.c.id == old.id))
+    return replace(old, expires_at=seconds(expires_ms))
 
 
 async def _copy_limits(connection: AsyncConnection, organization_id: str, old_id: str, new_id_: str) -> None:

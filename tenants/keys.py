@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, insert, select, update
+from sqlalchemy import ColumnElement, Select, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -33,6 +33,11 @@ from tenants.types import (
 
 _FAR_FUTURE = 253_402_300_799
 """The last second of the year 9999."""
+
+
+_ARCHIVED = func.coalesce(projects_table.c.archived_ms, organizations_table.c.archived_ms).label(
+    "archived_ms"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +254,7 @@ async def find_project(storage: Storage, project_id: str) -> KnownKey | None:
     statement = (
         select(
             projects_.c.organization_id,
-            projects_.c.archived_ms,
+            _ARCHIVED,
             organizations_.c.slug,
             models.c.mode,
             models.c.model_ids,
@@ -284,7 +289,7 @@ async def _found(storage: Storage, which: ColumnElement[bool]) -> RowMapping | N
         select(
             api_keys,
             organizations_table.c.slug,
-            projects_table.c.archived_ms,
+            _ARCHIVED,
             model_permissions.c.mode,
             model_permissions.c.model_ids,
         )

@@ -82,6 +82,12 @@ class ServiceAccounts:
         keys.checked_scopes(scopes)
         async with self._storage.write() as connection:
             await projects.fetch_active(connection, organization_id, project_id)
+            # Holds the row, so that an account which is deleted meanwhile gets no key.
+            await connection.execute(
+                update(service_accounts)
+                .where(_this(account_id))
+                .values(deleted_ms=service_accounts.c.deleted_ms)
+            )
             account = await _fetch(connection, project_id, account_id)
             shown = account.name if name is None else name
             made = await self._key(connection, organization_id, account, shown, expires_at, scopes)

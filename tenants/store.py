@@ -179,9 +179,11 @@ class TenantStore:
         """All its keys stop working at once; returns how many those were. Idempotent. Raises `NotFound`."""
 
         async def work() -> tuple[Organization, int]:
-            archived, revoked = await organizations.archive(self._storage, id_or_slug)
-            self._credentials.forget_organization(archived.id)
-            return archived, revoked
+            found = await organizations.get(self._storage, id_or_slug)
+            try:
+                return await organizations.archive(self._storage, found.id)
+            finally:
+                self._credentials.forget_organization(found.id)
 
         return await self._storage.to_the_end(work())
 

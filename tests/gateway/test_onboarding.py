@@ -53,3 +53,21 @@ def test_five_commands_onboard_a_tenant(routed: Gateway, tmp_path: Path) -> None
     assert list(routed.client(again).models.list())
     refused = acme.torpor("key", "rotate", new["id"], check=False)
     assert (refused.returncode, refused.stderr) == (1, "torpor: No such key. (not_found)\n")
+
+
+def test_the_python_of_the_page_makes_a_key(routed: Gateway) -> None:
+    page = (REPOSITORY / "docs" / "administration.md").read_text()
+    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    keys = {"TORPOR_BASE_URL": routed.base_url, "TORPOR_ADMIN_KEY": routed.admin_key}
+    loopback = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", found[1]],
+        env={**routed.environment, **keys, **loopback},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(routed.client(done.stdout.strip()).models.list())

@@ -1,15 +1,19 @@
 """What is changed in one process is seen by the next request in every other."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenants.changes import ChangeLog
-from tenants.errors import InvalidCredential
+from tenants.errors import InvalidCredential, NotFound
+from tenants.key_changes import Rotation
 from tenants.store import TenantStore
+from tenants.tables import api_keys, projects
 from tenants.types import ModelPermissions, PermissionMode, Principal
 from tests.tenants.conftest import PEPPER
 from tests.tenants.issuers import Stage as IssuerStage
@@ -84,6 +88,43 @@ async def test_an_archived_organization(two: Two) -> None:
     _, revoked = await two.first.archive_organization("acme")
     assert revoked == 1
     assert await two.refused() == "revoked"
+
+
+async def test_what_is_made_while_its_organization_is_archived_opens_nothing(
+    two: Two, database: AsyncEngine
+) -> None:
+    _, admin_secret = await two.first.create_admin_key(two.place[0], "late")
+    await two.first.archive_organization("acme")
+    async with database.begin() as connection:
+        await connection.execute(update(api_keys).values(revoked_ms=None))
+        await connection.execute(update(projects).values(archived_ms=None))
+    for secret in (two.secret, admin_secret):
+        with pytest.raises(InvalidCredential) as caught:
+            await two.second.authenticate(secret)
+        assert caught.value.reason == "archived"
+
+
+async def test_a_rotation_never_prolongs_the_old_key(two: Two) -> None:
+    key_id = two.principal.key_id
+    short = await two.first.rotate_key(two.place[0], key_id, overlap_s=10)
+    long = await two.first.rotate_key(two.place[0], key_id, overlap_s=1000)
+    assert short.old.expires_at == long.old.expires_at
+    assert {key.id for key in (await two.first.list_keys(two.place[0])).items} == {
+        key_id, short.key.id, long.key.id,
+    }  # fmt: skip
+
+
+async def test_rotation_and_revocation_at_once_leave_no_successor(two: Two) -> None:
+    key_id, organization_id = two.principal.key_id, two.place[0]
+    rotations = [two.first.rotate_key(organization_id, key_id, overlap_s=0) for _ in range(8)]
+    done = await asyncio.gather(
+        *rotations, two.second.revoke_key(organization_id, key_id), return_exceptions=True
+    )
+    won = [one for one in done if not isinstance(one, BaseException)]
+    assert len(won) == 1
+    assert all(isinstance(one, NotFound) for one in done if isinstance(one, BaseException))
+    left = (await two.first.list_keys(organization_id)).items
+    assert [key.id for key in left] == [one.key.id for one in won if isinstance(one, Rotation)]
 
 
 async def test_a_removed_user_is_refused_until_it_is_added_again(stage: IssuerStage) -> None:
