@@ -185,7 +185,7 @@ class EngineHost:
         return [*self._actors.values(), *pools]
 
     def _kept(self) -> int:
-        return sum(actor.kept_bytes() for actor in self._actors.values())
+        return sum(actor.kept_bytes() for actor in self._everyone())
 
     def memory(self) -> HostMemory:
         """What the engines share. Reads /proc for some milliseconds: call it in a thread."""
