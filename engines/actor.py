@@ -68,22 +68,19 @@ class EngineActor:
         self._shelf = Shelf(self._parts, usable, self._lend) if usable is not None else None
         self._idling = Idling(spec, keep_alive, lambda: self._post(self._settle))
 
-    # -- what callers may do ------------------------------------------------------------------------------
-
     def status(self) -> EngineStatus:
         """The engines as they are now."""
         ordered = sorted(self._replicas, key=lambda replica: AWAKE_FIRST[replica.state])
         state = ordered[0].state if ordered else EngineState.COLD
         if not ordered and self._failure is not None:
             state = EngineState.FAILED
-        started = [replica.ready_at for replica in ordered if replica.ready_at]
         return EngineStatus(
             id=self.spec.id,
             state=state,
             tier=self._tier(state),
             memory_bytes=sum(replica.memory_bytes for replica in ordered),
             in_flight=sum(len(replica.leases) for replica in ordered),
-            started_at=min(started) if started else None,
+            started_at=min((replica.ready_at for replica in ordered if replica.ready_at), default=None),
             failure=self._failure,
             wakes=tuple(self._wakes),
             replicas=tuple(replica.status() for replica in self._replicas),
@@ -213,8 +210,6 @@ class EngineActor:
             if lease in replica.leases:
                 replica.suspect()
 
-    # -- waking -------------------------------------------------------------------------------------------
-
     def _warm(self) -> None:
         """As many engines as are always to be hot, unless somebody put them to sleep."""
         missing = self.spec.min_hot - sum(r.state is not EngineState.DRAINING for r in self._replicas)
@@ -225,8 +220,7 @@ class EngineActor:
             else:
                 if self._retry is not None:
                     self._retry.cancel()
-                loop = asyncio.get_running_loop()
-                self._retry = loop.call_later(wait_s, lambda: self._post(self._settle))
+                self._retry = asyncio.get_running_loop().call_later(wait_s, self._post, self._settle)
 
     def _wake_one(self, *, more: bool = False) -> None:
         """One wake for all who wait, unless one is on its way. ``more``: also where one is awake."""
@@ -309,9 +303,7 @@ class EngineActor:
             return
         if replica.uptime_s >= self._policy.stable_s:
             self._failures = 0
-        self._lose(
-            replica, failure, self._policy.backoff_after_s(self._failures - 1) if self._failures else 0.0
-        )
+        self._lose(replica, failure, self._policy.backoff_after_s(self._failures - 1))
 
     def _lose(self, replica: Replica, failure: str, delay_s: float) -> None:
         self._forget(replica)
@@ -359,7 +351,8 @@ class EngineActor:
         if self._closing:
             return
         self._serve_waiters()
-        if self._sleepers and all(self._at_rest(replica) for replica in self._replicas):
+        paused = all(replica.state is EngineState.PAUSED for replica in self._replicas)
+        if self._sleepers and paused and (not self._replicas or self._sleepers[-1][0] is SleepTier.PAUSED):
             sleepers, self._sleepers = self._sleepers, []
             for _, sleeper in sleepers:
                 if not sleeper.done():
@@ -388,9 +381,6 @@ class EngineActor:
             self._forget(replica)
         if superfluous:
             self._settle()
-
-    def _at_rest(self, replica: Replica) -> bool:
-        return replica.state is EngineState.PAUSED and self._sleepers[-1][0] is SleepTier.PAUSED
 
     def _forget(self, replica: Replica) -> None:
         if replica.source is SleepTier.COLD:
