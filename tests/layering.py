@@ -34,6 +34,7 @@ BROAD_EXCEPTS = frozenset(
         "gateway/context.py",  # the outermost boundary of a request
         "gateway/exchange.py",  # the outermost boundary of a stream that has begun
         "engines/waking.py",  # the outermost boundary of the start of an engine
+        "engines/replica.py",  # the outermost boundary of a wake
         "engines/shelf.py",  # the outermost boundary of the making of a snapshot
         "engines/control.py",  # a canary that cannot be asked is one that has failed
     }
