@@ -54,7 +54,8 @@ class Idling:
             self._windows = None
         due = [] if self._prewake_at is None else [self._prewake_at]
         hot = sum(replica.state is EngineState.READY for replica in replicas)
-        extra = len(replicas) - max(1, self._spec.min_hot)
+        staying = sum(replica.state is not EngineState.DRAINING for replica in replicas)
+        extra = staying - max(1, self._spec.min_hot)
         for replica in sorted(replicas, key=lambda replica: replica.idle_since):
             if not replica.idle or replica.pinned:
                 continue
