@@ -1,14 +1,15 @@
 """Sleeping and waking as a client sees it: the real gateway, the real engine, the real model, CRIU."""
 
 import concurrent.futures
-import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from coldstart.manifest import Manifest
 from tests.process import CHAT_MODEL, EMBED_MODEL, QUESTION, Gateway, running_gateway
 
 pytestmark = pytest.mark.timeout(600)
@@ -162,9 +163,10 @@ def test_an_engine_that_is_not_fit_is_replaced_within_the_request(sleepy: Gatewa
     sleep(sleepy, "snapshot")
     sleepy.end()
     (path,) = (sleepy.folder / ".torpor/snapshots" / CHAT_MODEL).glob("*/manifest.json")
-    manifest = json.loads(path.read_text())
-    manifest["canary"]["values"][0] += 1
-    path.write_text(json.dumps(manifest))
+    manifest = Manifest.read(path)
+    canary = dict(manifest.canary or {})
+    canary["values"] = [canary["values"][0] + 1, *canary["values"][1:]]
+    replace(manifest, canary=canary).write(path)
     sleepy.start()
     answer, found, _ = ask(sleepy)
     assert ("Paris" in answer, found) == (True, "cold")
