@@ -31,13 +31,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[tuple[httpx.Client, str]]
 
 
 def _socket_of(gateway: Gateway) -> str:
-    """The Unix socket of the chat model's engine, found by asking each; one that is paused does not answer."""
+    """The Unix socket of the chat model's engine, found by asking each that is awake."""
     for path in (gateway.folder / ".torpor/run").rglob("s"):
         transport = httpx.HTTPTransport(uds=str(path))
-        with httpx.Client(transport=transport, base_url="http://engine") as client:
-            with suppress(httpx.ReadTimeout):
-                if client.get("/v1/models").json()["data"][0]["id"] == CHAT_MODEL:
-                    return str(path)
+        client = httpx.Client(transport=transport, base_url="http://engine")
+        with client, suppress(httpx.ReadTimeout):
+            if client.get("/v1/models").json()["data"][0]["id"] == CHAT_MODEL:
+                return str(path)
     raise AssertionError("the engine's socket was not found")
 
 
