@@ -15,6 +15,8 @@ from typing import Any
 
 from vllm import PoolingParams, SamplingParams
 
+from engines.first_batch import CANARY
+
 _PROMPT_TOKENS = 16
 _PROBES = 16
 _BATCH = 8
@@ -88,7 +90,7 @@ async def _embedding(engine: Any, prompt: list[int]) -> list[float]:
 
 
 def _name() -> str:
-    return f"torpor-canary-{next(_ids)}"
+    return f"{CANARY}{next(_ids)}"
 
 
 def _deviation(expected: list[float], seen: list[float]) -> float:

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 
 from engines import canary, memory
 from engines.counter import RequestCounter
+from engines.first_batch import FirstBatch
 from engines.process import UNFIT, UNPROVEN
 
 PREFIX = "/torpor/"
@@ -45,6 +46,7 @@ class Control:
     def __init__(self, counter: RequestCounter) -> None:
         self._counter = counter
         self._proof: asyncio.Task[dict[str, float]] | None = None
+        self._first_batch: FirstBatch | None = None
 
     async def answer(self, app: Any, method: str, path: str, body: bytes) -> _Reply:
         """The status and the JSON value of the answer."""
@@ -97,11 +99,22 @@ class Control:
         reseeding = asyncio.create_task(engine.collective_rpc("torpor_wake"))
         await asyncio.sleep(0)
         populating = asyncio.create_task(asyncio.to_thread(memory.populate))
+        batch = None if recorded is None else FirstBatch(engine.engine_core)
+        self._first_batch = batch
         self._proof = asyncio.create_task(_prove(engine, recorded, reseeding, populating))
+        if batch is not None:
+            self._proof.add_done_callback(lambda _: batch.close())
+
+    @property
+    def unproven(self) -> bool:
+        """Whether the engine was restored and its canary has not answered yet."""
+        return self._proof is not None and not self._proof.done()
 
     async def proven(self) -> None:
         """Wait for the canary where the engine was restored: no token may leave before it has answered."""
         if self._proof is not None and not self._proof.done():
+            if self._first_batch is not None:
+                self._first_batch.open()
             await asyncio.wait((self._proof,))
 
     async def _tell_proof(self) -> _Reply:

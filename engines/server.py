@@ -106,10 +106,7 @@ class TorporMiddleware:
             await self._app(scope, receive, send)
             return
 
-        async def held(message: Message) -> None:
-            await self._control.proven()
-            await send(message)
-
+        held = _Held(self._control, send)
         attempt_id = _attempt_id(scope)
         if attempt_id is None:
             await self._app(scope, receive, held)
@@ -126,6 +123,29 @@ class TorporMiddleware:
         body = await request.body()
         status, value = await self._control.answer(request.app, request.method, request.url.path, body)
         await JSONResponse(value, status)(request.scope, request.receive, send)
+
+
+class _Held:
+    """Sends nothing before the canary has answered.
+
+    The head of an answer is put aside until there is a body: a stream asks the engine only once its head has
+    been taken, and is to be computed in one batch with the canary.
+    """
+
+    def __init__(self, control: Control, send: Send) -> None:
+        self._control = control
+        self._send = send
+        self._head: Message | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and self._control.unproven:
+            self._head = message
+            return
+        await self._control.proven()
+        if self._head is not None:
+            head, self._head = self._head, None
+            await self._send(head)
+        await self._send(message)
 
 
 def _prompt_id(request: Any, parent_req: Any) -> str:
