@@ -28,7 +28,7 @@ CANARY, FIRST, SECOND = Request("torpor-canary-0-ab"), Request("chatcmpl-1"), Re
 
 
 def sending(core: Core, request: Request) -> "asyncio.Task[None]":
-    return asyncio.create_task(core.add_request_async(request))  # type: ignore[arg-type]
+    return asyncio.create_task(core.add_request_async(request))
 
 
 async def settle() -> None:
