@@ -51,7 +51,7 @@ def url_fault(text: str, *, private: bool) -> str | None:
         url = httpx.URL(text)
     except httpx.InvalidURL:
         return "must be a URL"
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
         return "must be an http:// or https:// URL"
     if url.userinfo or url.fragment:
         return "must have no user, password or fragment"
