@@ -145,8 +145,7 @@ async def test_each_threshold_once_a_month(stage: Stage) -> None:
         assert (await stage.ask(max_tokens=20)).status_code == 200
         rows = await _over(stage, 3)
         await asyncio.sleep(0.1)
-        assert [row["month"] for row in rows] == [*[int(month_start.timestamp()) // 1] * 2, rows[2]["month"]]
-        assert rows[2]["month"] == budgets.month_start() > rows[0]["month"]
+        assert [row["month"] for row in rows] == [int(month_start.timestamp())] * 2 + [budgets.month_start()]
     assert len(receiver.arrivals) == 3
 
 

@@ -107,14 +107,16 @@ async def test_another_organizations_alerts_are_not_there(stage: Stage) -> None:
 
 def _bad_channels() -> list[tuple[Any, str]]:
     name = "notification_channel"
-    found: list[tuple[Any, str]] = [(value, name) for value in (None, [], "email", {}, 1)]
-    found += [({"type": value}, name) for value in (None, "sms", ["email"], {})]
+    channels: tuple[Any, ...] = (None, [], "email", {}, 1)
+    kinds: tuple[Any, ...] = (None, "sms", ["email"], {})
+    found: list[tuple[Any, str]] = [(channel, name) for channel in channels]
+    found += [({"type": kind}, name) for kind in kinds]
     recipients: list[Any] = [
         [], ["a"], ["a@b\r\nBcc: c@d"], ["A <a@b>"], ["a@b,c@d"], ["\u00fc@example.com"],
         None, [1], ["a@b"] * 51, {},
     ]  # fmt: skip
     found += [({**MAIL, "recipients": value}, f"{name}.recipients") for value in recipients]
-    prefixes = ("a\r\nBcc: b@c", "a" * 101, "", 1)
+    prefixes: tuple[Any, ...] = ("a\r\nBcc: b@c", "a" * 101, "", 1)
     found += [({**MAIL, "subject_prefix": value}, f"{name}.subject_prefix") for value in prefixes]
     found.append(({**MAIL, "url": "https://a.example"}, f"{name}.url"))
     found.append(({**HOOK, "secret": "mine"}, f"{name}.secret"))
@@ -123,10 +125,12 @@ def _bad_channels() -> list[tuple[Any, str]]:
 
 async def test_bad_input_is_named(stage: Stage) -> None:
     amounts: tuple[Any, ...] = (None, 0, -1, 10**14, 10**30, 1.5, "100", True, [], {})
+    currencies: tuple[Any, ...] = (None, "EUR", 1)
+    intervals: tuple[Any, ...] = (None, "day", [])
     changes: list[tuple[dict[str, Any], str]] = [
         *[({"threshold_amount": value}, "threshold_amount") for value in amounts],
-        *[({"currency": value}, "currency") for value in (None, "EUR", 1)],
-        *[({"interval": value}, "interval") for value in (None, "day", [])],
+        *[({"currency": currency}, "currency") for currency in currencies],
+        *[({"interval": interval}, "interval") for interval in intervals],
         *[({"notification_channel": channel}, param) for channel, param in _bad_channels()],
         ({"colour": "red"}, "colour"),
     ]
