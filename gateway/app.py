@@ -40,6 +40,7 @@ from gateway.failure_limit import FailureLimit
 from gateway.identity_config import make_issuers
 from gateway.limits_api import limit_routes
 from gateway.metrics import RequestCounts
+from gateway.openapi.document import openapi_routes
 from gateway.queue_config import queue_of
 from gateway.queueing import ModelQueues
 from gateway.services import Services
@@ -170,6 +171,7 @@ def _routes() -> list[Route]:
         *limit_routes(),
         *spend_limit_routes(),
         *spend_alert_routes(),
+        *openapi_routes(),
     ]
 
 
