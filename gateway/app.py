@@ -41,6 +41,7 @@ from gateway.identity_config import make_issuers
 from gateway.limits_api import limit_routes
 from gateway.metrics import RequestCounts
 from gateway.openapi.document import openapi_routes
+from gateway.openapi.table import NOT_YET
 from gateway.queue_config import queue_of
 from gateway.queueing import ModelQueues
 from gateway.services import Services
@@ -56,8 +57,6 @@ from tenants.store import open_tenants
 from tenants.tokens.sources import key_client
 from tenants.types import KeyKind
 from tenants.weights import open_weights
-
-_NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
 
 
 def create_app(config: Config, data: DataDirectory) -> Starlette:
@@ -189,7 +188,7 @@ def _inference_routes() -> list[Route]:
         Route("/detokenize", inference.detokenize.__call__, methods=["POST"]),
         *[
             Route(f"/v1/{path}{rest}", _not_yet, methods=["GET", "POST", "DELETE"])
-            for path in _NOT_YET
+            for path in NOT_YET
             for rest in ("", "/{rest:path}")
         ],
     ]

@@ -15,6 +15,7 @@ from gateway.openapi.operations import (
     Schema,
     array,
     choice,
+    closed,
     nullable,
     record,
     text,
@@ -36,14 +37,8 @@ _NEW_KEY = {
     "scopes": nullable(_SCOPES),
 }
 _MESSAGE = record({"content": nullable({"anyOf": [STRING, array(ANYTHING)]})}, role=STRING)
-_PROMPT = {
-    "anyOf": [
-        STRING,
-        array(STRING, MAX_PROMPTS, 1),
-        array(INTEGER, None, 1),
-        array(array(INTEGER), MAX_PROMPTS, 1),
-    ]
-}
+_TEXTS, _TOKENS = array(STRING, MAX_PROMPTS, 1), array(INTEGER, None, 1)
+_PROMPT = {"anyOf": [STRING, _TEXTS, _TOKENS, array(_TOKENS, MAX_PROMPTS, 1)]}
 _CALL = {"user": nullable(STRING), "service_tier": nullable(choice("auto", "default", "flex", "priority"))}
 _GENERATION = {
     **_CALL,
@@ -64,13 +59,12 @@ def _sizes(names: Mapping[str, str]) -> dict[str, Any]:
     return {name: nullable(whole(1, MOST)) for name in names}
 
 
-_EMAIL = record(
+_EMAIL = closed(
     {"subject_prefix": nullable(text(100))},
-    closed=True,
     type={"const": "email"},
     recipients=array({"type": "string", "format": "email"}, 50, 1),
 )
-_WEBHOOK = record(closed=True, type={"const": "webhook"}, url={"type": "string", "format": "uri"})
+_WEBHOOK = closed(type={"const": "webhook"}, url={"type": "string", "format": "uri"})
 
 BODIES: Mapping[str, Schema] = {
     "ChatCall": record(
@@ -103,35 +97,29 @@ BODIES: Mapping[str, Schema] = {
     ),
     "TokenizeCall": record({"prompt": STRING, "messages": array(_MESSAGE)}, model=STRING),
     "DetokenizeCall": record(model=STRING, tokens=array(INTEGER)),
-    "NewOrganization": record(
-        {"name": nullable(_NAME)}, closed=True, slug={"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}
+    "NewOrganization": closed(
+        {"name": nullable(_NAME)}, slug={"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}
     ),
-    "Name": record(closed=True, name=_NAME),
-    "NewAdminKey": record({"expires_in_seconds": nullable(_LIFETIME)}, closed=True, name=_NAME),
-    "NewServiceAccount": record(
-        {"create_service_account_only": nullable(BOOLEAN), **_NEW_KEY}, closed=True, name=_NAME
-    ),
-    "ServiceAccountChange": record({"name": nullable(_NAME), "role": nullable(STRING)}, closed=True),
-    "NewProjectKey": record({"name": nullable(_NAME), **_NEW_KEY}, closed=True),
-    "ProjectKeyChange": record(_NEW_KEY, closed=True),
-    "Rotation": record({"overlap_seconds": whole(0, 30 * 24 * 3600)}, closed=True),
-    "Permissions": record(closed=True, mode=choice(*PermissionMode), model_ids=array(text(256), 1000)),
-    "UserChange": record({"role": nullable(choice("owner", "reader"))}, closed=True),
-    "NewProjectUser": record(
+    "Name": closed(name=_NAME),
+    "NewAdminKey": closed({"expires_in_seconds": nullable(_LIFETIME)}, name=_NAME),
+    "NewServiceAccount": closed({"create_service_account_only": nullable(BOOLEAN), **_NEW_KEY}, name=_NAME),
+    "ServiceAccountChange": closed({"name": nullable(_NAME), "role": nullable(STRING)}),
+    "NewProjectKey": closed({"name": nullable(_NAME), **_NEW_KEY}),
+    "ProjectKeyChange": closed(_NEW_KEY),
+    "Rotation": closed({"overlap_seconds": whole(0, 30 * 24 * 3600)}),
+    "Permissions": closed(mode=choice(*PermissionMode), model_ids=array(text(256), 1000)),
+    "UserChange": closed({"role": nullable(choice("owner", "reader"))}),
+    "NewProjectUser": closed(
         {"user_id": nullable(text(256)), "email": nullable(text(256))},
-        closed=True,
         role=choice("owner", "member"),
     ),
-    "ProjectUserChange": record({"role": nullable(choice("owner", "member"))}, closed=True),
-    "RateLimitChange": record(_sizes(MODEL_SIZES), closed=True),
-    "LimitChange": record(
-        _sizes(SUBJECT_SIZES), closed=True, subject_type=choice(*SubjectType), subject_id=text(256)
-    ),
+    "ProjectUserChange": closed({"role": nullable(choice("owner", "member"))}),
+    "RateLimitChange": closed(_sizes(MODEL_SIZES)),
+    "LimitChange": closed(_sizes(SUBJECT_SIZES), subject_type=choice(*SubjectType), subject_id=text(256)),
     "SpendLimitChange": record(
         threshold_amount=whole(0, MAX_CENTS), currency={"const": "USD"}, interval={"const": "month"}
     ),
-    "SpendAlertChange": record(
-        closed=True,
+    "SpendAlertChange": closed(
         threshold_amount=whole(1, MAX_CENTS),
         currency={"const": "USD"},
         interval={"const": "month"},
@@ -139,14 +127,13 @@ BODIES: Mapping[str, Schema] = {
     ),
     "WeightChange": record(weight={"type": "number", "minimum": LEAST_WEIGHT, "maximum": MOST_WEIGHT}),
     "Sleep": record(tier=choice("paused", "snapshot", "cold")),
-    "NewToken": record(
+    "NewToken": closed(
         {
             "user": nullable(text(256)),
             "scopes": nullable(array(choice(*sorted(SCOPES)), 16, 1)),
             "models": nullable(array(STRING, MAX_MODELS, 1)),
             "expires_in_seconds": nullable(whole(1, MAX_LIFETIME_S)),
         },
-        closed=True,
     ),
 }
 """By name, in the components of the document."""

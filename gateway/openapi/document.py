@@ -75,7 +75,9 @@ def _answers(operation: Operation) -> dict[str, Any]:
         answers["200"] = {"description": "As asked for.", "content": content}
     if operation.unsupported:
         answers["501"] = {"$ref": "#/components/responses/Error"}
-    if operation.tag != "not supported":
+    if operation.path == "/health/ready":
+        answers["503"] = {"description": "Not now.", "content": {JSON: {"schema": ref("Health")}}}
+    elif operation.tag != "not supported":
         answers["5XX"] = {"$ref": "#/components/responses/Error"}
     return answers
 

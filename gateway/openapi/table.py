@@ -57,10 +57,8 @@ def _usage(*groupings: str) -> tuple[Mapping[str, Any], ...]:
 _ALWAYS = ("project_id", "user_id", "api_key_id", "model")
 _COMPLETIONS = (*_usage(*_ALWAYS, "batch", "service_tier"), query("batch", BOOLEAN))
 
-Row = (
-    tuple[str, str, str, str | None, str | None] | tuple[str, str, str, str | None, str | None, Sequence[Any]]
-)
-"""Method, path, summary, body, answer, and parameters of the query."""
+Row = tuple[Any, ...]
+"""Method, path, summary, body, answer and, where there are any, parameters of the query."""
 
 _OPEN: Sequence[Row] = (
     ("GET", "/health/live", "Whether the process answers", None, "Health"),
@@ -114,7 +112,7 @@ _PROJECTS: Sequence[Row] = (
     ("GET", f"{_OF_PROJECT}/model_permissions", "Which models it may use", None, "ModelPermissions"),
     ("POST", f"{_OF_PROJECT}/model_permissions", "Change them", "Permissions", "ModelPermissions"),
     ("DELETE", f"{_OF_PROJECT}/model_permissions", "Allow all", None, "DeletedModelPermissions"),
-    ("POST", f"{_OF_PROJECT}/service_accounts", "Create an account and a key", "NewServiceAccount", "ServiceAccount"),
+    ("POST", f"{_OF_PROJECT}/service_accounts", "Add an account", "NewServiceAccount", "ServiceAccount"),
     ("GET", f"{_OF_PROJECT}/service_accounts", "List accounts", None, "ServiceAccountList", PAGING),
     ("GET", f"{_OF_PROJECT}/service_accounts/{{service_account}}", "One account", None, "ServiceAccount"),
     (
