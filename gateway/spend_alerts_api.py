@@ -16,6 +16,7 @@ from gateway.admin_requests import (
     optional_text,
     page,
     path_id,
+    project_of,
     secret,
     texts,
 )
@@ -51,7 +52,7 @@ class SpendAlerts:
         """``POST``. The answer for a webhook has its ``secret``, which is not seen again."""
         services, organization_id = await admin_of(request)
         cents, channel = await _wanted(request, services.config.alerts)
-        project_id = _project(request)
+        project_id = project_of(request)
         alert = await services.alerts.store.create(organization_id, project_id, cents, channel)
         services.alerts.changed(alert.subject_id)
         shown = alert_object(alert)
@@ -68,20 +69,20 @@ class SpendAlerts:
             limit=limit_of(request),
             newest_first=choice(request, "order", ("asc", "desc")) == "desc",
         )
-        found = await services.alerts.store.listed(organization_id, _project(request), query)
+        found = await services.alerts.store.listed(organization_id, project_of(request), query)
         return page([alert_object(alert) for alert in found.items], found.has_more)
 
     async def retrieve(self, request: Request) -> Response:
         """``GET .../{alert}``."""
         services, organization_id = await admin_of(request)
-        names = _project(request), path_id(request, "alert")
+        names = project_of(request), path_id(request, "alert")
         return JSONResponse(alert_object(await services.alerts.store.get(organization_id, *names)))
 
     async def update(self, request: Request) -> Response:
         """``POST .../{alert}``, with all that ``create`` takes. The secret of a webhook stays."""
         services, organization_id = await admin_of(request)
         cents, channel = await _wanted(request, services.config.alerts)
-        names = _project(request), path_id(request, "alert")
+        names = project_of(request), path_id(request, "alert")
         alert = await services.alerts.store.update(organization_id, *names, cents, channel)
         services.alerts.changed(alert.subject_id)
         return JSONResponse(alert_object(alert))
@@ -89,15 +90,11 @@ class SpendAlerts:
     async def delete(self, request: Request) -> Response:
         """``DELETE .../{alert}``."""
         services, organization_id = await admin_of(request)
-        project_id, alert_id = _project(request), path_id(request, "alert")
+        project_id, alert_id = project_of(request), path_id(request, "alert")
         await services.alerts.store.delete(organization_id, project_id, alert_id)
         services.alerts.changed(project_id or organization_id)
         kind = f"{_kind(project_id)}.spend_alert.deleted"
         return JSONResponse({"id": alert_id, "object": kind, "deleted": True})
-
-
-def _project(request: Request) -> str | None:
-    return path_id(request, "project") if "project" in request.path_params else None
 
 
 def _kind(project_id: str | None) -> str:
