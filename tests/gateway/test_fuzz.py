@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote_from_bytes
 
 import httpx
@@ -18,12 +18,13 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from schemathesis import Case, GenerationMode
+from schemathesis import GenerationMode
 from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig, SchemathesisConfig
 
 from gateway.openapi.document import openapi_document
 from tests.process import Gateway, running_gateway
 
+Case = schemathesis.Case[Any]
 EXAMPLES = 12
 """Of each kind for each operation."""
 ALERT: dict[str, Any] = {
@@ -109,7 +110,10 @@ def target(standin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
 _GENERATION = GenerationConfig(with_security_parameters=False)
 _CONFIG = SchemathesisConfig(projects=ProjectsConfig(default=ProjectConfig(generation=_GENERATION)))
 _SCHEMA = schemathesis.openapi.from_dict(openapi_document(), config=_CONFIG)
-_OPERATIONS = {result.ok().label: result.ok() for result in _SCHEMA.get_all_operations()}
+_OPERATIONS: dict[str, Any] = {
+    operation.label: operation
+    for operation in (cast(Any, result).ok() for result in _SCHEMA.get_all_operations())
+}
 _LAST = ("DELETE", "archive", "rotate")
 """What takes things away comes after what needs them, and what they are in after that."""
 
