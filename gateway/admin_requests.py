@@ -47,6 +47,11 @@ def path_id(request: Request, name: str) -> str:
     return value
 
 
+def project_of(request: Request) -> str | None:
+    """The project's id where the path names one; without it the organization itself is meant."""
+    return path_id(request, "project") if "project" in request.path_params else None
+
+
 async def fields_of(request: Request, known: Sequence[str], not_here: Sequence[str] = ()) -> dict[str, Any]:
     """The body, which may hold the known fields; those of OpenAI's that are ``not_here`` must be null."""
     config = services_of(request).config

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,6 +26,7 @@ from gateway import (
 )
 from gateway.administration import administration_routes
 from gateway.admission import open_admission
+from gateway.alerts.service import open_alerts
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
 from gateway.config import Config
@@ -38,12 +40,16 @@ from gateway.failure_limit import FailureLimit
 from gateway.identity_config import make_issuers
 from gateway.limits_api import limit_routes
 from gateway.metrics import RequestCounts
+from gateway.openapi.document import openapi_routes
+from gateway.openapi.table import NOT_YET
 from gateway.queue_config import queue_of
 from gateway.queueing import ModelQueues
 from gateway.services import Services
+from gateway.spend_alerts_api import spend_alert_routes
 from gateway.spend_limits_api import spend_limit_routes
 from metering.errors import MeteringError
 from metering.ledger import open_ledger
+from metering.spending import spent_since
 from metering.usage import UsageReports
 from tenants.errors import TenantError
 from tenants.scopes import FILES, FINE_TUNING, MODEL_REQUEST
@@ -51,8 +57,6 @@ from tenants.store import open_tenants
 from tenants.tokens.sources import key_client
 from tenants.types import KeyKind
 from tenants.weights import open_weights
-
-_NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
 
 
 def create_app(config: Config, data: DataDirectory) -> Starlette:
@@ -110,6 +114,16 @@ async def open_services(
         )
         ledger = await stack.enter_async_context(open_ledger(url, database))
         control = await open_admission(config, database)
+        alerts = await stack.enter_async_context(
+            open_alerts(
+                database,
+                config.alerts,
+                data.pepper(),
+                data.environment,
+                control.budgets,
+                partial(spent_since, database, control.prices) if config.prices else None,
+            )
+        )
         clients = EngineClients()
         stack.push_async_callback(clients.aclose)
         host = await stack.enter_async_context(engine_host(config, data, specs))
@@ -125,6 +139,7 @@ async def open_services(
             control=control,
             queues=ModelQueues(host, {model.id: queue_of(model, config.limits) for model in config.models}),
             weights=await open_weights(database),
+            alerts=alerts,
             failures=FailureLimit(config.authentication.failures_per_minute),
             counts=counts,
         )
@@ -154,6 +169,8 @@ def _routes() -> list[Route]:
         *_own_routes(),
         *limit_routes(),
         *spend_limit_routes(),
+        *spend_alert_routes(),
+        *openapi_routes(),
     ]
 
 
@@ -171,7 +188,7 @@ def _inference_routes() -> list[Route]:
         Route("/detokenize", inference.detokenize.__call__, methods=["POST"]),
         *[
             Route(f"/v1/{path}{rest}", _not_yet, methods=["GET", "POST", "DELETE"])
-            for path in _NOT_YET
+            for path in NOT_YET
             for rest in ("", "/{rest:path}")
         ],
     ]

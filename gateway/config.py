@@ -13,6 +13,7 @@ from typing import Any
 
 from engines.errors import InvalidModel
 from engines.spec import ModelSpec, Task, check_model
+from gateway.alerts.config import AlertsConfig, alerts_fault
 from gateway.config_loader import ConfigError as ConfigError
 from gateway.config_loader import Loader, Wanted, all_tables, read_source, some_tables
 from gateway.identity_config import AuthenticationConfig, IssuerConfig, issuer_faults
@@ -145,6 +146,7 @@ class Config:
     engines: EnginesConfig = field(default_factory=EnginesConfig)
     authentication: AuthenticationConfig = field(default_factory=AuthenticationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
     models: tuple[ModelConfig, ...] = ()
     prices: tuple[PriceConfig, ...] = ()
     issuers: tuple[IssuerConfig, ...] = ()
@@ -158,6 +160,7 @@ SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
         "engines": EnginesConfig,
         "authentication": AuthenticationConfig,
         "metrics": MetricsConfig,
+        "alerts": AlertsConfig,
         "models": ModelConfig,
         "prices": PriceConfig,
         "issuers": IssuerConfig,
@@ -191,6 +194,7 @@ def load_config(
         engines=loader.table(EnginesConfig, "engines", tables["engines"]),
         authentication=loader.table(AuthenticationConfig, "authentication", tables["authentication"]),
         metrics=loader.table(MetricsConfig, "metrics", tables["metrics"]),
+        alerts=loader.table(AlertsConfig, "alerts", tables["alerts"]),
         models=loader.array(ModelConfig, "models", document if only is None else {}),
         prices=loader.array(PriceConfig, "prices", document if only is None else {}),
         issuers=loader.array(IssuerConfig, "issuers", document if only is None else {}),
@@ -222,6 +226,8 @@ def _check(config: Config, loader: Loader, environment: Mapping[str, str]) -> No
         raise loader.fault("engines", "memory_gib", f"must be more than 0, not {engines.memory_gib!r}")
     if engines.spare_sandboxes < 0:
         raise loader.fault("engines", "spare_sandboxes", "must not be negative")
+    if wrong := alerts_fault(config.alerts, environment):
+        raise loader.fault("alerts", *wrong)
     _check_models(config, loader, environment)
     _check_prices(config, loader)
 
@@ -232,6 +238,7 @@ def _check_positive(config: Config, loader: Loader) -> None:
         ("limits", config.limits),
         ("authentication", config.authentication),
         ("metrics", config.metrics),
+        ("alerts", config.alerts),
     ):
         for item in fields(table):
             value = getattr(table, item.name)

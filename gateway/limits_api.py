@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.admin_requests import admin_of, page
+from gateway.admin_requests import admin_of, cursor_of, page, path_id
 from gateway.bodies import read_json
 from gateway.errors import invalid_request
 from gateway.services import services_of
@@ -80,7 +80,7 @@ def rate_limit_object(model: str, limit: RateLimit) -> dict[str, Any]:
 async def list_rate_limits(request: Request) -> Response:
     """``GET /v1/organization/projects/{project}/rate_limits``: one for each model of the catalog."""
     services, organization_id = await admin_of(request)
-    project_id = request.path_params["project"]
+    project_id = path_id(request, "project")
     await services.tenants.get_project(organization_id, project_id)
     shown, has_more = _window(services.catalog.ids(), request)
     limits = [await services.control.limits.of_model(organization_id, project_id, model) for model in shown]
@@ -107,7 +107,7 @@ def _window(models: list[str], request: Request) -> tuple[list[str], bool]:
 async def update_rate_limit(request: Request) -> Response:
     """``POST /v1/organization/projects/{project}/rate_limits/{id}``: holds from the next request on."""
     services, organization_id = await admin_of(request)
-    project_id, limit_id = request.path_params["project"], request.path_params["limit"]
+    project_id, limit_id = path_id(request, "project"), path_id(request, "limit")
     sizes = _sizes(await body_of(request), MODEL_SIZES)
     model = limit_id.removeprefix(_ID_PREFIX)
     await services.tenants.get_project(organization_id, project_id)
@@ -133,7 +133,7 @@ async def list_limits(request: Request) -> Response:
     """``GET /v1/torpor/limits``."""
     services, organization_id = await admin_of(request)
     found = await services.control.limits.list_subjects(
-        organization_id, after=request.query_params.get("after"), limit=_limit_parameter(request, 20)
+        organization_id, after=cursor_of(request), limit=_limit_parameter(request, 20)
     )
     return page([subject_limit_object(one) for one in found.items], found.has_more)
 
@@ -164,14 +164,14 @@ def _is_subject(value: Any) -> bool:
 async def retrieve_limit(request: Request) -> Response:
     """``GET /v1/torpor/limits/{id}``."""
     services, organization_id = await admin_of(request)
-    found = await services.control.limits.get_subject(organization_id, request.path_params["limit"])
+    found = await services.control.limits.get_subject(organization_id, path_id(request, "limit"))
     return JSONResponse(subject_limit_object(found))
 
 
 async def delete_limit(request: Request) -> Response:
     """``DELETE /v1/torpor/limits/{id}``."""
     services, organization_id = await admin_of(request)
-    limit_id = request.path_params["limit"]
+    limit_id = path_id(request, "limit")
     await services.control.limits.delete_subject(organization_id, limit_id)
     return JSONResponse({"id": limit_id, "object": "torpor.limit.deleted", "deleted": True})
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from engines.client import EngineClients
 from engines.host import EngineHost
 from gateway.admission import AdmissionControl
+from gateway.alerts.service import Alerts
 from gateway.catalog import Catalog
 from gateway.config import Config
 from gateway.exchange import Door, Exchange
@@ -37,6 +38,7 @@ class Services:
     control: AdmissionControl
     queues: ModelQueues
     weights: ProjectWeights
+    alerts: Alerts
     failures: FailureLimit
     counts: RequestCounts
     running: set[Exchange] = field(default_factory=set)

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.admin_requests import admin_of
+from gateway.admin_requests import admin_of, project_of
 from gateway.errors import ApiError, invalid_request
 from gateway.limits_api import body_of
 from gateway.services import Services
@@ -32,14 +32,14 @@ class SpendLimit:
     async def retrieve(self, request: Request) -> Response:
         """``GET``; 404 where there is none."""
         services, organization_id = await admin_of(request)
-        project_id = request.path_params.get("project")
+        project_id = project_of(request)
         cents = await services.control.spend_limits.get(organization_id, project_id)
         return self._shown(services, organization_id, project_id, cents)
 
     async def update(self, request: Request) -> Response:
         """``POST``: made where there is none; holds from the next request on."""
         services, organization_id = await admin_of(request)
-        project_id = request.path_params.get("project")
+        project_id = project_of(request)
         body = await body_of(request)
         cents = body.get("threshold_amount")
         if type(cents) is not int or not 0 <= cents <= MAX_CENTS:
@@ -53,7 +53,7 @@ class SpendLimit:
     async def delete(self, request: Request) -> Response:
         """``DELETE``; 404 where there is none."""
         services, organization_id = await admin_of(request)
-        project_id = request.path_params.get("project")
+        project_id = project_of(request)
         if not await services.control.spend_limits.delete(organization_id, project_id):
             raise NotFound("There is no spend limit.")
         return JSONResponse({"object": f"{_kind(project_id)}.spend_limit.deleted", "deleted": True})

@@ -5,6 +5,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from gateway.admin_requests import path_id
 from gateway.authentication import authenticate
 from gateway.bodies import read_json
 from gateway.errors import invalid_request
@@ -23,7 +24,7 @@ def weight_object(project_id: str, weight: float) -> dict[str, Any]:
 async def retrieve_weight(request: Request) -> Response:
     """``GET``: with an admin key for the organization's own projects, with the root key for all."""
     principal = await authenticate(request, *_KINDS)
-    project_id = request.path_params["project"]
+    project_id = path_id(request, "project")
     weight = await services_of(request).weights.get(project_id, principal.organization_id)
     return JSONResponse(weight_object(project_id, weight))
 
@@ -41,7 +42,7 @@ async def update_weight(request: Request) -> Response:
     if not isinstance(weight, int | float) or isinstance(weight, bool):
         raise invalid_request("'weight' must be a number.", "weight", "invalid_type")
     most = MOST_WEIGHT if principal.kind is KeyKind.ROOT else STANDARD_WEIGHT
-    project_id = request.path_params["project"]
+    project_id = path_id(request, "project")
     try:
         asked = float(weight)
     except OverflowError:

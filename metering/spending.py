@@ -1,6 +1,6 @@
 """What has been spent since a time, read from the settled entries of the ledger."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from sqlalchemy import BigInteger, func, literal, select
@@ -16,15 +16,20 @@ from metering.types import Usage
 _DAY_MS = 86_400_000
 
 
-async def spent_since(database: AsyncEngine, prices: PriceList, since: int) -> dict[str, int]:
+async def spent_since(
+    database: AsyncEngine, prices: PriceList, since: int, organization_ids: Collection[str] | None = None
+) -> dict[str, int]:
     """Picodollars by project and by organization, of what began at ``since`` (unix seconds) or later.
 
-    Every settled entry counts, with the tokens that it has. Raises `StorageUnavailable`.
+    Every settled entry counts, with the tokens that it has; of the named organizations, or of all.
+    Raises `StorageUnavailable`.
     """
     spent: dict[str, int] = {}
     try:
         async with database.connect() as connection:
-            for organization_id in await _organizations(connection):
+            if organization_ids is None:
+                organization_ids = await _organizations(connection)
+            for organization_id in organization_ids:
                 for project_id, cost in await _costs(connection, prices, organization_id, since):
                     for subject_id in (project_id, organization_id):
                         spent[subject_id] = spent.get(subject_id, 0) + cost

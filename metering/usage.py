@@ -123,7 +123,10 @@ class _Parameters:
             self._values.setdefault(name.removesuffix("[]"), []).append(value)
 
     def many(self, name: str) -> tuple[str, ...]:
-        return tuple(self._values.pop(name, ()))
+        values = tuple(self._values.pop(name, ()))
+        if any("\0" in value for value in values):
+            raise InvalidQuery(name, f"'{name}' must hold no NUL.")
+        return values
 
     def one(self, name: str) -> str | None:
         values = self.many(name)

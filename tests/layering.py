@@ -33,6 +33,8 @@ LATE_IMPORTS = frozenset(
 BROAD_EXCEPTS = frozenset(
     {
         "gateway/context.py",  # the outermost boundary of a request
+        "gateway/alerts/delivery.py",  # a channel that fails in any way is tried again
+        "gateway/alerts/loop.py",  # the outermost boundary of work beside the requests
         "gateway/exchange.py",  # the outermost boundary of a stream that has begun
         "engines/replica.py",  # the outermost boundary of a wake
         "engines/waking.py",  # the outermost boundary of the start of an engine

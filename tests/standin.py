@@ -1,7 +1,8 @@
 """A stand-in for vLLM's OpenAI server, for fault injection and for load: it computes nothing.
 
 It stands for the wire format of ``/v1/chat/completions``, plain and streamed, with vLLM's usage on every
-chunk; ``tests/e2e/test_contract.py`` holds it and the real engine to the same assertions. The last message
+chunk; ``tests/e2e/test_contract.py`` holds it and the real engine to the same assertions. Text completions
+and embeddings are there as well, without faults. The last message
 says what goes wrong: ``fault:cut``, ``fault:error``, ``fault:no-usage``, ``fault:overloaded``,
 ``fault:garbage``, ``fault:flood``, ``fault:slow``; ``echo`` answers with the request as it arrived.
 
@@ -80,7 +81,7 @@ async def _stream(body: dict[str, Any], fault: str) -> AsyncIterator[bytes]:
 
 async def chat(request: Request) -> Response:
     body = await request.json()
-    fault = body["messages"][-1]["content"]
+    fault = body["messages"][-1].get("content")
     if fault == "fault:overloaded":
         return JSONResponse({"error": {"message": "busy", "type": "TooManyRequests", "code": 429}}, 429)
     if fault == "fault:slow":
@@ -103,6 +104,29 @@ async def chat(request: Request) -> Response:
     return JSONResponse({**_head(body, "chat.completion"), "choices": [choice], **usage})
 
 
+async def _text_stream(body: dict[str, Any]) -> AsyncIterator[bytes]:
+    head = _head(body, "text_completion")
+    for number, word in enumerate(WORDS, 1):
+        choice = {"index": 0, "text": word, "finish_reason": "stop" if number == len(WORDS) else None}
+        yield _event({**head, "choices": [choice], "usage": _usage(number)})
+    yield _event({**head, "choices": [], "usage": _usage(len(WORDS))})
+    yield b"data: [DONE]\n\n"
+
+
+async def completions(request: Request) -> Response:
+    body = await request.json()
+    if body.get("stream"):
+        return StreamingResponse(_text_stream(body), media_type="text/event-stream")
+    choice = {"index": 0, "text": "".join(WORDS), "logprobs": None, "finish_reason": "stop"}
+    return JSONResponse({**_head(body, "text_completion"), "choices": [choice], "usage": _usage(len(WORDS))})
+
+
+async def embeddings(request: Request) -> Response:
+    body = await request.json()
+    data = [{"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}]
+    return JSONResponse({**_head(body, "list"), "data": data, "usage": _usage(0)})
+
+
 async def models(_request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [{"id": "standin", "object": "model"}]})
 
@@ -110,6 +134,8 @@ async def models(_request: Request) -> Response:
 app = Starlette(
     routes=[
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/models", models),
     ]
 )

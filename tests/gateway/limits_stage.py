@@ -1,9 +1,9 @@
 """A gateway in the test's own process, with clocks that the test moves, in front of the stand-in engine."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from engines.spec import ModelSpec
 from gateway.admission import AdmissionControl, open_admission
+from gateway.alerts.config import AlertsConfig
 from gateway.app import create_app
 from gateway.catalog import Catalog, Model
 from gateway.config import Config, LimitsConfig, ModelConfig, StorageConfig
@@ -23,6 +24,7 @@ from gateway.datadir import DataDirectory
 from gateway.price_config import PriceConfig
 from gateway.services import Services
 from metering.prompts import ChatTemplate
+from metering.spending import spent_since
 from metering.tokens import TokenCounter
 from tenants.tables import api_keys
 from tests.gateway.serving import serving
@@ -126,7 +128,13 @@ class Stage:
 
 @asynccontextmanager
 async def stage_at(
-    folder: Path, engine: str, *, limits: LimitsConfig | None = None, prices: Sequence[PriceConfig] = ()
+    folder: Path,
+    engine: str,
+    *,
+    limits: LimitsConfig | None = None,
+    prices: Sequence[PriceConfig] = (),
+    alerts: AlertsConfig | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stage]:
     """``near`` and ``away`` count as smollm2-135m does; ``near`` is the stand-in, nobody answers ``away``."""
     storage = StorageConfig(data_dir=folder)
@@ -136,13 +144,21 @@ async def stage_at(
         ModelConfig(id="away", url="http://127.0.0.1:9", max_model_len=CONTEXT),
         ModelConfig(id="far", url=engine),
     )
-    config = Config(storage=storage, models=models, limits=limits or LimitsConfig(), prices=tuple(prices))
-    app = create_app(config, DataDirectory(folder, {}))
+    config = Config(
+        storage=storage,
+        models=models,
+        limits=limits or LimitsConfig(),
+        prices=tuple(prices),
+        alerts=alerts or AlertsConfig(),
+    )
+    app = create_app(config, DataDirectory(folder, environment or {}))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
         services = _services(app)
         clock = Clock()
         services.control = await open_admission(config, services.database, clock_ns=clock)
+        read = partial(spent_since, services.database, services.control.prices)
+        services.alerts.watch(services.control.budgets, read)
         services.catalog = Catalog(_model(model.spec({})) for model in models)
         port = await stack.enter_async_context(serving(RequestContext(app)))
         tenant, other = await _tenant(services, "acme"), await _tenant(services, "other")

@@ -1,0 +1,139 @@
+"""The bodies that the gateway takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.admin_requests import MAX_NAME
+from gateway.bodies import MAX_CHOICES, MAX_PROMPTS
+from gateway.limits_api import MODEL_SIZES, SUBJECT_SIZES
+from gateway.openapi.operations import (
+    ANYTHING,
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    STRING,
+    Schema,
+    array,
+    choice,
+    closed,
+    nullable,
+    record,
+    text,
+    whole,
+)
+from tenants.limits import MOST, SubjectType
+from tenants.scopes import SCOPES
+from tenants.spend_limits import MAX_CENTS
+from tenants.tokens.minting import MAX_LIFETIME_S, MAX_MODELS
+from tenants.types import PermissionMode
+from tenants.weights import LEAST_WEIGHT, MOST_WEIGHT
+
+_NAME = text(MAX_NAME)
+_SCOPES = array(choice(*sorted(SCOPES)))
+_LIFETIME = whole(1, 100 * 366 * 24 * 3600)
+_NEW_KEY = {
+    "expires_in_seconds": nullable(_LIFETIME),
+    "expires_at": nullable(INTEGER),
+    "scopes": nullable(_SCOPES),
+}
+_MESSAGE = record({"content": nullable({"anyOf": [STRING, array(ANYTHING)]})}, role=STRING)
+_TEXTS, _TOKENS = array(STRING, MAX_PROMPTS, 1), array(INTEGER, None, 1)
+_PROMPT = {"anyOf": [STRING, _TEXTS, _TOKENS, array(_TOKENS, MAX_PROMPTS, 1)]}
+_CALL = {"user": nullable(STRING), "service_tier": nullable(choice("auto", "default", "flex", "priority"))}
+_GENERATION = {
+    **_CALL,
+    "stream": nullable(BOOLEAN),
+    "stream_options": nullable(record({"include_usage": BOOLEAN})),
+    "n": nullable(whole(1, MAX_CHOICES)),
+    "max_tokens": nullable({"type": "integer", "minimum": 1}),
+    "temperature": nullable(NUMBER),
+    "top_p": nullable(NUMBER),
+    "frequency_penalty": nullable(NUMBER),
+    "presence_penalty": nullable(NUMBER),
+    "seed": nullable(INTEGER),
+    "stop": nullable({"anyOf": [STRING, array(STRING)]}),
+}
+
+
+def _sizes(names: Mapping[str, str]) -> dict[str, Any]:
+    return {name: nullable(whole(1, MOST)) for name in names}
+
+
+_EMAIL = closed(
+    {"subject_prefix": nullable(text(100))},
+    type={"const": "email"},
+    recipients=array({"type": "string", "format": "email"}, 50, 1),
+)
+_WEBHOOK = closed(type={"const": "webhook"}, url={"type": "string", "format": "uri"})
+
+BODIES: Mapping[str, Schema] = {
+    "ChatCall": record(
+        {
+            **_GENERATION,
+            "max_completion_tokens": nullable({"type": "integer", "minimum": 1}),
+            "tools": nullable(array(ANYTHING)),
+            "response_format": nullable(ANYTHING),
+            "logprobs": nullable(BOOLEAN),
+            "top_logprobs": nullable(INTEGER),
+        },
+        model=STRING,
+        messages=array(_MESSAGE, None, 1),
+    ),
+    "CompletionCall": record(
+        {
+            **_GENERATION,
+            "logprobs": nullable(INTEGER),
+            "echo": nullable(BOOLEAN),
+            "suffix": nullable(STRING),
+            "best_of": nullable(INTEGER),
+        },
+        model=STRING,
+        prompt=_PROMPT,
+    ),
+    "EmbeddingCall": record(
+        {**_CALL, "encoding_format": nullable(choice("float", "base64")), "dimensions": nullable(INTEGER)},
+        model=STRING,
+        input=_PROMPT,
+    ),
+    "TokenizeCall": record({"prompt": STRING, "messages": array(_MESSAGE)}, model=STRING),
+    "DetokenizeCall": record(model=STRING, tokens=array(INTEGER)),
+    "NewOrganization": closed(
+        {"name": nullable(_NAME)}, slug={"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}
+    ),
+    "Name": closed(name=_NAME),
+    "NewAdminKey": closed({"expires_in_seconds": nullable(_LIFETIME)}, name=_NAME),
+    "NewServiceAccount": closed({"create_service_account_only": nullable(BOOLEAN), **_NEW_KEY}, name=_NAME),
+    "ServiceAccountChange": closed({"name": nullable(_NAME), "role": nullable(STRING)}),
+    "NewProjectKey": closed({"name": nullable(_NAME), **_NEW_KEY}),
+    "ProjectKeyChange": closed(_NEW_KEY),
+    "Rotation": closed({"overlap_seconds": whole(0, 30 * 24 * 3600)}),
+    "Permissions": closed(mode=choice(*PermissionMode), model_ids=array(text(256), 1000)),
+    "UserChange": closed({"role": nullable(choice("owner", "reader"))}),
+    "NewProjectUser": closed(
+        {"user_id": nullable(text(256)), "email": nullable(text(256))},
+        role=choice("owner", "member"),
+    ),
+    "ProjectUserChange": closed({"role": nullable(choice("owner", "member"))}),
+    "RateLimitChange": closed(_sizes(MODEL_SIZES)),
+    "LimitChange": closed(_sizes(SUBJECT_SIZES), subject_type=choice(*SubjectType), subject_id=text(256)),
+    "SpendLimitChange": record(
+        threshold_amount=whole(0, MAX_CENTS), currency={"const": "USD"}, interval={"const": "month"}
+    ),
+    "SpendAlertChange": closed(
+        threshold_amount=whole(1, MAX_CENTS),
+        currency={"const": "USD"},
+        interval={"const": "month"},
+        notification_channel={"anyOf": [_EMAIL, _WEBHOOK]},
+    ),
+    "WeightChange": record(weight={"type": "number", "minimum": LEAST_WEIGHT, "maximum": MOST_WEIGHT}),
+    "Sleep": record(tier=choice("paused", "snapshot", "cold")),
+    "NewToken": closed(
+        {
+            "user": nullable(text(256)),
+            "scopes": nullable(array(choice(*sorted(SCOPES)), 16, 1)),
+            "models": nullable(array(STRING, MAX_MODELS, 1)),
+            "expires_in_seconds": nullable(whole(1, MAX_LIFETIME_S)),
+        },
+    ),
+}
+"""By name, in the components of the document."""
