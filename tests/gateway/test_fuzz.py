@@ -123,6 +123,9 @@ def _ending(label: str) -> tuple[bool, int]:
     return ends, -len(label) if ends else 0
 
 
+_LABELS: list[str] = sorted(_OPERATIONS, key=_ending)
+
+
 def _place(path: str, known: Mapping[str, str]) -> dict[str, str]:
     """Values for all the parameters of the path, of things that are there."""
     found = {}
@@ -169,7 +172,7 @@ def _check(case: Case, answer: requests.Response) -> None:
     Draft202012Validator({**schema, **components}).validate(answer.json())
 
 
-@pytest.mark.parametrize("label", sorted(_OPERATIONS, key=_ending))
+@pytest.mark.parametrize("label", _LABELS)
 def test_no_answer_is_a_fault_of_the_gateway(label: str, target: Target) -> None:
     unsupported = _OPERATIONS[label].tags == ["not supported"]
 
