@@ -23,6 +23,7 @@ from gateway.context import RequestRecord
 _MAX_CODES = 64
 _MAX_PROJECTS = 1_000
 _OTHER = "other"
+_REFUSALS = frozenset({"rate_limit_exceeded", "insufficient_quota", "queue_full", "queue_timeout"})
 _BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -83,6 +84,8 @@ class RequestCounts:
             self._projects[self._project(record.principal.project_id), outcome] += 1
         if record.model is None:
             return
+        if record.code in _REFUSALS:
+            self._refusals[record.code] += 1
         if record.tier is not None:
             self._tiers[record.model, record.tier] += 1
         if record.ttft_ms is not None:
@@ -95,10 +98,6 @@ class RequestCounts:
     def authentication(self, result: str) -> None:
         """A credential was taken (``ok``), or refused for that reason."""
         self._authentications[result] += 1
-
-    def refused(self, limit: str) -> None:
-        """A request was refused at admission by a limit of that kind, one of a fixed set."""
-        self._refusals[limit] += 1
 
     def metrics(self) -> Iterator[Metric]:
         """As `MetricSource.metrics`."""
@@ -131,9 +130,9 @@ class RequestCounts:
         )
         yield _counter(
             "torpor_admission_refusals",
-            "Requests that a limit has refused, by the kind of limit.",
-            ("limit",),
-            {(limit,): count for limit, count in self._refusals.items()},
+            "Requests that a limit, a budget or a queue has refused, by error code.",
+            ("code",),
+            {(code,): count for code, count in self._refusals.items()},
         )
         if self.by_project:
             yield _counter(
@@ -236,6 +235,14 @@ def registry_of(sources: Iterable[MetricSource]) -> CollectorRegistry:
 def gauge(name: str, help_text: str, value: float) -> Metric:
     """A gauge without labels."""
     return GaugeMetricFamily(name, help_text, value=value)
+
+
+def gauge_by(name: str, help_text: str, label: str, values: Mapping[str, float]) -> Metric:
+    """A gauge with one label, whose values are the keys."""
+    family = GaugeMetricFamily(name, help_text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
 
 
 def _counter(name: str, help_text: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Metric:

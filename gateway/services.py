@@ -15,7 +15,7 @@ from gateway.catalog import Catalog
 from gateway.config import Config
 from gateway.exchange import Door, Exchange
 from gateway.failure_limit import FailureLimit
-from gateway.metrics import EngineMetrics, MetricSource, RequestCounts, gauge
+from gateway.metrics import EngineMetrics, MetricSource, RequestCounts, gauge, gauge_by
 from gateway.queueing import ModelQueues
 from metering.ledger import Ledger
 from metering.usage import UsageReports
@@ -60,6 +60,18 @@ class Services:
             "Since the database has last answered.",
             self.tenants.storage.silent_s(),
         )
+
+        yield gauge(
+            "torpor_limits_in_memory",
+            "Limits that have been charged, and counters of what runs.",
+            len(self.control.admissions),
+        )
+        models = [model.id for model in self.config.models]
+        for name, told, count in (
+            ("torpor_queue_waiting", "Requests that wait for their turn.", self.queues.waiting),
+            ("torpor_queue_running", "Requests that have their turn.", self.queues.running),
+        ):
+            yield gauge_by(name, told, "model", {model: count(model) for model in models})
 
     def metric_sources(self) -> list[MetricSource]:
         """Everything that tells Prometheus of itself."""

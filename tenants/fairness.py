@@ -14,7 +14,8 @@ generate is not known before: it is charged with an estimate, and its project's 
 it ends.
 
 There are two levels of it. Between interactive requests and those of the service tier ``flex`` it shares
-`INTERACTIVE_WEIGHT` : 1, so that batches yield but are never starved. Below each, it shares between projects.
+`INTERACTIVE_WEIGHT` : 1, so that batches yield but are never starved; an interactive request goes before a
+batch that has come at the same time. Below each, it shares between projects.
 What a project calls ``priority`` goes before the rest of its own requests, never before another project's.
 
 Every operation is O(log n) in the number of projects that wait, but for a sweep of forgotten projects, which
@@ -167,6 +168,11 @@ class _Class(_Account):
         self._order(flow)
         return ticket
 
+    def next_cost(self) -> float:
+        """Of the request whose turn it is; there must be one."""
+        flow = self._heap.first()
+        return 0.0 if flow is None else next(iter(flow.urgent or flow.others)).cost
+
     def discard(self, ticket: Ticket) -> None:
         flow = self.flows[ticket.project_id]
         del flow.lane(ticket)[ticket]
@@ -269,7 +275,9 @@ class FairQueue:
             return self._interactive
         if not self._interactive:
             return self._batch
-        return self._batch if self._batch.tag < self._interactive.tag else self._interactive
+        # A batch goes by its finish tag: an interactive request that has come with it is first.
+        finish = self._batch.tag + self._batch.next_cost() / self._batch.weight
+        return self._batch if finish < self._interactive.tag else self._interactive
 
     def _batch_tag(self) -> float:
         return self._batch.tag if self._batch else float("inf")

@@ -133,6 +133,7 @@ async def stage_at(
     *,
     limits: LimitsConfig | None = None,
     prices: Sequence[PriceConfig] = (),
+    near: Mapping[str, Any] | None = None,
     alerts: AlertsConfig | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stage]:
@@ -140,7 +141,7 @@ async def stage_at(
     storage = StorageConfig(data_dir=folder)
     await migrate(storage.database_url())
     models = (
-        ModelConfig(id="near", url=engine, max_model_len=CONTEXT),
+        ModelConfig(id="near", url=engine, max_model_len=CONTEXT, **(near or {})),
         ModelConfig(id="away", url="http://127.0.0.1:9", max_model_len=CONTEXT),
         ModelConfig(id="far", url=engine),
     )
@@ -160,7 +161,7 @@ async def stage_at(
         read = partial(spent_since, services.database, services.control.prices)
         services.alerts.watch(services.control.budgets, read)
         services.catalog = Catalog(_model(model.spec({})) for model in models)
-        port = await stack.enter_async_context(serving(RequestContext(app)))
+        port = await stack.enter_async_context(serving(RequestContext(app, app.state.counts.observe)))
         tenant, other = await _tenant(services, "acme"), await _tenant(services, "other")
         stage = Stage(services, config, port, tenant, other, clock, stack)
         await stage.open()
