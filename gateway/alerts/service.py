@@ -143,7 +143,10 @@ async def open_alerts(
     outbox = Outbox(storage)
     password = environment.get(config.smtp_password_env) if config.smtp_password_env else None
     limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(trust_env=False, timeout=config.timeout_s, limits=limits) as client:
+    trusted = httpx.create_ssl_context()
+    async with httpx.AsyncClient(
+        trust_env=False, verify=trusted, timeout=config.timeout_s, limits=limits
+    ) as client:
         channels: dict[str, Channel] = {
             "email": MailChannel(config, password),
             "webhook": WebhookChannel(client, pepper, private=config.allow_private_addresses),

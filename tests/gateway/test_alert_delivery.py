@@ -1,10 +1,12 @@
 """Alerts that fire, and those who are told: over real HTTP and SMTP, through failures and restarts."""
 
 import asyncio
+import base64
 import email
 import ipaddress
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,18 +26,21 @@ from sqlalchemy import select
 from gateway.alerts.config import AlertsConfig, alerts_fault
 from gateway.alerts.delivery import Deliveries
 from gateway.alerts.service import open_alerts
-from gateway.alerts.webhooks import is_public
+from gateway.alerts.webhooks import is_public, shown_secret, signature
 from gateway.price_config import PriceConfig
 from tenants.alert_tables import alert_notifications
 from tenants.budgets import CENT, Budgets, Crossing
+from tenants.errors import StorageUnavailable
 from tenants.outbox import Outbox
 from tests.engines.support import eventually
 from tests.gateway.limits_stage import Stage, stage_at
 from tests.gateway.receivers import Receiver, mail_server, receiving
+from tests.process import REPOSITORY
 
 PRICES = [PriceConfig(model="near", input=Decimal(1000), cached_input=Decimal(500), output=Decimal(2000))]
 COST_CENTS = 5
 """Of one answer of the stand-in: 5.1 cents."""
+LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
 QUICK = AlertsConfig(allow_private_addresses=True, retry_base_s=0.05, timeout_s=2.0)
 
 
@@ -220,6 +225,29 @@ async def test_in_the_end_it_is_given_up(tmp_path: Path, standin: str, status: i
     assert (row["delivered_ms"], row["error"]) == (None, f"the receiver answered {status}")
 
 
+async def test_a_database_that_was_away_loses_no_alert(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fire, failures = Outbox.fire, 0
+
+    async def failing(self: Outbox, *arguments: Any) -> int:
+        nonlocal failures
+        if failures < 3:
+            failures += 1
+            raise StorageUnavailable("the database is unavailable")
+        return await fire(self, *arguments)
+
+    with receiving() as receiver:
+        await _alert(stage, COST_CENTS, _hook(receiver))
+        stage.services.alerts._loop._after_failure_s = 0.02
+        monkeypatch.setattr(Outbox, "fire", failing)
+        assert (await stage.ask(max_tokens=20)).status_code == 200
+        await _over(stage, 1)
+    assert failures == 3
+    told = [record.message for record in caplog.records if record.name == "torpor.alerts"]
+    assert told[:2] == ["spend alerts wait: the database is unavailable", "spend alerts go on"]
+
+
 async def test_a_deleted_alert_tells_nothing_more(stage: Stage) -> None:
     with receiving(*[500] * 99) as receiver:
         path, _ = await _alert(stage, 1, _hook(receiver))
@@ -267,7 +295,7 @@ async def test_a_receiver_that_never_answers_holds_nobody_up(tmp_path: Path, sta
     assert told == {1: "no answer within 0.2 s", 2: None}
 
 
-def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+def _certificate(folder: Path, host: x509.GeneralName = LOOPBACK) -> tuple[Path, ssl.SSLContext]:
     """Of a server on loopback: the file to trust, and what the server is started with."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mail.test")])
@@ -280,9 +308,7 @@ def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName([host]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -293,6 +319,26 @@ def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(pem, private)
     return pem, context
+
+
+@pytest.mark.parametrize(("host", "delivered"), [("localhost", True), ("elsewhere.test", False)])
+async def test_https_is_checked_by_the_name_although_the_address_is_what_is_dialled(
+    tmp_path: Path, standin: str, monkeypatch: pytest.MonkeyPatch, host: str, delivered: bool
+) -> None:
+    pem, context = _certificate(tmp_path, x509.DNSName(host))
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    config = AlertsConfig(allow_private_addresses=True, max_attempts=1)
+    async with _stage(tmp_path, standin, config) as stage:
+        with receiving(certificate=context) as receiver:
+            url = f"https://localhost:{receiver.port}/hook"
+            await _alert(stage, COST_CENTS, {"type": "webhook", "url": url})
+            assert (await stage.ask(max_tokens=20)).status_code == 200
+            (row,) = await _over(stage, 1)
+    assert len(receiver.arrivals) == delivered
+    if delivered:
+        assert receiver.arrivals[0].headers["host"] == f"localhost:{receiver.port}"
+    else:
+        assert row["error"] == "the receiver could not be reached: ConnectError"
 
 
 async def test_mail_goes_encrypted_to_all_after_the_server_was_busy(
@@ -376,3 +422,31 @@ def test_an_ipv4_address_in_another_form_is_no_more_public(address: ipaddress.IP
 def test_faults_of_the_configuration_are_named(config: AlertsConfig, key: str | None) -> None:
     fault = alerts_fault(config, {"SET": "x"})
     assert (fault and fault[0]) == key
+
+
+def test_the_page_verifies_what_is_sent() -> None:
+    """The receiver's code in docs/alerts.md, with a signature of the gateway's."""
+    page = (REPOSITORY / "docs" / "alerts.md").read_text()
+    code = page.partition("To verify one without a library:\n\n```python\n")[2].partition("```")[0]
+    scope: dict[str, Any] = {}
+    exec(code, scope)  # the page's own code
+    key, now, body = b"k" * 32, int(time.time()), b'{"type":"spend_alert.triggered"}'
+
+    def verified(signed: bytes, secret: bytes = key, at: int = now, message: str = "msg_1") -> bool:
+        headers = {"webhook-id": message, "webhook-timestamp": str(at)}
+        headers["webhook-signature"] = f"v1,AAAA {signature(key, 'msg_1', at, signed)}"
+        return bool(scope["verify"](shown_secret(secret), headers, body))
+
+    assert verified(body)
+    assert not verified(body + b" ")
+    assert not verified(body, secret=b"x" * 32)
+    assert not verified(body, at=now - 1000)
+    assert not verified(body, message="msg_2")
+
+
+def test_the_signature_is_that_of_the_specification() -> None:
+    """The example of the Standard Webhooks specification's own libraries."""
+    secret = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    body = b'{"test": 2432232314}'
+    made = signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    assert made == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="

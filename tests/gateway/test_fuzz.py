@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote_from_bytes
 
 import httpx
@@ -109,11 +109,8 @@ def target(standin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
 
 _GENERATION = GenerationConfig(with_security_parameters=False)
 _CONFIG = SchemathesisConfig(projects=ProjectsConfig(default=ProjectConfig(generation=_GENERATION)))
-_SCHEMA = schemathesis.openapi.from_dict(openapi_document(), config=_CONFIG)
-_OPERATIONS: dict[str, Any] = {
-    operation.label: operation
-    for operation in (cast(Any, result).ok() for result in _SCHEMA.get_all_operations())
-}
+_SCHEMA: Any = schemathesis.openapi.from_dict(openapi_document(), config=_CONFIG)
+_OPERATIONS: dict[str, Any] = {result.ok().label: result.ok() for result in _SCHEMA.get_all_operations()}
 _LAST = ("DELETE", "archive", "rotate")
 """What takes things away comes after what needs them, and what they are in after that."""
 
