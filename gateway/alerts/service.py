@@ -42,8 +42,8 @@ class Alerts:
     ) -> None:
         self.store = store
         self.config = config
+        self.deliveries = deliveries
         self._outbox = outbox
-        self._deliveries = deliveries
         self._pepper = pepper
         self._budgets = Budgets()
         self._read: SpendReader | None = None
@@ -72,7 +72,7 @@ class Alerts:
         """Until it is cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._loop.run())
-            group.create_task(self._deliveries.loop.run())
+            group.create_task(self.deliveries.loop.run())
 
     def _crossed(self, crossing: Crossing) -> None:
         self._note(crossing.subject_id, self._budgets.month_start(), crossing.spent)
@@ -100,7 +100,7 @@ class Alerts:
             if self._reached.get(key) == spent:
                 del self._reached[key]
         if written:
-            self._deliveries.loop.wake()
+            self.deliveries.loop.wake()
 
     async def _load(self) -> dict[str, list[SpendAlert]]:
         """Gives the thresholds to the budgets; what the changed ones have reached already is noted."""
