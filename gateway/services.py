@@ -75,7 +75,7 @@ class Services:
 
     def metric_sources(self) -> list[MetricSource]:
         """Everything that tells Prometheus of itself."""
-        return [self.counts, self, EngineMetrics(self.host)]
+        return [self.counts, self, EngineMetrics(self.host), self.alerts.deliveries]
 
     def expire(self) -> None:
         """Ends what is still running: the time to drain is over."""

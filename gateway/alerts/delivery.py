@@ -4,8 +4,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
+
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric
 
 from gateway.alerts.config import AlertsConfig
 from gateway.alerts.loop import Loop
@@ -45,7 +49,16 @@ class Deliveries:
         self._channels = channels
         self._config = config
         self._spread = spread
+        self._attempts: Counter[tuple[str, str]] = Counter()
         self.loop = Loop(self._step)
+
+    def metrics(self) -> Iterator[Metric]:
+        """How attempts have ended, as `gateway.metrics.MetricSource` has it."""
+        help_text = "Attempts to tell of a spend alert: delivered, failed or given_up."
+        family = CounterMetricFamily("torpor_alert_attempts", help_text, labels=("channel", "outcome"))
+        for labels, count in self._attempts.items():
+            family.add_metric(labels, count)
+        yield family
 
     def delay_s(self, attempts: int) -> float:
         """Seconds after so many failed attempts: between half and all of a time that grows threefold."""
@@ -70,13 +83,17 @@ class Deliveries:
         failure = await self._failure(notification)
         now_ms, again_ms = _now_ms(), None
         name, attempts = notification.id, notification.attempts
+        outcome = "delivered"
         if failure is None:
             _log.info("spend alert %s: delivered at attempt %d", name, attempts)
         elif failure.final or attempts >= self._config.max_attempts:
+            outcome = "given_up"
             _log.error("spend alert %s: given up after attempt %d: %s", name, attempts, failure)
         else:
+            outcome = "failed"
             again_ms = now_ms + max(1, round(self.delay_s(attempts) * 1000))
             _log.warning("spend alert %s: attempt %d failed: %s", name, attempts, failure)
+        self._attempts[str(notification.alert.channel.get("type")), outcome] += 1
         error = None if failure is None else str(failure)
         try:
             await self._outbox.settle(name, now_ms, error, again_ms)

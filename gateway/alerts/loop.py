@@ -16,8 +16,12 @@ AFTER_FAILURE_S = 5.0
 class Loop:
     """Calls ``step`` until it is cancelled: the step says after how many seconds, and `wake` at once."""
 
-    def __init__(self, step: Callable[[], Awaitable[float]]) -> None:
+    def __init__(
+        self, step: Callable[[], Awaitable[float]], after_failure_s: float = AFTER_FAILURE_S
+    ) -> None:
         self._step = step
+        self._after_failure_s = after_failure_s
+        self._failing = False
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -34,9 +38,17 @@ class Loop:
 
     async def _delay(self) -> float:
         try:
-            return await self._step()
+            delay = await self._step()
         except (TenantError, MeteringError) as error:
-            _log.error("spend alerts wait: %s", error)
+            # Once, not every few seconds for as long as a database is away.
+            if not self._failing:
+                _log.error("spend alerts wait: %s", error)
         except Exception:  # noqa: BLE001 - the outermost boundary
             _log.exception("spend alerts wait")
-        return AFTER_FAILURE_S
+        else:
+            if self._failing:
+                _log.warning("spend alerts go on")
+            self._failing = False
+            return delay
+        self._failing = True
+        return self._after_failure_s

@@ -42,8 +42,8 @@ class Alerts:
     ) -> None:
         self.store = store
         self.config = config
+        self.deliveries = deliveries
         self._outbox = outbox
-        self._deliveries = deliveries
         self._pepper = pepper
         self._budgets = Budgets()
         self._read: SpendReader | None = None
@@ -72,7 +72,7 @@ class Alerts:
         """Until it is cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._loop.run())
-            group.create_task(self._deliveries.loop.run())
+            group.create_task(self.deliveries.loop.run())
 
     def _crossed(self, crossing: Crossing) -> None:
         self._note(crossing.subject_id, self._budgets.month_start(), crossing.spent)
@@ -100,7 +100,7 @@ class Alerts:
             if self._reached.get(key) == spent:
                 del self._reached[key]
         if written:
-            self._deliveries.loop.wake()
+            self.deliveries.loop.wake()
 
     async def _load(self) -> dict[str, list[SpendAlert]]:
         """Gives the thresholds to the budgets; what the changed ones have reached already is noted."""
@@ -143,7 +143,10 @@ async def open_alerts(
     outbox = Outbox(storage)
     password = environment.get(config.smtp_password_env) if config.smtp_password_env else None
     limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(trust_env=False, timeout=config.timeout_s, limits=limits) as client:
+    trusted = httpx.create_ssl_context()
+    async with httpx.AsyncClient(
+        trust_env=False, verify=trusted, timeout=config.timeout_s, limits=limits
+    ) as client:
         channels: dict[str, Channel] = {
             "email": MailChannel(config, password),
             "webhook": WebhookChannel(client, pepper, private=config.allow_private_addresses),

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -51,8 +51,8 @@ class Receiver:
 
 
 @contextmanager
-def receiving(*statuses: int) -> Iterator[Receiver]:
-    """A receiver that runs in a thread of its own."""
+def receiving(*statuses: int, certificate: ssl.SSLContext | None = None) -> Iterator[Receiver]:
+    """A receiver that runs in a thread of its own, by HTTPS where it has a certificate."""
     receiver = Receiver(statuses=list(statuses))
 
     class Handler(BaseHTTPRequestHandler):
@@ -66,11 +66,18 @@ def receiving(*statuses: int) -> Iterator[Receiver]:
             self.end_headers()
             receiver.arrivals.append(Arrival({k.lower(): v for k, v in self.headers.items()}, body))
 
+        def handle(self) -> None:
+            # Who does not trust the certificate hangs up.
+            with suppress(ConnectionError, ssl.SSLError):
+                super().handle()
+
         def log_message(self, *_: object) -> None:
             """Nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         receiver.port = server.server_address[1]
+        if certificate is not None:
+            server.socket = certificate.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -142,8 +142,8 @@ def test_all_are_served_once_and_idleness_forgets_everything(
     for one in tickets:
         queue.put(one)
     taken = []
-    while (next_one := queue.take()) is not None:
-        taken.append(next_one)
+    while (served := queue.take()) is not None:
+        taken.append(served)
     assert Counter(taken) == Counter(tickets)
     for one in taken:
         queue.finish(one, one.cost)
