@@ -111,7 +111,13 @@ def test_a_gateway_that_cannot_start_says_why(tmp_path: Path, silent: str) -> No
 def test_a_start_that_is_ended_leaves_nothing(tmp_path: Path, silent: str, ending: signal.Signals) -> None:
     gateway = _installed(tmp_path, silent)
     command = [sys.executable, "-m", "gateway.cli", "start", "--config", str(tmp_path / "torpor.toml")]
-    starting = subprocess.Popen(command, cwd=tmp_path, env=gateway.environment)
+    starting = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=gateway.environment,
+        # A shell's job in the background has SIGINT ignored, and hands that on to what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     try:
         deadline = time.monotonic() + 30
         while not (tmp_path / ".torpor/gateway.pid").exists():
