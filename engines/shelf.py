@@ -196,8 +196,8 @@ class Shelf:
             try:
                 canary, ms = await self._warm_up(replica.engine)
             except EngineError as error:
-                if _is_there(replica):
-                    raise
+                if _is_there(replica) or replica.state is EngineState.FAILED:
+                    raise  # a warm-up that kills engines must not kill each of them
                 raise _WentAway("the engine went away while it was warmed up") from error
             patience = time.monotonic() + _PATIENCE_S
             while not (replica.state is EngineState.READY and not replica.leases):

@@ -116,7 +116,7 @@ def test_a_start_that_is_ended_leaves_nothing(tmp_path: Path, silent: str, endin
         cwd=tmp_path,
         env=gateway.environment,
         # A shell's job in the background has SIGINT ignored, and hands that on to what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 30
