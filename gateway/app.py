@@ -38,6 +38,7 @@ from gateway.failure_limit import FailureLimit
 from gateway.identity_config import make_issuers
 from gateway.limits_api import limit_routes
 from gateway.metrics import RequestCounts
+from gateway.price_config import price_list
 from gateway.queue_config import queue_of
 from gateway.queueing import ModelQueues
 from gateway.services import Services
@@ -108,7 +109,9 @@ async def open_services(
                 issuers=make_issuers(config.issuers, data.environment, keys),
             )
         )
-        ledger = await stack.enter_async_context(open_ledger(url, database))
+        ledger = await stack.enter_async_context(
+            open_ledger(url, database, data.ledger_folder, price_list(config.prices))
+        )
         control = await open_admission(config, database)
         clients = EngineClients()
         stack.push_async_callback(clients.aclose)
@@ -118,7 +121,7 @@ async def open_services(
             database=database,
             tenants=tenants,
             ledger=ledger,
-            reports=UsageReports(database),
+            reports=UsageReports(database, fresh=ledger.applied),
             host=host,
             clients=clients,
             catalog=catalog,

@@ -14,18 +14,47 @@ _MOST = Decimal(1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What one attempt costs, in picodollars, and the milliseconds of an engine that it used."""
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    engine: int = 0
+    engine_ms: int = 0
+
+    @property
+    def total(self) -> int:
+        """Of all line items."""
+        return self.input + self.cached + self.output + self.engine
+
+
+NO_COSTS = Costs()
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
-    """Picodollars a token."""
+    """Picodollars a token, and a millisecond of an engine's time."""
 
     input: int = 0
     cached_input: int = 0
     output: int = 0
+    engine_ms: int = 0
+
+    def costs(self, usage: Usage, engine_ms: int = 0) -> Costs:
+        """What the usage costs by line item. Input from the cache has a price of its own."""
+        cached = min(usage.cached_tokens, usage.input_tokens)
+        return Costs(
+            (usage.input_tokens - cached) * self.input,
+            cached * self.cached_input,
+            usage.output_tokens * self.output,
+            engine_ms * self.engine_ms,
+            engine_ms,
+        )
 
     def cost(self, usage: Usage) -> int:
-        """What the usage costs, in picodollars. Input from the cache has a price of its own."""
-        cached = min(usage.cached_tokens, usage.input_tokens)
-        uncached = usage.input_tokens - cached
-        return uncached * self.input + cached * self.cached_input + usage.output_tokens * self.output
+        """What the usage costs in all, in picodollars."""
+        return self.costs(usage).total
 
     def most(self, input_tokens: int, output_tokens: int) -> int:
         """The most that a request can cost whose output is at most so much."""

@@ -6,7 +6,7 @@ model, and an answer that its client did not wait for is one. Open entries count
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -154,12 +154,22 @@ class _Parameters:
 class UsageReports:
     """Answers usage queries from a database that the caller owns."""
 
-    def __init__(self, database: AsyncEngine, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: AsyncEngine,
+        *,
+        fresh: Callable[[], Awaitable[object]] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``fresh`` is awaited before each report, for the database to have what is durable elsewhere."""
         self._database = database
+        self._fresh = fresh
         self._clock = clock
 
     async def report(self, query: UsageQuery) -> dict[str, Any]:
         """OpenAI's ``page`` object. Raises `StorageUnavailable`, and `InvalidQuery` for a foreign cursor."""
+        if self._fresh is not None:
+            await self._fresh()
         width = Width.named(query.bucket_width)
         end = query.end_time if query.end_time is not None else int(self._clock()) + 1
         span = page_of_buckets(width, _page_start(query), end, query.limit or width.default_limit)

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.database import migrate, open_database
+from metering.ledger import Ledger
 from metering.types import Attempt, Operation
 
 _numbers = itertools.count()
@@ -48,6 +49,12 @@ async def database(file: Path) -> AsyncIterator[AsyncEngine]:
 
 
 Entries = Callable[[], dict[str, dict[str, Any]]]
+
+
+async def applied(ledger: Ledger, entries: Entries) -> dict[str, dict[str, Any]]:
+    """The ledger in the database, once that has what the journal has."""
+    assert await ledger.applied()
+    return entries()
 
 
 @pytest.fixture
