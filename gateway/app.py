@@ -43,6 +43,7 @@ from gateway.queue_config import queue_of
 from gateway.queueing import ModelQueues
 from gateway.services import Services
 from gateway.spend_limits_api import spend_limit_routes
+from metering.costs import CostReports
 from metering.errors import MeteringError
 from metering.ledger import open_ledger
 from metering.usage import UsageReports
@@ -122,6 +123,7 @@ async def open_services(
             tenants=tenants,
             ledger=ledger,
             reports=UsageReports(database, fresh=ledger.applied),
+            costs=CostReports(database, fresh=ledger.applied),
             host=host,
             clients=clients,
             catalog=catalog,
@@ -193,6 +195,7 @@ def _administration_routes() -> list[Route]:
         Route(f"{project}/api_keys/{{key}}", administration.delete_key, methods=["DELETE"]),
         Route(f"{organization}/usage/completions", usage.completions.__call__, methods=["GET"]),
         Route(f"{organization}/usage/embeddings", usage.embeddings.__call__, methods=["GET"]),
+        Route(f"{organization}/costs", usage.costs, methods=["GET"]),
     ]
 
 
@@ -216,5 +219,8 @@ def _own_routes() -> list[Route]:
         Route(f"{own}/projects/{{project}}/weight", weights_api.retrieve_weight, methods=["GET"]),
         Route(f"{own}/projects/{{project}}/weight", weights_api.update_weight, methods=["POST"]),
         Route(f"{own}/tokens", tokens_api.create_token, methods=["POST"]),
-        Route(f"{own}/usage", usage.project_usage, methods=["GET"]),
+        Route(f"{own}/usage", usage.project_completions.__call__, methods=["GET"]),
+        Route(f"{own}/usage/completions", usage.project_completions.__call__, methods=["GET"]),
+        Route(f"{own}/usage/embeddings", usage.project_embeddings.__call__, methods=["GET"]),
+        Route(f"{own}/costs", usage.project_costs, methods=["GET"]),
     ]

@@ -10,6 +10,7 @@ from metering.types import Usage
 DOLLAR = 10**12
 """Picodollars."""
 _A_MILLION = 10**6
+_HOUR_MS = 3_600_000
 _MOST = Decimal(1_000_000)
 
 
@@ -34,26 +35,29 @@ NO_COSTS = Costs()
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Picodollars a token, and a millisecond of an engine's time."""
+    """Picodollars a token, and an hour of an engine's time."""
 
     input: int = 0
     cached_input: int = 0
     output: int = 0
-    engine_ms: int = 0
+    engine_hour: int = 0
 
     def costs(self, usage: Usage, engine_ms: int = 0) -> Costs:
-        """What the usage costs by line item. Input from the cache has a price of its own."""
+        """What the usage costs by line item. Input from the cache has a price of its own.
+
+        Time is rounded down to a whole picodollar; all else is exact.
+        """
         cached = min(usage.cached_tokens, usage.input_tokens)
         return Costs(
             (usage.input_tokens - cached) * self.input,
             cached * self.cached_input,
             usage.output_tokens * self.output,
-            engine_ms * self.engine_ms,
+            engine_ms * self.engine_hour // _HOUR_MS,
             engine_ms,
         )
 
     def cost(self, usage: Usage) -> int:
-        """What the usage costs in all, in picodollars."""
+        """What the tokens cost in all, in picodollars."""
         return self.costs(usage).total
 
     def most(self, input_tokens: int, output_tokens: int) -> int:
@@ -104,4 +108,17 @@ def parse_price(dollars: Decimal) -> int:
     picodollars = dollars * (DOLLAR // _A_MILLION)
     if picodollars != int(picodollars):
         raise ValueError(f"must have at most 6 decimal places, not {dollars}")
+    return int(picodollars)
+
+
+def parse_time(dollars: Decimal) -> int:
+    """Picodollars an hour of a price in dollars an hour.
+
+    Raises ValueError where that is no whole number, negative, or more than a million dollars.
+    """
+    if not dollars.is_finite() or not 0 <= dollars <= _MOST:
+        raise ValueError(f"must be between 0 and {_MOST} dollars an hour, not {dollars}")
+    picodollars = dollars * DOLLAR
+    if picodollars != int(picodollars):
+        raise ValueError(f"must have at most 12 decimal places, not {dollars}")
     return int(picodollars)

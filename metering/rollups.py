@@ -58,7 +58,7 @@ _SUMMED = tuple(COLUMNS.index(name) for name in MEASURES[1:])
 
 def counts(row: Row) -> bool:
     """Whether a settled row is in reports: it ``completed``, or has any tokens."""
-    return row[_OUTCOME] == Outcome.COMPLETED.value or row[_INPUT] > 0 or row[_OUTPUT] > 0
+    return bool(row[_OUTCOME] == Outcome.COMPLETED.value or row[_INPUT] > 0 or row[_OUTPUT] > 0)
 
 
 def increments(rows: Iterable[Row]) -> tuple[Increments, Increments]:
