@@ -15,7 +15,8 @@ from metering.tables import ledger_entries, usage_days
 async def spent_since(database: AsyncEngine, since: int) -> dict[str, int]:
     """Picodollars for tokens by project and by organization, of what began at ``since`` or later.
 
-    ``since`` is in unix seconds. Every settled entry counts, with the tokens that it has. Raises `StorageUnavailable`.
+    ``since`` is in unix seconds. Every settled entry counts, with the tokens that it has.
+    Raises `StorageUnavailable`.
     """
     spent: dict[str, int] = {}
     first_day = -(-since // DAY_S)

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -46,20 +47,21 @@ async def test_usage_and_costs_of_what_was_just_answered(stage: Stage, client: A
         group_by=["project_id", "model", "batch", "api_source"],
         project_ids=[stage.tenant.project_id],
     )
-    results = [one for bucket in page.data for one in bucket.results]
-    assert sum(one.num_model_requests for one in results) == 2  # type: ignore[union-attr]
-    assert {(one.model, one.project_id, one.api_source) for one in results} == {  # type: ignore[union-attr]
+    results: list[Any] = [one for bucket in page.data for one in bucket.results]
+    assert sum(one.num_model_requests for one in results) == 2
+    assert {(one.model, one.project_id, one.api_source) for one in results} == {
         ("near", stage.tenant.project_id, "unlabeled")
     }
-    assert sum(one.input_tokens for one in results) == 74  # type: ignore[union-attr]
+    assert sum(one.input_tokens for one in results) == 74
     embeddings = await usage.embeddings(start_time=start, bucket_width="1h")
     assert [bucket.results for bucket in embeddings.data] == [[]] * len(embeddings.data)
     costs = await usage.costs(start_time=start, group_by=["line_item", "api_key_id"])
-    items = {one.line_item: one for bucket in costs.data for one in bucket.results}  # type: ignore[union-attr]
+    lines: list[Any] = [one for bucket in costs.data for one in bucket.results]
+    items = {one.line_item: one for one in lines}
     assert set(items) == {"near, input_tokens", "near, output_tokens", "near, engine_seconds"}
-    assert items["near, input_tokens"].amount.value == pytest.approx(0.074, abs=0)  # type: ignore[union-attr]
-    assert items["near, output_tokens"].amount.value == pytest.approx(0.028, abs=0)  # type: ignore[union-attr]
-    assert items["near, output_tokens"].quantity == 14  # type: ignore[union-attr]
+    assert items["near, input_tokens"].amount.value == pytest.approx(0.074, abs=0)
+    assert items["near, output_tokens"].amount.value == pytest.approx(0.028, abs=0)
+    assert items["near, output_tokens"].quantity == 14
     assert items["near, input_tokens"].api_key_id == stage.tenant.key_id
 
 

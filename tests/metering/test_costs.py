@@ -93,7 +93,7 @@ async def test_line_items_are_what_the_official_client_parses(
 async def test_a_later_price_does_not_rewrite_the_past(
     database: AsyncEngine, costs: CostReports, tmp_path: Path
 ) -> None:
-    one = [
+    one: list[tuple[Attempt, Usage, Timings | None]] = [
         (attempt(started_at=MONDAY + 5, model="minilm", operation=Operation.EMBEDDING), Usage(3, 0, 0), None)
     ]
     await _settle(database, tmp_path / "ledger", one)

@@ -5,6 +5,7 @@ import errno
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
