@@ -66,7 +66,7 @@ async def open_admission(
     await limits.load()
     await spend_limits.load()
     if config.prices:
-        budgets.load(await spent_since(database, prices, budgets.month_start()))
+        budgets.load(await spent_since(database, budgets.month_start()))
     return AdmissionControl(
         limits=limits,
         spend_limits=spend_limits,

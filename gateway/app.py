@@ -42,11 +42,13 @@ from gateway.limits_api import limit_routes
 from gateway.metrics import RequestCounts
 from gateway.openapi.document import openapi_routes
 from gateway.openapi.table import NOT_YET
+from gateway.price_config import price_list
 from gateway.queue_config import queue_of
 from gateway.queueing import ModelQueues
 from gateway.services import Services
 from gateway.spend_alerts_api import spend_alert_routes
 from gateway.spend_limits_api import spend_limit_routes
+from metering.costs import CostReports
 from metering.errors import MeteringError
 from metering.ledger import open_ledger
 from metering.spending import spent_since
@@ -112,7 +114,9 @@ async def open_services(
                 issuers=make_issuers(config.issuers, data.environment, keys),
             )
         )
-        ledger = await stack.enter_async_context(open_ledger(url, database))
+        ledger = await stack.enter_async_context(
+            open_ledger(url, database, data.ledger_folder, price_list(config.prices))
+        )
         control = await open_admission(config, database)
         alerts = await stack.enter_async_context(
             open_alerts(
@@ -121,7 +125,7 @@ async def open_services(
                 data.pepper(),
                 data.environment,
                 control.budgets,
-                partial(spent_since, database, control.prices) if config.prices else None,
+                partial(spent_since, database) if config.prices else None,
             )
         )
         clients = EngineClients()
@@ -132,7 +136,8 @@ async def open_services(
             database=database,
             tenants=tenants,
             ledger=ledger,
-            reports=UsageReports(database),
+            reports=UsageReports(database, fresh=ledger.applied),
+            costs=CostReports(database, fresh=ledger.applied),
             host=host,
             clients=clients,
             catalog=catalog,
@@ -199,6 +204,7 @@ def _usage_routes() -> list[Route]:
     return [
         Route(f"{usages}/completions", usage.completions.__call__, methods=["GET"]),
         Route(f"{usages}/embeddings", usage.embeddings.__call__, methods=["GET"]),
+        Route("/v1/organization/costs", usage.costs, methods=["GET"]),
     ]
 
 
@@ -215,5 +221,8 @@ def _own_routes() -> list[Route]:
         Route(f"{own}/projects/{{project}}/weight", weights_api.retrieve_weight, methods=["GET"]),
         Route(f"{own}/projects/{{project}}/weight", weights_api.update_weight, methods=["POST"]),
         Route(f"{own}/tokens", tokens_api.create_token, methods=["POST"]),
-        Route(f"{own}/usage", usage.project_usage, methods=["GET"]),
+        Route(f"{own}/usage", usage.project_completions.__call__, methods=["GET"]),
+        Route(f"{own}/usage/completions", usage.project_completions.__call__, methods=["GET"]),
+        Route(f"{own}/usage/embeddings", usage.project_embeddings.__call__, methods=["GET"]),
+        Route(f"{own}/costs", usage.project_costs, methods=["GET"]),
     ]

@@ -70,6 +70,11 @@ class DataDirectory:
         return self.path / "changes"
 
     @property
+    def ledger_folder(self) -> Path:
+        """The journals of the ledger."""
+        return self.path / "ledger"
+
+    @property
     def pid_file(self) -> Path:
         """The running gateway's process id, and its port."""
         return self.path / "gateway.pid"

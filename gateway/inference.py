@@ -1,6 +1,5 @@
 """The inference endpoints: authenticate, read, resolve, check, and hand over to an exchange."""
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from gateway.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.openai_fields import OPENAI_FIELDS
 from gateway.queueing import Ask
 from gateway.services import Services, services_of
-from metering.types import Attempt, Operation, Usage
+from metering.types import Attempt, Operation, Usage, new_attempt_id
 from tenants.fairness import ServiceTier
 from tenants.scopes import MODEL_REQUEST
 from tenants.types import KeyKind, Principal
@@ -115,7 +114,7 @@ class Endpoint:
             ask=_ask(asked, len(body)),
             prioritized=asked.model.spec.url is None,
             attempt=Attempt(
-                id="att_" + secrets.token_hex(16),
+                id=new_attempt_id(),
                 request_id=asked.record.request_id,
                 organization_id=principal.organization_id or "",
                 project_id=principal.project_id or "",

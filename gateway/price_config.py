@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 
-from metering.prices import Price, PriceEntry, PriceList, parse_price
+from metering.prices import Price, PriceEntry, PriceList, parse_price, parse_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceConfig:
-    """One ``[[prices]]`` table: dollars for a million tokens of a model, from a day on (UTC)."""
+    """One ``[[prices]]`` table: dollars for a million tokens of a model, from a day on (UTC).
+
+    ``engine_hour``: dollars for an hour of its engine's time besides, from the turn of a request to its end.
+    """
 
     model: str
     adapter: str | None = None
@@ -18,11 +21,17 @@ class PriceConfig:
     input: Decimal = Decimal(0)
     cached_input: Decimal | None = None
     output: Decimal = Decimal(0)
+    engine_hour: Decimal = Decimal(0)
 
     def entry(self) -> PriceEntry:
         """What ``metering`` needs to know of it. Raises ValueError where a price cannot be exact."""
         cached = self.input if self.cached_input is None else self.cached_input
-        price = Price(parse_price(self.input), parse_price(cached), parse_price(self.output))
+        price = Price(
+            parse_price(self.input),
+            parse_price(cached),
+            parse_price(self.output),
+            parse_time(self.engine_hour),
+        )
         return PriceEntry(model=self.model, adapter=self.adapter, since=self.since or date.min, price=price)
 
 
@@ -41,6 +50,10 @@ def price_fault(prices: Sequence[PriceConfig], index: int, models: Collection[st
             parse_price(value or Decimal(0))
         except ValueError as error:
             return name, str(error)
+    try:
+        parse_time(price.engine_hour)
+    except ValueError as error:
+        return "engine_hour", str(error)
     return None
 
 

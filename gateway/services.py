@@ -17,6 +17,7 @@ from gateway.exchange import Door, Exchange
 from gateway.failure_limit import FailureLimit
 from gateway.metrics import EngineMetrics, MetricSource, RequestCounts, gauge, gauge_by
 from gateway.queueing import ModelQueues
+from metering.costs import CostReports
 from metering.ledger import Ledger
 from metering.usage import UsageReports
 from tenants.store import TenantStore
@@ -32,6 +33,7 @@ class Services:
     tenants: TenantStore
     ledger: Ledger
     reports: UsageReports
+    costs: CostReports
     host: EngineHost
     clients: EngineClients
     catalog: Catalog
@@ -54,6 +56,9 @@ class Services:
         yield gauge("torpor_exchanges", "Inference requests that are being worked on.", len(self.running))
         yield gauge("torpor_ledger_open_entries", "Attempts that are not settled.", self.ledger.open_entries)
         yield gauge("torpor_ledger_backlog", "Writes that wait to be durable.", self.ledger.backlog)
+        yield gauge(
+            "torpor_ledger_journal_bytes", "Of the local journal that are taken.", self.ledger.journal_bytes
+        )
         yield gauge("torpor_ledger_writable", "1 while the ledger takes entries.", self.ledger.accepts)
         yield gauge(
             "torpor_database_silent_seconds",

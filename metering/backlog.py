@@ -1,70 +1,61 @@
-"""What a writer has yet to make durable: merged by entry, and kept over failures of the storage."""
+"""What the database has yet to be told: merged by entry, and kept over its failures."""
 
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from metering.entries import Write
-from metering.tickets import Ticket
+from metering.entries import COLUMNS, OUTCOME
+from metering.journal import Group, Row
 
 _log = logging.getLogger("torpor.ledger")
+
+_LOGGED = ("id", "organization_id", "project_id", "model", "input_tokens", "output_tokens", "outcome")
+
+LINGER_S = 0.1
+"""Rows wait so long for others: an entry that is opened and settled meanwhile is written once."""
+MAX_LINGERING = 4_096
 
 
 @dataclass(slots=True)
 class Backlog:
-    """The newest state of each entry that is not durable, by its id, in order of arrival.
+    """The newest state of each entry that the database does not have, in order of arrival."""
 
-    Settlements and checkpoints survive a failed commit and go with the next one: their tokens have been
-    generated. An opening does not: its request is refused.
-    """
+    rows: dict[str, Row] = field(default_factory=dict)
+    first: int = 0
+    number: int = 0
+    since: float | None = None
 
-    writes: dict[str, Write] = field(default_factory=dict)
+    def add(self, group: Group) -> None:
+        """Merges a group. The first settlement of an entry stands."""
+        rows = self.rows
+        for row in group.rows:
+            earlier = rows.get(row[0])
+            if earlier is None or earlier[OUTCOME] is None:
+                rows[row[0]] = row
+        self.number = group.number
+        if self.since is None:
+            self.since, self.first = time.monotonic(), group.number
 
-    def add(self, new: Iterable[Write]) -> None:
-        """Merges what came from the queue. The first settlement of an entry stands."""
-        for write in new:
-            earlier = self.writes.get(write.attempt.id)
-            if earlier is None:
-                self.writes[write.attempt.id] = write
-            elif earlier.settlement is not None:
-                earlier.tickets += write.tickets
-            else:
-                write.opening = write.opening or earlier.opening
-                write.tickets = earlier.tickets + write.tickets
-                self.writes[write.attempt.id] = write
+    def due_in(self, hurry: int) -> float:
+        """Seconds until it should be written; ``hurry`` is the number of a group that somebody waits for."""
+        if self.since is None or len(self.rows) >= MAX_LINGERING or hurry >= self.first:
+            return 0.0
+        return max(0.0, self.since + LINGER_S - time.monotonic())
 
-    def pending(self) -> list[Write]:
-        """What is to be written."""
-        return list(self.writes.values())
+    def clear(self) -> int:
+        """All of it is in the database. Returns the number of its last group."""
+        self.rows, self.since = {}, None
+        return self.number
 
-    def done(self, writes: Iterable[Write]) -> list[Ticket]:
-        """These are durable, or never will be. Returns who waited for them."""
-        tickets: list[Ticket] = []
-        for write in writes:
-            del self.writes[write.attempt.id]
-            tickets += write.tickets
-        return tickets
+    def drop(self, row: Row) -> None:
+        """The row is in the database, or will never be."""
+        self.rows.pop(row[0], None)
 
-    def failed(self) -> list[Ticket]:
-        """Nothing of it is durable, as far as anybody knows. Returns who waited."""
-        tickets: list[Ticket] = []
-        for key, write in list(self.writes.items()):
-            tickets += write.tickets
-            write.tickets = []
-            if write.settlement is None and write.opening:
-                del self.writes[key]
-        return tickets
 
-    def report_lost(self) -> None:
-        """Logs what no storage could be found for, so that accounting can enter it by hand."""
-        for write in self.writes.values():
-            usage = write.usage
-            fields = {
-                "attempt": write.attempt.id,
-                "organization": write.attempt.organization_id,
-                "project": write.attempt.project_id,
-                "model": write.attempt.model,
-                "input_tokens": usage.input_tokens,
-                "output_tokens": usage.output_tokens,
-            }
-            _log.error("a ledger entry was not stored before the end", extra={"fields": fields})
+def report_lost(rows: Iterable[Row]) -> None:
+    """Logs entries that the database refuses, so that accounting can enter them by hand."""
+    for row in rows:
+        values = dict(zip(COLUMNS, row, strict=True))
+        fields = {name: values[name] for name in _LOGGED}
+        _log.error("the database refuses a ledger entry: %s", row[0], extra={"fields": fields})

@@ -1,9 +1,10 @@
-"""The state of a ledger entry on its way to the database, and the one statement that every write is.
+"""The state of a ledger entry on its way to the database, and the statements that write it.
 
 Every write is an upsert of the whole row. So writes of one entry can be merged (only the newest state
 counts), repeated (the same row again changes nothing) and healed (a settlement makes the row that its
 failed opening did not). Two rules are in the statement itself: a settled row never changes, and the tokens
-of an open row never shrink.
+of an open row never shrink. A settling statement returns the ids that it settled, and no others: these are
+what the rollups are told, in the same transaction.
 """
 
 from dataclasses import dataclass, field
@@ -12,41 +13,49 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, or_
 from sqlalchemy.dialects import postgresql, sqlite
 
+from metering.journal import Row
+from metering.prices import NO_COSTS, Costs
 from metering.tables import ledger_entries
 from metering.tickets import Ticket
 from metering.types import Attempt, Outcome, Timings, Usage
 
 COLUMNS = tuple(column.name for column in ledger_entries.columns)
+OUTCOME = COLUMNS.index("outcome")
 _CHANGING = COLUMNS[COLUMNS.index("input_tokens") :]
 _NO_TIMINGS = Timings()
+_TOKENS = tuple(COLUMNS.index(name) for name in ("input_tokens", "cached_tokens", "output_tokens"))
+_COSTS = tuple(
+    COLUMNS.index(name) for name in ("input_cost", "cached_cost", "output_cost", "engine_cost", "engine_ms")
+)
 
 Upsert = sqlite.Insert | postgresql.Insert
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How an attempt ended, ``at_ms`` milliseconds since the epoch."""
+    """How an attempt ended, ``at_ms`` milliseconds since the epoch, and what it costs."""
 
     outcome: Outcome
     at_ms: int
     timings: Timings | None
     status: int | None
+    costs: Costs = NO_COSTS
 
 
 @dataclass(slots=True)
 class Write:
-    """A new state of an entry, and who waits for it to be durable. ``opening``: it is the first one."""
+    """A new state of an entry, and who waits for it to be durable."""
 
     attempt: Attempt
     usage: Usage
     settlement: Settlement | None = None
-    opening: bool = False
     tickets: list[Ticket] = field(default_factory=list)
 
-    def row(self) -> tuple[Any, ...]:
+    def row(self, owner: str | None = None) -> Row:
         """The values of `COLUMNS`."""
         attempt, usage, settlement = self.attempt, self.usage, self.settlement
         timings = (settlement.timings if settlement is not None else None) or _NO_TIMINGS
+        costs = settlement.costs if settlement is not None else NO_COSTS
         return (
             attempt.id,
             attempt.request_id,
@@ -60,6 +69,7 @@ class Write:
             attempt.batch,
             attempt.service_tier,
             int(attempt.started_at * 1000),
+            owner,
             usage.input_tokens,
             usage.cached_tokens,
             usage.output_tokens,
@@ -72,7 +82,43 @@ class Write:
             timings.wake_ms,
             timings.ttft_ms,
             timings.total_ms,
+            costs.engine_ms,
+            costs.input,
+            costs.cached,
+            costs.output,
+            costs.engine,
         )
+
+
+def is_storable(row: Row) -> bool:
+    """Whether all counts of a row fit into 64 bits."""
+    together = 0
+    for index in (*_TOKENS, *_COSTS):
+        if row[index] < 0:
+            return False
+        together |= row[index]
+    return not together >> 63
+
+
+def interrupted(row: Row, at_ms: int, costs: Costs) -> Row:
+    """The settled row of an entry that was open when its gateway ended."""
+    values = dict(zip(COLUMNS, row, strict=True))
+    values |= {"outcome": Outcome.INTERRUPTED.value, "settled_ms": at_ms}
+    values |= {"input_cost": costs.input, "cached_cost": costs.cached, "output_cost": costs.output}
+    return tuple(values.values())
+
+
+def attempt_of(row: Row) -> Attempt:
+    """The attempt that a row is of."""
+    values = dict(zip(COLUMNS, row, strict=True))
+    names = Attempt.__dataclass_fields__
+    known = {name: value for name, value in values.items() if name in names}
+    return Attempt(**known, started_at=values["started_ms"] / 1000)
+
+
+def usage_of(row: Row) -> Usage:
+    """The tokens of a row."""
+    return Usage(*(row[index] for index in _TOKENS))
 
 
 def upsert(dialect: str) -> Upsert:

@@ -3,44 +3,70 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from metering.entries import Settlement, Write
+from metering.backlog import Backlog
+from metering.entries import Settlement, Write, attempt_of, interrupted, usage_of
 from metering.errors import StorageUnavailable
+from metering.journal import Journal
+from metering.prices import PriceList
+from metering.recorder import Recorder
 from metering.sql_writer import SqlWriter
 from metering.sqlite_writer import SqliteWriter
 from metering.tickets import Ticket
 from metering.types import Attempt, Outcome, Timings, Usage
-from metering.writers import LedgerWriter
+from metering.writers import MAX_BATCH, DatabaseWriter
 
 _log = logging.getLogger("torpor.ledger")
 
 CHECKPOINT_S = 0.2
 """Meters that changed are checkpointed so often; 0.25 s is promised."""
+FRESH_S = 2.0
+"""A report waits so long for the database to have what the journal has."""
+_MOST_JOURNALS = 64
 
 
 class Ledger:
     """Opens meters for attempts. An async context manager, whose exit makes everything durable.
 
-    Entering raises `StorageUnavailable` where the ledger cannot be read and written.
+    ``folder`` has the journals of the processes that share it, each in a folder of its own. Entering takes
+    one that nobody holds and brings what it has, and what other ended processes left, into the database:
+    entries that were open are settled as ``interrupted``. It raises `StorageUnavailable` where the database
+    or the folder cannot be read and written.
     """
 
-    def __init__(self, writer: LedgerWriter) -> None:
-        self._writer = writer
+    def __init__(self, writer: DatabaseWriter, folder: Path, prices: PriceList | None = None) -> None:
+        self._database = writer
+        self._folder = folder
+        self._prices = PriceList() if prices is None else prices
+        self._recorder: Recorder | None = None
         self._open: dict[str, Meter] = {}
         self._changed: dict[str, Meter] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._running = False
 
     async def __aenter__(self) -> Self:
-        interrupted = await self._writer.start()
-        if interrupted:
-            _log.warning("%d entries were left open by a crash; settled as interrupted", interrupted)
-        self._running = True
+        mine: Journal | None = None
+        try:
+            for journal in _unheld(self._folder):
+                last = await self._recover(journal)
+                await asyncio.to_thread(journal.restart, last)
+                if mine is None:
+                    mine = journal
+                else:
+                    journal.close(empty=True)
+            if mine is None:
+                raise StorageUnavailable("there are too many processes with journals in one folder")
+            self._recorder = Recorder(mine, self._database)
+        finally:
+            if mine is not None and self._recorder is None:
+                mine.close(empty=False)
+        self._recorder.start()
         return self
 
     async def __aexit__(
@@ -48,32 +74,43 @@ class Ledger:
     ) -> None:
         for meter in list(self._open.values()):
             meter.finish(Outcome.INTERRUPTED)
-        self._running = False
+        recorder, self._recorder = self._recorder, None
         if self._timer is not None:
             self._timer.cancel()
-        await self._writer.close()
+        if recorder is not None:
+            await recorder.close()
 
     @property
     def accepts(self) -> bool:
         """Whether an entry can be opened now."""
-        return self._running and self._writer.accepts
+        return self._recorder is not None and self._recorder.accepts
 
     @property
     def backlog(self) -> int:
         """Writes that somebody waits for."""
-        return self._writer.waiting
+        return 0 if self._recorder is None else self._recorder.waiting
+
+    @property
+    def journal_bytes(self) -> int:
+        """What of the journal is taken by what the database may not have."""
+        return 0 if self._recorder is None else self._recorder.journal_bytes
 
     @property
     def open_entries(self) -> int:
         """Meters that are not settled."""
         return len(self._open)
 
+    async def applied(self) -> bool:
+        """Returns when the database has all that was durable before; ``False`` where it is away, or late."""
+        return self._recorder is not None and await self._recorder.applied(FRESH_S)
+
     def open(self, attempt: Attempt) -> "Meter":
         """Queues the opening entry and returns its meter at once.
 
-        Raises `StorageUnavailable` where the ledger is closed, cannot be written, or its queue is full.
+        Raises `StorageUnavailable` where the ledger is closed, cannot be written, or its queue or its journal
+        is full.
         """
-        if not self._running or not self._writer.accepts:
+        if not self.accepts:
             raise StorageUnavailable("the ledger takes no entries now")
         meter = Meter(self, attempt)
         self._open[attempt.id] = meter
@@ -81,8 +118,8 @@ class Ledger:
 
     def put(self, write: Write) -> None:
         """Queues a write of one of the ledger's meters; once the ledger is closed, it fails."""
-        if self._running:
-            self._writer.put(write)
+        if self._recorder is not None:
+            self._recorder.put(write)
             return
         for ticket in write.tickets:
             ticket.resolve(StorageUnavailable("the ledger is closed"))
@@ -92,6 +129,17 @@ class Ledger:
         self._changed[meter.attempt.id] = meter
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(CHECKPOINT_S, self._checkpoint)
+
+    def settlement(
+        self, attempt: Attempt, usage: Usage, outcome: Outcome, timings: Timings | None, status: int | None
+    ) -> Settlement:
+        """The settlement of an attempt that ends now, at the price of the day on which it began."""
+        engine_ms = 0
+        if timings is not None and timings.total_ms is not None and usage != Usage():
+            engine_ms = max(0, round(timings.total_ms - (timings.queue_ms or 0)))
+        price = self._prices.price(attempt.model, attempt.adapter, attempt.started_at)
+        now_ms = time.time_ns() // 1_000_000
+        return Settlement(outcome, now_ms, timings, status, price.costs(usage, engine_ms))
 
     def settled(self, meter: "Meter") -> None:
         """The meter needs nothing more."""
@@ -103,6 +151,40 @@ class Ledger:
         changed, self._changed = self._changed, {}
         for meter in changed.values():
             self.put(Write(meter.attempt, meter.usage))
+
+    async def _recover(self, journal: Journal) -> int:
+        """Brings the journal into the database and settles what is open. The number of its last group."""
+        backlog = Backlog()
+        for group in await asyncio.to_thread(lambda: list(journal.replay())):
+            backlog.add(group)
+        rows = list(backlog.rows.values())
+        for start in range(0, len(rows), MAX_BATCH):
+            await self._database.store(rows[start : start + MAX_BATCH])
+        left = await self._database.open_rows(journal.owner)
+        now_ms = time.time_ns() // 1_000_000
+        settled = []
+        for row in left:
+            attempt = attempt_of(row)
+            price = self._prices.price(attempt.model, attempt.adapter, attempt.started_at)
+            settled.append(interrupted(row, now_ms, price.costs(usage_of(row))))
+        for start in range(0, len(settled), MAX_BATCH):
+            await self._database.store(settled[start : start + MAX_BATCH])
+        if settled:
+            _log.warning("%d entries were left open by a crash; settled as interrupted", len(settled))
+        return backlog.number
+
+
+def _unheld(folder: Path) -> Iterator[Journal]:
+    """The first journal that no process holds, and all others whose process has ended."""
+    found = False
+    for number in range(_MOST_JOURNALS):
+        path = folder / str(number)
+        if found and not path.exists():
+            continue
+        journal = Journal(path)
+        if journal.claim():
+            found = True
+            yield journal
 
 
 class Meter:
@@ -116,7 +198,7 @@ class Meter:
         self._usage = Usage()
         self._settled: Ticket | None = None
         self._opened = Ticket()
-        ledger.put(Write(attempt, self._usage, opening=True, tickets=[self._opened]))
+        ledger.put(Write(attempt, self._usage, tickets=[self._opened]))
 
     @property
     def usage(self) -> Usage:
@@ -164,20 +246,20 @@ class Meter:
             if usage is not None:
                 self._usage = usage
             self._settled = ticket = Ticket()
-            settlement = Settlement(outcome, time.time_ns() // 1_000_000, timings, status)
+            settlement = self._ledger.settlement(self.attempt, self._usage, outcome, timings, status)
             self._ledger.put(Write(self.attempt, self._usage, settlement, tickets=[ticket]))
             self._ledger.settled(self)
         return self._settled
 
 
-def open_ledger(url: str, database: AsyncEngine) -> Ledger:
+def open_ledger(url: str, database: AsyncEngine, folder: Path, prices: PriceList | None = None) -> Ledger:
     """The ledger in the database behind ``url``, to be entered on the event loop that runs now.
 
-    On a file of SQLite a thread writes with a connection of its own; anything else is written through
-    ``database``.
+    ``folder`` is for its journals. Into a file of SQLite a thread writes with a connection of its own;
+    anything else is written through ``database``.
     """
     parsed = make_url(url)
     path = parsed.database
     if parsed.get_backend_name() == "sqlite" and path and path != ":memory:" and not path.startswith("file:"):
-        return Ledger(SqliteWriter(path))
-    return Ledger(SqlWriter(database))
+        return Ledger(SqliteWriter(path), folder, prices)
+    return Ledger(SqlWriter(database), folder, prices)

@@ -10,22 +10,55 @@ from metering.types import Usage
 DOLLAR = 10**12
 """Picodollars."""
 _A_MILLION = 10**6
+_HOUR_MS = 3_600_000
 _MOST = Decimal(1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What one attempt costs, in picodollars, and the milliseconds of an engine that it used."""
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    engine: int = 0
+    engine_ms: int = 0
+
+    @property
+    def total(self) -> int:
+        """Of all line items."""
+        return self.input + self.cached + self.output + self.engine
+
+
+NO_COSTS = Costs()
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
-    """Picodollars a token."""
+    """Picodollars a token, and an hour of an engine's time."""
 
     input: int = 0
     cached_input: int = 0
     output: int = 0
+    engine_hour: int = 0
+
+    def costs(self, usage: Usage, engine_ms: int = 0) -> Costs:
+        """What the usage costs by line item. Input from the cache has a price of its own.
+
+        Time is rounded down to a whole picodollar; all else is exact.
+        """
+        cached = min(usage.cached_tokens, usage.input_tokens)
+        return Costs(
+            (usage.input_tokens - cached) * self.input,
+            cached * self.cached_input,
+            usage.output_tokens * self.output,
+            engine_ms * self.engine_hour // _HOUR_MS,
+            engine_ms,
+        )
 
     def cost(self, usage: Usage) -> int:
-        """What the usage costs, in picodollars. Input from the cache has a price of its own."""
-        cached = min(usage.cached_tokens, usage.input_tokens)
-        uncached = usage.input_tokens - cached
-        return uncached * self.input + cached * self.cached_input + usage.output_tokens * self.output
+        """What the tokens cost in all, in picodollars."""
+        return self.costs(usage).total
 
     def most(self, input_tokens: int, output_tokens: int) -> int:
         """The most that a request can cost whose output is at most so much."""
@@ -75,4 +108,17 @@ def parse_price(dollars: Decimal) -> int:
     picodollars = dollars * (DOLLAR // _A_MILLION)
     if picodollars != int(picodollars):
         raise ValueError(f"must have at most 6 decimal places, not {dollars}")
+    return int(picodollars)
+
+
+def parse_time(dollars: Decimal) -> int:
+    """Picodollars an hour of a price in dollars an hour.
+
+    Raises ValueError where that is no whole number, negative, or more than a million dollars.
+    """
+    if not dollars.is_finite() or not 0 <= dollars <= _MOST:
+        raise ValueError(f"must be between 0 and {_MOST} dollars an hour, not {dollars}")
+    picodollars = dollars * DOLLAR
+    if picodollars != int(picodollars):
+        raise ValueError(f"must have at most 12 decimal places, not {dollars}")
     return int(picodollars)

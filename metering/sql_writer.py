@@ -1,27 +1,27 @@
-"""The ledger's writer for every database but SQLite: a task on the event loop, group commit."""
+"""Brings rows into every database but a file of SQLite: a task on the event loop, through SQLAlchemy."""
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sqlalchemy import update
+from sqlalchemy import or_, select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from metering.backlog import Backlog
-from metering.entries import COLUMNS, Write, upsert
-from metering.errors import InvalidEntry, MeteringError, StorageUnavailable
+from metering.backlog import Backlog, report_lost
+from metering.entries import COLUMNS, OUTCOME, upsert
+from metering.errors import StorageUnavailable
+from metering.journal import Group, Row
+from metering.rollups import ROLLUPS, addition, increments, values_of
 from metering.tables import ledger_entries
-from metering.tickets import Ticket
-from metering.types import Outcome
-from metering.writers import MAX_BATCH, MAX_QUEUED, RETRY_S
+from metering.writers import RETRY_S, Listener
 
 _log = logging.getLogger("torpor.ledger")
 
 _Storage = (DBAPIError, PoolTimeoutError, OSError)
+_Refused = (OverflowError, TypeError, ValueError)
 
 
 class SqlWriter:
@@ -29,134 +29,134 @@ class SqlWriter:
 
     def __init__(self, database: AsyncEngine) -> None:
         self._database = database
-        self._statement = upsert(database.dialect.name)
-        self._queued: list[Write] = []
+        dialect = database.dialect.name
+        self._opening = upsert(dialect)
+        self._settling = upsert(dialect).returning(ledger_entries.c.id)
+        self._additions = [addition(table, dialect) for table, _ in ROLLUPS]
+        self._queued: list[Group] = []
         self._wake = asyncio.Event()
         self._backlog = Backlog()
-        self._pending = 0
+        self._hurry = -1
         self._broken = False
         self._closing = False
+        self._listener: Listener | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> int:
-        """As `LedgerWriter.start`."""
-        statement = (
-            update(ledger_entries)
-            .where(ledger_entries.c.outcome.is_(None))
-            .values(outcome=Outcome.INTERRUPTED.value, settled_ms=time.time_ns() // 1_000_000)
-        )
+    async def store(self, rows: Sequence[Row]) -> None:
+        """As `DatabaseWriter.store`."""
         try:
-            async with self._database.begin() as connection:
-                interrupted = (await connection.execute(statement)).rowcount
+            await self._write_sorted(list(rows))
         except _Storage as error:
             raise StorageUnavailable("the ledger cannot be opened") from error
-        self._task = asyncio.create_task(self._run())
-        return interrupted
 
-    def put(self, write: Write) -> None:
-        """As `LedgerWriter.put`."""
-        self._pending += len(write.tickets)
-        self._queued.append(write)
+    async def open_rows(self, owner: str) -> list[Row]:
+        """As `DatabaseWriter.open_rows`."""
+        entry = ledger_entries.c
+        mine = or_(entry.owner == owner, entry.owner.is_(None))
+        statement = select(ledger_entries).where(entry.outcome.is_(None), mine)
+        try:
+            async with self._database.connect() as connection:
+                return [tuple(row) for row in await connection.execute(statement)]
+        except _Storage as error:
+            raise StorageUnavailable("the ledger cannot be opened") from error
+
+    def start(self, listener: Listener) -> None:
+        """As `DatabaseWriter.start`."""
+        self._listener = listener
+        self._task = asyncio.create_task(self._run())
+
+    def put(self, group: Group) -> None:
+        """As `DatabaseWriter.put`."""
+        self._queued.append(group)
+        if self._backlog.since is None:
+            self._wake.set()
+
+    def hurry(self, number: int) -> None:
+        """As `DatabaseWriter.hurry`."""
+        self._hurry = max(self._hurry, number)
         self._wake.set()
 
-    @property
-    def accepts(self) -> bool:
-        """As `LedgerWriter.accepts`."""
-        return not self._broken and self._pending < MAX_QUEUED
-
-    @property
-    def waiting(self) -> int:
-        """As `LedgerWriter.waiting`."""
-        return self._pending
-
-    async def close(self) -> None:
-        """As `LedgerWriter.close`."""
+    async def close(self) -> int:
+        """As `DatabaseWriter.close`."""
         if self._task is not None:
             self._closing = True
             self._wake.set()
             await self._task
             self._task = None
+        return len(self._backlog.rows)
 
     async def _run(self) -> None:
-        try:
-            while not self._closing or self._queued:
-                await self._wait()
-                self._backlog.add(self._queued[:MAX_BATCH])
-                del self._queued[:MAX_BATCH]
-                if self._backlog.writes:
-                    await self._commit()
-            self._backlog.report_lost()
-        finally:
-            self._broken = True
-            self._resolve(self._backlog.failed(), StorageUnavailable("the ledger is closed"))
+        while not self._closing or self._queued:
+            await self._wait()
+            queued, self._queued = self._queued, []
+            for group in queued:
+                self._backlog.add(group)
+            if self._backlog.since is not None:
+                if not self._closing and not self._broken and self._backlog.due_in(self._hurry) > 0:
+                    continue
+                await self._commit()
 
     async def _wait(self) -> None:
-        """Until something is queued, or a failed commit is due again."""
-        if self._queued:
-            return
+        """Until something is queued, or the backlog is due."""
+        backlog, wait_s = self._backlog, None
+        if backlog.since is not None:
+            wait_s = RETRY_S if self._broken else backlog.due_in(self._hurry)
+        elif self._queued or self._closing:
+            wait_s = 0.0
+        if wait_s is None or wait_s > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
         self._wake.clear()
-        if not self._backlog.writes:
-            await self._wake.wait()
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RETRY_S):
-                await self._wake.wait()
 
     async def _commit(self) -> None:
-        writes = self._backlog.pending()
         try:
-            await self._write(writes)
+            await self._write_sorted(list(self._backlog.rows.values()))
         except _Storage as error:
-            if isinstance(error, DataError | IntegrityError):
-                await self._commit_each(writes)
-            else:
-                self._fail(error)
-        except (StatementError, OverflowError, TypeError, ValueError):
-            await self._commit_each(writes)
-        else:
-            self._succeed(writes)
-
-    async def _commit_each(self, writes: list[Write]) -> None:
-        """Sorts out the entry that the database refuses, so that it takes no other with it."""
-        for write in writes:
-            try:
-                await self._write([write])
-            except (DataError, IntegrityError, OverflowError, TypeError, ValueError):
-                self._refuse(write)
-            except _Storage as error:
-                self._fail(error)
-                return
-            except StatementError:
-                self._refuse(write)
-            else:
-                self._succeed([write])
-
-    def _refuse(self, write: Write) -> None:
-        _log.exception("a ledger entry cannot be stored: %s", write.attempt.id)
-        self._resolve(self._backlog.done([write]), InvalidEntry("the entry cannot be stored"))
-
-    async def _write(self, writes: Sequence[Write]) -> None:
-        rows = [dict(zip(COLUMNS, write.row(), strict=True)) for write in writes]
-        async with self._database.begin() as connection:
-            await connection.execute(self._statement, rows)
-
-    def _succeed(self, writes: Sequence[Write]) -> None:
+            if not self._broken:
+                _log.error("the database of the ledger cannot be written: %s", type(error).__name__)
+            self._broken = True
+            if self._listener is not None:
+                self._listener.failed()
+            return
         if self._broken:
-            _log.warning("the ledger can be written again")
+            _log.warning("the database of the ledger can be written again")
         self._broken = False
-        self._resolve(self._backlog.done(writes), None)
+        number = self._backlog.clear()
+        if self._listener is not None:
+            self._listener.applied(number)
 
-    def _fail(self, error: Exception) -> None:
-        """Refuses new entries as long as there is something that is tried again, and so shows recovery."""
-        if not self._broken:
-            _log.error("the ledger cannot be written: %s", type(error).__name__)
-        unavailable = StorageUnavailable("the ledger cannot be written")
-        unavailable.__cause__ = error
-        tickets = self._backlog.failed()
-        self._broken = bool(self._backlog.writes)
-        self._resolve(tickets, unavailable)
+    async def _write_sorted(self, rows: list[Row]) -> None:
+        """Sorts out an entry that the database refuses, so that it takes no other with it."""
+        try:
+            await self._write(rows)
+        except (StatementError, *_Refused) as error:
+            refused = isinstance(error, DataError | IntegrityError) or not isinstance(error, DBAPIError)
+            if not refused:
+                raise
+            if len(rows) == 1:
+                report_lost(rows)
+                self._backlog.drop(rows[0])
+                return
+            middle = len(rows) // 2
+            await self._write_sorted(rows[:middle])
+            await self._write_sorted(rows[middle:])
 
-    def _resolve(self, tickets: list[Ticket], error: MeteringError | None) -> None:
-        self._pending -= len(tickets)
-        for ticket in tickets:
-            ticket.resolve(error)
+    async def _write(self, rows: Sequence[Row]) -> None:
+        opening = [dict(zip(COLUMNS, row, strict=True)) for row in rows if row[OUTCOME] is None]
+        settling = {row[0]: row for row in rows if row[OUTCOME] is not None}
+        async with self._database.begin() as connection:
+            if opening:
+                await connection.execute(self._opening, opening)
+            if settling:
+                await self._settle(connection, settling)
+
+    async def _settle(self, connection: AsyncConnection, settling: dict[str, Row]) -> None:
+        values = [dict(zip(COLUMNS, row, strict=True)) for row in settling.values()]
+        settled = await connection.scalars(self._settling, values)
+        sums = increments(settling[key] for key in settled)
+        for (table, _), statement, rollup in zip(ROLLUPS, self._additions, sums, strict=True):
+            names = [column.name for column in table.columns]
+            added = [dict(zip(names, row, strict=True)) for row in values_of(rollup)]
+            if added:
+                await connection.execute(statement, added)

@@ -1,7 +1,13 @@
 """What is metered: attempts, their tokens, their durations and how they ended."""
 
+import os
+import random
+import time
 from dataclasses import dataclass
 from enum import StrEnum
+
+_random = random.Random()  # noqa: S311 - unique, not secret
+os.register_at_fork(after_in_child=_random.seed)
 
 
 class Outcome(StrEnum):
@@ -33,6 +39,14 @@ class Usage:
     cached_tokens: int = 0
     output_tokens: int = 0
     estimated: bool = False
+
+
+def new_attempt_id() -> str:
+    """An id that is unique, and greater than those of an earlier millisecond.
+
+    In the order of time, the index of the ledger's table grows at its end instead of everywhere.
+    """
+    return f"att_{time.time_ns() // 1_000_000:012x}{_random.getrandbits(80):020x}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,39 +1,51 @@
-"""What the ledger asks of a writer."""
+"""What the ledger asks of the part that brings its rows into the database."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from metering.entries import Write
+from metering.journal import Group, Row
 
 MAX_QUEUED = 16_384
 """Writes that are waited for, beyond which no entry is opened."""
 MAX_BATCH = 1_024
-"""Writes in one commit."""
+"""Writes in one group of the journal."""
 RETRY_S = 0.25
 """After a failed commit, the next attempt comes so soon."""
 
 
-class LedgerWriter(Protocol):
-    """Makes writes durable in groups, in order, off the path of the request.
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told what of a writer, on the event loop.
 
-    Made on the event loop on which its tickets are resolved.
+    ``applied`` with the number of the last group that the database has; ``failed`` after a commit that
+    failed.
     """
 
-    async def start(self) -> int:
-        """Settles what a crash left open as ``interrupted`` and returns how many that were.
+    applied: Callable[[int], None]
+    failed: Callable[[], None]
 
-        Raises `StorageUnavailable`, and has then nothing to be closed.
-        """
 
-    def put(self, write: Write) -> None:
-        """Queues a write. Never fails, never waits."""
+class DatabaseWriter(Protocol):
+    """Brings groups of rows into the database, in order, off the path of the request.
 
-    @property
-    def accepts(self) -> bool:
-        """Whether entries should be opened: the storage does not fail, and the queue is not full."""
+    Made on the event loop. What fails is kept, merged with what follows, and tried again.
+    """
 
-    @property
-    def waiting(self) -> int:
-        """Writes that somebody waits for."""
+    async def store(self, rows: Sequence[Row]) -> None:
+        """Writes rows at once, before `start`. Raises `StorageUnavailable`."""
 
-    async def close(self) -> None:
-        """Tries once more to make everything durable, and ends. Tickets that remain are failed."""
+    async def open_rows(self, owner: str) -> list[Row]:
+        """The open entries of an owner, and those without any. Raises `StorageUnavailable`."""
+
+    def start(self, listener: Listener) -> None:
+        """Begins to write."""
+
+    def put(self, group: Group) -> None:
+        """Queues a group. Never fails, never waits."""
+
+    def hurry(self, number: int) -> None:
+        """Somebody waits for this group: it is written without waiting for others."""
+
+    async def close(self) -> int:
+        """Tries once more to write everything, and ends. Returns how many rows remain."""

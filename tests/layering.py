@@ -21,6 +21,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 EXERCISES: dict[str, frozenset[str]] = {
     "loadtest/policy_sim.py": frozenset({"coldstart"}),
     "loadtest/admission.py": frozenset({"tenants"}),
+    "loadtest/ledger.py": frozenset({"metering"}),
+    "loadtest/usage_query.py": frozenset({"metering"}),
 }
 """The folder that a simulation or a query benchmark exercises; the rest of loadtest/ speaks HTTP only."""
 

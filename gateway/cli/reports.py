@@ -1,32 +1,106 @@
-"""``torpor usage``: tokens by day, project and model."""
+"""``torpor usage``: tokens by day, project and model; exports, and the check of the sums."""
 
+import csv
 import json
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
+from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.cli.common import Installation, answer, config_option, json_option, print_table, run
+from gateway.cli.common import (
+    CommandError,
+    Installation,
+    answer,
+    config_option,
+    json_option,
+    print_table,
+    run,
+)
+from gateway.database import is_migrated, open_database
+from metering.export import EXPORTED, settled_entries
+from metering.parquet import ParquetWriter
+from metering.verify import differences
 
 _DAY_S = 86_400
 _HEADS = ("day", "project_id", "model", "requests", "input", "cached", "output")
+_BAR = 48
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--days", type=click.IntRange(1, 31), default=7, show_default=True)
 @config_option
 @json_option
-def usage(days: int, config_file: Path, as_json: bool) -> None:
+@click.pass_context
+def usage(context: click.Context, days: int, config_file: Path, as_json: bool) -> None:
     """Tokens of the organization that TORPOR_ADMIN_KEY belongs to."""
-    installation = Installation.load(config_file)
-    buckets = run(lambda: _fetch(installation, days))
+    if context.invoked_subcommand is not None:
+        return
+    buckets = run(lambda: _fetch(Installation.load(config_file), days))
     if as_json:
         click.echo(json.dumps(buckets, indent=2))
         return
-    rows: list[tuple[Any, ...]] = [
+    print_table(_HEADS, _rows(buckets))
+
+
+@usage.command()
+@click.option("--days", type=click.IntRange(1, 31), default=7, show_default=True)
+@config_option
+def report(days: int, config_file: Path) -> None:
+    """A table, and a plot of tokens per day by project."""
+    buckets = run(lambda: _fetch(Installation.load(config_file), days))
+    print_table(_HEADS, _rows(buckets))
+    click.echo()
+    for line in _plot(buckets):
+        click.echo(line)
+
+
+@usage.command()
+@click.option("--format", "kind", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.option("--from", "start", type=click.DateTime(["%Y-%m-%d"]), help="First day (UTC); today by default.")
+@click.option(
+    "--to", "end", type=click.DateTime(["%Y-%m-%d"]), help="Last day (UTC); that of --from by default."
+)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Standard output by default.")
+@config_option
+def export(
+    kind: str, start: datetime | None, end: datetime | None, output: Path | None, config_file: Path
+) -> None:
+    """Every settled entry of the ledger, of all organizations, from the database itself."""
+    first = start.date() if start is not None else datetime.now(UTC).date()
+    last = end.date() if end is not None else first
+    if last < first:
+        raise CommandError("--to must not be before --from")
+    installation = Installation.load(config_file)
+    with _sink(output) as sink:
+        count = run(lambda: _export(installation, kind, _unix(first), _unix(last + timedelta(days=1)), sink))
+    click.echo(f"{count} entries", err=True)
+
+
+@usage.command()
+@config_option
+def verify(config_file: Path) -> None:
+    """Recomputes every rollup from the entries; exit code 1 where anything differs."""
+    installation = Installation.load(config_file)
+    found = run(lambda: _differences(installation))
+    for one in found:
+        key = " ".join(f"{name}={value}" for name, value in one.key.items())
+        missing = " ".join(f"{name}{value:+}" for name, value in one.missing.items())
+        click.echo(f"{one.rollup} {key}: {missing}")
+    if found:
+        raise CommandError(f"{len(found)} rows of the rollups differ from the entries")
+    click.echo("every rollup is what the entries say")
+
+
+def _rows(buckets: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [
         (
-            time.strftime("%Y-%m-%d", time.gmtime(bucket["start_time"])),
+            _day(bucket),
             result["project_id"],
             result["model"],
             result["num_model_requests"],
@@ -37,7 +111,106 @@ def usage(days: int, config_file: Path, as_json: bool) -> None:
         for bucket in buckets
         for result in bucket["results"]
     ]
-    print_table(_HEADS, rows)
+
+
+def _plot(buckets: list[dict[str, Any]]) -> Iterator[str]:
+    """Tokens of each day and project as a bar, all to one scale."""
+    tokens: dict[str, dict[str, int]] = {}
+    for bucket in buckets:
+        for result in bucket["results"]:
+            days = tokens.setdefault(result["project_id"], {})
+            used = result["input_tokens"] + result.get("output_tokens", 0)
+            days[_day(bucket)] = days.get(_day(bucket), 0) + used
+    most = max((used for days in tokens.values() for used in days.values()), default=0)
+    for project_id, days in sorted(tokens.items()):
+        yield f"{project_id}, tokens per day"
+        for day in sorted({_day(bucket) for bucket in buckets}):
+            used = days.get(day, 0)
+            bar = "█" * max(1, round(used * _BAR / most)) if used else ""
+            yield f"  {day}  {used:>14,}  {bar}".rstrip()
+
+
+def _day(bucket: dict[str, Any]) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(bucket["start_time"]))
+
+
+def _unix(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+
+
+@contextmanager
+def _sink(output: Path | None) -> Iterator[BinaryIO]:
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        with output.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise CommandError(f"{output} cannot be written: {error.strerror}") from None
+
+
+async def _export(installation: Installation, kind: str, start: int, end: int, sink: BinaryIO) -> int:
+    database = await _database(installation)
+    count = 0
+    try:
+        writer = _Csv(sink) if kind == "csv" else ParquetWriter(sink, EXPORTED)
+        async for rows in settled_entries(database, start, end):
+            writer.write(rows)
+            count += len(rows)
+        writer.close()
+    except SQLAlchemyError as error:
+        raise CommandError(f"the ledger cannot be read: {type(error).__name__}") from None
+    finally:
+        await database.dispose()
+    return count
+
+
+async def _differences(installation: Installation) -> list[Any]:
+    database = await _database(installation)
+    try:
+        return [one async for one in differences(database)]
+    except SQLAlchemyError as error:
+        raise CommandError(f"the ledger cannot be read: {type(error).__name__}") from None
+    finally:
+        await database.dispose()
+
+
+async def _database(installation: Installation) -> Any:
+    url = installation.config.storage.database_url()
+    if not await is_migrated(url):
+        raise CommandError("the database has no ledger of this version yet: start the gateway once")
+    return open_database(url)
+
+
+class _Csv:
+    """Writes rows as RFC 4180 has them, with a line of heads."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self._write([EXPORTED])
+
+    def write(self, rows: Any) -> None:
+        """Null is an empty field."""
+        self._write(rows)
+
+    def close(self) -> None:
+        """Nothing remains to be done."""
+
+    def _write(self, rows: Any) -> None:
+        text = _Lines()
+        csv.writer(text).writerows(rows)
+        self._sink.write("".join(text.lines).encode())
+
+
+class _Lines:
+    """The file that `csv` writes into."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.lines.append(text)
 
 
 async def _fetch(installation: Installation, days: int) -> list[dict[str, Any]]:

@@ -55,6 +55,15 @@ def _usage(*groupings: str) -> tuple[Mapping[str, Any], ...]:
 
 
 _ALWAYS = ("project_id", "user_id", "api_key_id", "model")
+_COSTS = (
+    query("start_time", INTEGER, required=True),
+    query("end_time", INTEGER),
+    query("bucket_width", choice("1d")),
+    query("limit", INTEGER),
+    query("page", STRING),
+    query("group_by[]", array(choice("project_id", "user_id", "api_key_id", "line_item"))),
+    *(_strings(name) for name in ("project_ids", "user_ids", "api_key_ids", "line_items")),
+)
 _COMPLETIONS = (*_usage(*_ALWAYS, "batch", "service_tier"), query("batch", BOOLEAN))
 
 Row = tuple[Any, ...]
@@ -76,6 +85,9 @@ _INFERENCE: Sequence[Row] = (
     ("POST", "/detokenize", "Turn tokens into a text", "DetokenizeCall", "Text"),
     ("POST", f"{_OWN}/tokens", "Mint a short-lived token", "NewToken", "Token"),
     ("GET", f"{_OWN}/usage", "The project's own usage", None, "UsagePage", _COMPLETIONS),
+    ("GET", f"{_OWN}/usage/completions", "The same", None, "UsagePage", _COMPLETIONS),
+    ("GET", f"{_OWN}/usage/embeddings", "The project's own embeddings", None, "UsagePage", _usage(*_ALWAYS)),
+    ("GET", f"{_OWN}/costs", "The project's own costs", None, "UsagePage", _COSTS),
 )
 _HOST: Sequence[Row] = (
     ("POST", f"{_OWN}/organizations", "Create an organization", "NewOrganization", "Organization"),
@@ -153,6 +165,7 @@ _ADMINISTRATION: Sequence[Row] = (
     ("GET", f"{_ORGANIZATION}/audit_logs", "Who has done what", None, "AuditLogList", _AUDIT),
     ("GET", f"{_ORGANIZATION}/usage/completions", "Usage of completions", None, "UsagePage", _COMPLETIONS),
     ("GET", f"{_ORGANIZATION}/usage/embeddings", "Usage of embeddings", None, "UsagePage", _usage(*_ALWAYS)),
+    ("GET", f"{_ORGANIZATION}/costs", "Costs by day", None, "UsagePage", _COSTS),
 )
 _LIMITS: Sequence[Row] = (
     (

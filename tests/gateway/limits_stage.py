@@ -158,7 +158,7 @@ async def stage_at(
         services = _services(app)
         clock = Clock()
         services.control = await open_admission(config, services.database, clock_ns=clock)
-        read = partial(spent_since, services.database, services.control.prices)
+        read = partial(spent_since, services.database)
         services.alerts.watch(services.control.budgets, read)
         services.catalog = Catalog(_model(model.spec({})) for model in models)
         port = await stack.enter_async_context(serving(RequestContext(app, app.state.counts.observe)))

@@ -138,6 +138,7 @@ async def test_what_was_spent_is_known_after_a_restart(stage: Stage) -> None:
     for _ in range(3):
         assert (await stage.ask(max_tokens=20)).status_code == 200
     assert _spent(stage) == (3 * COST, 3 * COST)
+    assert await stage.services.ledger.applied()
     stage.services.control = await open_admission(stage.config, stage.services.database)
     assert _spent(stage) == (3 * COST, 3 * COST)
     await stage.spend_limit(15)

@@ -35,7 +35,10 @@ def _last_entry(gateway: Gateway) -> dict[str, Any]:
     database.row_factory = sqlite3.Row
     try:
         for _ in range(100):
-            row = database.execute("SELECT * FROM ledger_entries ORDER BY rowid DESC LIMIT 1").fetchone()
+            # A report waits until the database has what is durable.
+            with gateway.http(gateway.admin_key) as http:
+                http.get("/v1/organization/usage/completions", params={"start_time": int(time.time())})
+            row = database.execute("SELECT * FROM ledger_entries ORDER BY started_ms DESC LIMIT 1").fetchone()
             if row is not None and row["outcome"] is not None:
                 return dict(row)
             time.sleep(0.05)

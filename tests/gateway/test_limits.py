@@ -226,7 +226,7 @@ async def test_what_never_came_to_an_engine_takes_nothing(
     await stage.limit(max_tokens_per_1_minute=1000, max_requests_per_1_minute=10)
     await stage.limit_key(max_concurrent_requests=1)
     with monkeypatch.context() as broken:
-        broken.setattr(type(stage.services.ledger._writer), "accepts", False)
+        broken.setattr(type(stage.services.ledger), "accepts", False)
         for _ in range(3):
             response = await stage.ask()
             assert _error(response) == (503, "server_error", "storage_unavailable")

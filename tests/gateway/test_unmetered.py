@@ -51,7 +51,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         # The periodic check of an engine's health would find out too, but long after the test.
         policy = replace(QUICK, health_interval_s=60.0)
         async with (
-            open_ledger(url, database) as ledger,
+            open_ledger(url, database, tmp_path / "ledger") as ledger,
             EngineHost([spec()], run_dir=Path(run_dir), policy=policy, make=starts) as host,
             _served(Door(host, clients, ledger, ModelQueues(host, {}), set(), 10.0)) as (door, http),
         ):

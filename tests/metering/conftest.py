@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.database import migrate, open_database
+from metering import sqlite_writer
+from metering.ledger import Ledger
+from metering.sql_writer import SqlWriter
+from metering.sqlite_writer import SqliteWriter
 from metering.types import Attempt, Operation
 
 _numbers = itertools.count()
@@ -50,6 +55,12 @@ async def database(file: Path) -> AsyncIterator[AsyncEngine]:
 Entries = Callable[[], dict[str, dict[str, Any]]]
 
 
+async def applied(ledger: Ledger, entries: Entries) -> dict[str, dict[str, Any]]:
+    """The ledger in the database, once that has what the journal has."""
+    assert await ledger.applied()
+    return entries()
+
+
 @pytest.fixture
 def entries(file: Path) -> Entries:
     """Reads the ledger through a connection of its own: by id."""
@@ -64,6 +75,32 @@ def entries(file: Path) -> Entries:
         return {row["id"]: dict(row) for row in rows}
 
     return read
+
+
+Make = Callable[..., Ledger]
+
+
+@pytest.fixture(params=["thread", "sqlalchemy"])
+async def make(
+    request: pytest.FixtureRequest, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Make]:
+    """Makes ledgers on the file, whose writer gives up on a lock after 50 ms."""
+    monkeypatch.setattr(sqlite_writer, "BUSY_TIMEOUT_MS", 50)
+    database = open_database(f"sqlite+aiosqlite:///{file}")
+    event.listen(
+        database.sync_engine, "connect", lambda one, _: one.execute("PRAGMA busy_timeout = 50").close()
+    )
+    if request.param == "thread":
+        yield lambda folder="ledger": Ledger(SqliteWriter(str(file)), file.parent / folder)
+    else:
+        yield lambda folder="ledger": Ledger(SqlWriter(database), file.parent / folder)
+    await database.dispose()
+
+
+@pytest.fixture
+async def ledger(make: Make) -> AsyncIterator[Ledger]:
+    async with make() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,7 @@ def test_the_latest_price_that_has_come_holds() -> None:
 Spent = Sequence[tuple[str, str, float, Usage]]
 
 
-async def test_what_was_spent_is_read_from_the_ledger(database: AsyncEngine) -> None:
+async def test_what_was_spent_is_read_from_the_ledger(database: AsyncEngine, tmp_path: Path) -> None:
     """By project and organization, at the price of the day, from that second on, whatever the outcome."""
     prices = PriceList(
         [
@@ -83,7 +84,7 @@ async def test_what_was_spent_is_read_from_the_ledger(database: AsyncEngine) -> 
         ("org-2", "proj_3", DAY + 86400, Usage(0, 0, 7)),
         ("org-0", "proj_0", DAY - 90000, Usage(1000, 0, 1000)),
     ]
-    async with open_ledger(str(database.url), database) as ledger:
+    async with open_ledger(str(database.url), database, tmp_path / "ledger", prices) as ledger:
         for organization_id, project_id, at, usage in asked:
             meter = ledger.open(
                 attempt(organization_id=organization_id, project_id=project_id, started_at=at)
@@ -91,13 +92,14 @@ async def test_what_was_spent_is_read_from_the_ledger(database: AsyncEngine) -> 
             await meter.settle(Outcome.ABORTED, usage)
         waiting = ledger.open(attempt(started_at=DAY, model="smollm2-135m"))
         await waiting.opened()
-        assert await spent_since(database, prices, int(DAY) - 1) == {
+        assert await ledger.applied()
+        assert await spent_since(database, int(DAY) - 1) == {
             "proj_1": (30 + 2 + 300) + (60 + 4 + 600),
             "proj_2": 20,
             "org-1": (30 + 2 + 300) + (60 + 4 + 600) + 20,
             "proj_3": 1400,
             "org-2": 1400,
         }
-        assert await spent_since(database, prices, int(DAY)) == {
+        assert await spent_since(database, int(DAY)) == {
             "proj_1": 664, "proj_2": 20, "org-1": 684, "proj_3": 1400, "org-2": 1400,
         }  # fmt: skip

@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 from openai.types.admin.organization import UsageCompletionsResponse, UsageEmbeddingsResponse
-from sqlalchemy import insert
+from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.database import open_database
-from metering.buckets import Width
-from metering.entries import COLUMNS, Settlement, Write
+from metering.entries import Settlement, Write
 from metering.errors import InvalidQuery, StorageUnavailable
-from metering.tables import ledger_entries
+from metering.sql_writer import SqlWriter
+from metering.sums import Piece, Selection, pieces, statement_of
+from metering.tables import MEASURES, ledger_entries, usage_days, usage_hours
 from metering.types import Operation, Outcome, Usage
-from metering.usage import UsageKind, UsageQuery, UsageReports, _statement, parse_query
+from metering.usage import UsageKind, UsageQuery, UsageReports, parse_query
 from tests.metering.conftest import attempt
 
 DAY = 86_400
@@ -31,9 +32,7 @@ def reports(database: AsyncEngine) -> UsageReports:
 
 
 async def _store(database: AsyncEngine, *writes: Write) -> None:
-    rows = [dict(zip(COLUMNS, write.row(), strict=True)) for write in writes]
-    async with database.begin() as connection:
-        await connection.execute(insert(ledger_entries), rows)
+    await SqlWriter(database).store([write.row() for write in writes])
 
 
 def _entry(at: float, usage: Usage, outcome: Outcome | None = Outcome.COMPLETED, **changes: Any) -> Write:
@@ -175,82 +174,6 @@ async def test_pages_cover_all_buckets_once(database: AsyncEngine, reports: Usag
     assert buckets == whole["data"]
 
 
-async def test_cursor_is_good_for_its_own_query_only(reports: UsageReports) -> None:
-    params = [("start_time", str(MONDAY)), ("limit", "2")]
-    cursor = ("page", (await reports.report(_query(*params)))["next_page"])
-    assert _query(*params, cursor).page == cursor[1]
-    assert _query(params[0], ("limit", "5"), cursor).limit == 5
-    bad = [
-        [("start_time", str(MONDAY + DAY)), cursor],
-        [*params, ("group_by", "model"), cursor],
-        [*params, ("models", "x"), cursor],
-        [*params, ("page", "")],
-        [*params, ("page", "page_ü")],
-        [*params, ("page", cursor[1] + "x")],
-        [*params, ("page", cursor[1][:-1] + "_")],
-        [*params, ("page", "page_" + "A" * 10_000)],
-    ]
-    for one in bad:
-        with pytest.raises(InvalidQuery) as caught:
-            _query(*one)
-        assert caught.value.param == "page"
-    with pytest.raises(InvalidQuery):
-        parse_query(UsageKind.COMPLETIONS, "org-2", [*params, cursor])
-
-
-@pytest.mark.parametrize(
-    ("params", "param"),
-    [
-        ([], "start_time"),
-        ([("start_time", "")], "start_time"),
-        ([("start_time", "yesterday")], "start_time"),
-        ([("start_time", "1.5")], "start_time"),
-        ([("start_time", "-1")], "start_time"),
-        ([("start_time", "٣")], "start_time"),
-        ([("start_time", "9" * 5000)], "start_time"),
-        ([("start_time", "1"), ("start_time", "2")], "start_time"),
-        ([("start_time", "5"), ("end_time", "5")], "end_time"),
-        ([("start_time", "5"), ("end_time", "x")], "end_time"),
-        ([("start_time", "5"), ("bucket_width", "1w")], "bucket_width"),
-        ([("start_time", "5"), ("limit", "ten")], "limit"),
-        ([("start_time", "5"), ("group_by", "colour")], "group_by"),
-        ([("start_time", "5"), ("group_by", "api_source")], "group_by"),
-        ([("start_time", "5"), ("group_by", "model,batch")], "group_by"),
-        ([("start_time", "5"), ("batch", "maybe")], "batch"),
-        ([("start_time", "5"), ("project_id", "p")], "project_id"),
-        ([("start_time", "5"), ("page", "x")], "page"),
-    ],
-)
-def test_bad_parameter_is_named(params: list[tuple[str, str]], param: str) -> None:
-    with pytest.raises(InvalidQuery) as caught:
-        _query(*params)
-    assert caught.value.param == param
-    assert f"'{param}'" in caught.value.message
-
-
-def test_embeddings_know_neither_batch_nor_service_tier() -> None:
-    for params, param in (
-        (("batch", "true"), "batch"),
-        (("group_by", "batch"), "group_by"),
-        (("group_by", "service_tier"), "group_by"),
-    ):
-        with pytest.raises(InvalidQuery) as caught:
-            _query(("start_time", "5"), params, kind=UsageKind.EMBEDDINGS)
-        assert caught.value.param == param
-
-
-def test_lists_come_in_both_forms() -> None:
-    plain = _query(("start_time", "5"), ("group_by", "model"), ("group_by", "batch"), ("models", "a"))
-    brackets = _query(
-        ("start_time", "5"), ("group_by[]", "model"), ("group_by[]", "batch"), ("models[]", "a")
-    )
-    twice = _query(
-        *[("start_time", "5"), ("group_by", "model"), ("group_by[]", "batch")] * 1, ("models", "a")
-    )
-    assert plain == brackets == twice
-    assert plain.group_by == ("model", "batch")
-
-
 _FIELDS = {
     "project_id": ("proj_1", "proj_2"),
     "user_id": ("alice", "bob", None),
@@ -258,6 +181,7 @@ _FIELDS = {
     "model": ("smollm2-135m", "other"),
     "batch": (False, True),
     "service_tier": (None, "flex"),
+    "api_source": ("unlabeled",),
 }
 _FILTERS = {
     "project_ids": "project_id",
@@ -276,7 +200,7 @@ def _random_entries(count: int) -> list[Write]:
             chance.choice([None, *Outcome]),
             operation=chance.choice(list(Operation)),
             organization_id=chance.choice(["org-1", "org-1", "org-2"]),
-            **{name: chance.choice(values) for name, values in _FIELDS.items()},
+            **{name: chance.choice(values) for name, values in _FIELDS.items() if name != "api_source"},
         )
         for _ in range(count)
     ]
@@ -299,7 +223,10 @@ def _by_hand(entries: list[Write], query: UsageQuery) -> dict[Any, tuple[int, in
             or (query.batch is not None and one.batch is not query.batch)
         ):
             continue
-        key = (int(one.started_at) // DAY * DAY, *(getattr(one, name) for name in query.group_by))
+        key = (
+            int(one.started_at) // DAY * DAY,
+            *(getattr(one, name, "unlabeled") for name in query.group_by),
+        )
         requests, read, written = sums.get(key, (0, 0, 0))
         sums[key] = (requests + 1, read + usage.input_tokens, written + usage.output_tokens)
     return sums
@@ -311,7 +238,7 @@ async def test_every_grouping_and_filter_equals_the_sums_made_by_hand(
     entries = _random_entries(800)
     await _store(database, *entries)
     groupings = [
-        group for size in range(7) for group in itertools.combinations(UsageKind.COMPLETIONS.groupings, size)
+        group for size in range(8) for group in itertools.combinations(UsageKind.COMPLETIONS.groupings, size)
     ]
     filters: list[list[tuple[str, str]]] = [
         [],
@@ -352,13 +279,18 @@ async def test_open_and_fruitless_entries_do_not_count(database: AsyncEngine, re
     assert (result["num_model_requests"], result["input_tokens"], result["output_tokens"]) == (3, 2, 2)
 
 
-def test_statement_is_portable() -> None:
-    query = _query(("start_time", "5"), ("group_by", "model"), ("batch", "true"))
-    statement = _statement(query, Width.named("1d"), 0, DAY)
+@pytest.mark.parametrize("table", [ledger_entries, usage_hours])
+def test_statement_is_portable(table: Table) -> None:
+    statement = statement_of(
+        Piece(table, 0, DAY), Selection("org-1", ("chat",), batch=True), DAY, ["model", "user_id"], MEASURES
+    )
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     text = str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))
-    assert "ledger_entries.started_ms / 86400000 AS bucket" in text
-    assert "GROUP BY ledger_entries.started_ms / 86400000, ledger_entries.model" in text
+    bucket, user = "ledger_entries.started_ms / 86400000", "coalesce(ledger_entries.user_id, '')"
+    if table is usage_hours:
+        bucket, user = "usage_hours.hour / 24", "usage_hours.user_id"
+    assert f"{bucket} AS bucket" in text
+    assert f"GROUP BY {bucket}, {table.name}.model, {user}" in text
 
 
 async def test_database_that_is_away_is_told(tmp_path: Any) -> None:
@@ -368,3 +300,47 @@ async def test_database_that_is_away_is_told(tmp_path: Any) -> None:
             await UsageReports(database).report(_query(("start_time", "5")))
     finally:
         await database.dispose()
+
+
+@pytest.mark.parametrize("details", [False, True])
+def test_span_is_cut_without_gap_or_overlap(details: bool) -> None:
+    chance = random.Random(3)
+    for _ in range(500):
+        start = MONDAY + chance.randrange(0, 3 * DAY)
+        end = start + chance.choice([1, 59, 3600, chance.randrange(1, 5 * DAY)])
+        for width in (60, 3600, DAY):
+            cut = pieces(start, end, width, details=details)
+            assert [cut[0].start, cut[-1].end] == [start, end]
+            assert all(left.end == right.start for left, right in itertools.pairwise(cut))
+            for piece in cut:
+                size = {usage_days: DAY, usage_hours: 3600, ledger_entries: 1}[piece.table]
+                assert piece.start % size == piece.end % size == 0
+                assert size == 1 or size <= width
+                assert not (details and piece.table is usage_days)
+
+
+@pytest.mark.parametrize("width", ["1m", "1h", "1d"])
+async def test_any_span_and_width_has_the_same_sums(
+    database: AsyncEngine, reports: UsageReports, width: str
+) -> None:
+    entries = _random_entries(400)
+    await _store(database, *entries)
+    chance = random.Random(5)
+    for _ in range(12):
+        start = MONDAY + chance.randrange(0, 2 * DAY)
+        end = start + chance.randrange(1, DAY)
+        wanted = sum(
+            1
+            for write in entries
+            if start <= int(write.attempt.started_at * 1000) / 1000 < end
+            and _by_hand([write], _query(("start_time", "1")))
+        )
+        for group in ((), ("project_id", "model"), ("api_key_id",)):
+            params = [("start_time", str(start)), ("end_time", str(end)), ("bucket_width", width)]
+            limit = {"1m": "1440", "1h": "168", "1d": "31"}[width]
+            answer = await reports.report(
+                _query(*params, ("limit", limit), *[("group_by", name) for name in group])
+            )
+            assert not answer["has_more"]
+            counted = [one["num_model_requests"] for bucket in answer["data"] for one in bucket["results"]]
+            assert sum(counted) == wanted
