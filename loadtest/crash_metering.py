@@ -15,36 +15,37 @@ ledger says afterwards, read from its file, is held against both::
 
 import argparse
 import asyncio
-import os
 import random
 import signal
-import socket
-import sqlite3
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
+from loadtest.crash_site import Site, free_port
+from loadtest.sections import command, write_section
 from loadtest.standin_engine import PACE_S, PROMPT_TOKENS
 
 GRACE_S = 0.25
 AWAY_S = 10.0
 DISK_MIB = 96
-_MOST = 100_000
-_START_S = 60.0
 _TABLE = (
     "| what happens | rounds | streams | completed | broken off "
     "| missing | twice | too many | too few | refused |\n"
     "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
+ABOUT = """A real gateway in front of a stand-in engine that counts what it generates; at a random moment
+something is killed, or away, and started again. *missing*: complete answers, or streams of which anything was
+received, without their entry. *twice*: requests counted more than once, in entries or rollups. *too many*:
+entries beyond what the engine generated. *too few*: entries below what the client had received 250 ms before
+the end. *refused*: answered with an error before the first token. All four are to be 0."""
 
 
 @dataclass(slots=True)
@@ -66,113 +67,6 @@ class Stream:
     def received(self, before: float) -> int:
         """Tokens that had come by then."""
         return sum(1 for at in self.times if at <= before)
-
-
-@dataclass(slots=True)
-class Site:
-    """The gateway, the engine, and where they live."""
-
-    folder: Path
-    gateway_port: int
-    engine_port: int
-    gateway: "subprocess.Popen[bytes] | None" = None
-    engine: "subprocess.Popen[bytes] | None" = None
-    key: str = ""
-    next_number: int = 0
-
-    @property
-    def counts_file(self) -> Path:
-        """Tokens that the engine has generated, by the number of the stream."""
-        return self.folder / "counts"
-
-    @property
-    def database_file(self) -> Path:
-        """The ledger's."""
-        return self.folder / ".torpor/torpor.db"
-
-    def prepare(self) -> None:
-        """Writes the configuration and makes the keys."""
-        self.counts_file.write_bytes(b"\0" * 4 * _MOST)
-        (self.folder / "torpor.toml").write_text(
-            f"[server]\nport = {self.gateway_port}\n[metrics]\nenabled = false\n"
-            "[engines]\nsnapshots = false\n"
-            f'[[models]]\nid = "standin"\nurl = "http://127.0.0.1:{self.engine_port}/v1"\n'
-            "max_running = 512\nmax_concurrent = 512\nmax_queued = 1024\n"
-            '[[prices]]\nmodel = "standin"\ninput = "1"\noutput = "2"\n'
-        )
-        self._torpor("setup")
-        lines = (self.folder / ".torpor/credentials.env").read_text().splitlines()
-        self.key = dict(line.removeprefix("export ").split("=", 1) for line in lines)["TORPOR_API_KEY"]
-
-    def start_engine(self) -> None:
-        """And waits until it listens."""
-        arguments = ["-m", "loadtest.standin_engine", str(self.engine_port), str(self.counts_file)]
-        self.engine = subprocess.Popen([sys.executable, *arguments])
-        _wait_for(f"http://127.0.0.1:{self.engine_port}/v1/models", self.engine)
-
-    def start_gateway(self) -> None:
-        """And waits until it is ready."""
-        with (self.folder / "gateway.log").open("ab") as log:
-            self.gateway = subprocess.Popen(
-                [sys.executable, "-m", "gateway.cli", "serve"],
-                cwd=self.folder,
-                env=self._environment(),
-                stdout=log,
-                stderr=log,
-            )
-        _wait_for(f"http://127.0.0.1:{self.gateway_port}/health/ready", self.gateway)
-
-    def verified(self) -> bool:
-        """Whether `torpor usage verify` finds the rollups to be what the entries say."""
-        return self._torpor("usage", "verify", check=False) == 0
-
-    def generated(self, number: int) -> int:
-        """Tokens that the engine has generated for a stream."""
-        with self.counts_file.open("rb") as file:
-            file.seek(4 * number)
-            count: int = struct.unpack("<I", file.read(4))[0]
-            return count
-
-    def entries(self) -> dict[str, list[tuple[str | None, int, int]]]:
-        """Outcome, input and output tokens of all entries, by request id."""
-        found: dict[str, list[tuple[str | None, int, int]]] = {}
-        with closing(sqlite3.connect(f"file:{self.database_file}?mode=ro", uri=True)) as database:
-            query = "SELECT request_id, outcome, input_tokens, output_tokens FROM ledger_entries"
-            for request_id, *entry in database.execute(query):
-                found.setdefault(request_id, []).append((entry[0], entry[1], entry[2]))
-        return found
-
-    def end(self) -> None:
-        """Ends both."""
-        for process in (self.gateway, self.engine):
-            if process is not None and process.poll() is None:
-                process.terminate()
-                process.wait(60)
-
-    def _torpor(self, *arguments: str, check: bool = True) -> int:
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway.cli", *arguments],
-            cwd=self.folder,
-            env=self._environment(),
-            stdout=subprocess.DEVNULL,
-            timeout=300,
-            check=check,
-        )
-        return done.returncode
-
-    def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("TORPOR_")}
-        return {**kept, "PYTHONPATH": str(Path(__file__).parents[1])}
-
-
-def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(httpx.TransportError):
-            if httpx.get(url, trust_env=False).is_success:
-                return
-        time.sleep(0.05)
-    raise TimeoutError(f"nobody answers at {url}")
 
 
 async def _stream(http: httpx.AsyncClient, stream: Stream) -> None:
@@ -353,13 +247,6 @@ async def _run(site: Site, kinds: list[str], arguments: argparse.Namespace) -> l
     return tallies
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def main() -> int:
     """Prints the table; exit code 1 where anything is wrong. The full disk needs the right to mount one."""
     parser = argparse.ArgumentParser(
@@ -370,22 +257,27 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=100, help="at a time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--write", type=Path, help="the page of benchmarks")
     arguments = parser.parse_args()
     print(_TABLE, flush=True)
     tallies = []
     on_disk = [kind for kind in arguments.kinds if kind != "disk"]
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
         if on_disk:
-            site = Site(Path(folder), _free_port(), _free_port())
+            site = Site(Path(folder), free_port(), free_port())
             tallies += asyncio.run(_run(site, on_disk, arguments))
     if "disk" in arguments.kinds:
         with tempfile.TemporaryDirectory(prefix="crash-") as folder:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
             try:
-                site = Site(Path(folder), _free_port(), _free_port())
+                site = Site(Path(folder), free_port(), free_port())
                 tallies += asyncio.run(_run(site, ["disk"], arguments))
             finally:
                 subprocess.run(["umount", folder], check=True)
+    if arguments.write:
+        table = "\n".join([_TABLE, *[tally.line() for tally in tallies]])
+        text = f"{command('loadtest.crash_metering')}\n\n{ABOUT}\n\n{table}"
+        write_section(arguments.write, "Crashes", text)
     return 0 if all(tally.good for tally in tallies) else 1
 
 
