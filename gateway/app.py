@@ -35,6 +35,7 @@ from gateway.cors import cors
 from gateway.database import open_database
 from gateway.datadir import DataDirectory
 from gateway.engine_host import engine_host
+from gateway.engine_watch import watched
 from gateway.errors import ApiError, answer_error, not_supported
 from gateway.failure_limit import FailureLimit
 from gateway.identity_config import make_issuers
@@ -131,6 +132,7 @@ async def open_services(
         clients = EngineClients()
         stack.push_async_callback(clients.aclose)
         host = await stack.enter_async_context(engine_host(config, data, specs))
+        await stack.enter_async_context(watched(host, database, ledger.owner))
         yield Services(
             config=config,
             database=database,

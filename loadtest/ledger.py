@@ -25,6 +25,7 @@ import uvloop
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from loadtest.sections import command, write_section
 from metering.ledger import Ledger, open_ledger
 from metering.prices import Price, PriceEntry, PriceList
 from metering.tables import ledger_entries, metadata, usage_days
@@ -39,6 +40,11 @@ PRICES = PriceList(
     [PriceEntry(model=f"model-{number}", price=Price(100, 50, 200)) for number in range(MODELS)]
 )
 _MIB = 1024 * 1024
+ABOUT = """Requests that are opened and settled, each waiting for both to be durable, in one process with
+nothing else. CPU time is of the whole process, the making of the requests included. *p50* and *p99*: what a
+request waited for the ledger, opening and settling together; where the load is saturated, it waits for the
+others. *ledger exact*: at the end each request is in the table once, completed, and the rollup has as many.
+Wanted: 8,000 requests/s, 40 us, 5 ms at the 99th percentile at 500/s, no growth."""
 
 
 def _attempt(number: int) -> Attempt:
@@ -186,7 +192,7 @@ async def _exact(database: AsyncEngine, requests: int) -> bool:
             select(func.count()).select_from(ledger_entries).where(ledger_entries.c.outcome == "completed")
         )
         counted = await connection.scalar(select(func.sum(usage_days.c.requests)))
-    return (settled, counted) == (requests, requests)
+    return bool(settled == counted == requests)
 
 
 def _resident() -> int:
@@ -195,13 +201,13 @@ def _resident() -> int:
 
 async def _run(arguments: argparse.Namespace) -> list[Figures]:
     figures = []
-    loads: list[tuple[int, Callable[[Path, int], Awaitable[Figures]]]] = [
-        (arguments.requests, partial(saturated, concurrent=64)),
-        (arguments.requests, partial(saturated, concurrent=512)),
-        (arguments.paced, partial(paced, per_second=500.0)),
-        (arguments.memory, partial(saturated, concurrent=256)),
-    ]
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="ledger-") as name:
+        loads: tuple[tuple[int, Callable[[Path, int], Awaitable[Figures]]], ...] = (
+            (arguments.requests, partial(saturated, concurrent=64)),
+            (arguments.requests, partial(saturated, concurrent=256)),
+            (arguments.paced, partial(paced, per_second=500.0)),
+            (arguments.memory, partial(saturated, concurrent=256)),
+        )
         for index, (requests, load) in enumerate(loads):
             if requests:
                 folder = Path(name) / str(index)
@@ -221,10 +227,13 @@ def main() -> int:
         "--memory", type=int, default=1_000_000, help="of the run whose memory is watched; 0: none"
     )
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk to be measured")
-    figures = uvloop.run(_run(parser.parse_args()))
-    print(HEAD)
-    for one in figures:
-        print(one.line())
+    parser.add_argument("--write", type=Path, help="the page of benchmarks")
+    arguments = parser.parse_args()
+    figures = uvloop.run(_run(arguments))
+    table = "\n".join([HEAD, *[one.line() for one in figures]])
+    print(table)
+    if arguments.write:
+        write_section(arguments.write, "The ledger", f"{command('loadtest.ledger')}\n\n{ABOUT}\n\n{table}")
     full = [one for one in figures if one.name.startswith("saturated")]
     slow = [one for one in figures if not one.name.startswith("saturated")]
     met = (

@@ -81,6 +81,11 @@ class Ledger:
             await recorder.close()
 
     @property
+    def owner(self) -> str:
+        """The id under which the database has what this process alone writes."""
+        return "" if self._recorder is None else self._recorder.owner
+
+    @property
     def accepts(self) -> bool:
         """Whether an entry can be opened now."""
         return self._recorder is not None and self._recorder.accepts

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Decimal
 
 from metering.types import Usage
@@ -11,6 +11,8 @@ DOLLAR = 10**12
 """Picodollars."""
 _A_MILLION = 10**6
 _HOUR_MS = 3_600_000
+_DAY_S = 86_400
+_EPOCH = date(1970, 1, 1)
 _MOST = Decimal(1_000_000)
 
 
@@ -82,19 +84,23 @@ class PriceList:
     """Prices by model, adapter and day. What has no price costs nothing."""
 
     def __init__(self, entries: Iterable[PriceEntry] = ()) -> None:
-        self._entries: dict[tuple[str, str | None], list[PriceEntry]] = {}
+        self._entries: dict[tuple[str, str | None], list[tuple[int, Price]]] = {}
         for entry in sorted(entries, key=lambda one: one.since, reverse=True):
-            self._entries.setdefault((entry.model, entry.adapter), []).append(entry)
+            known = self._entries.setdefault((entry.model, entry.adapter), [])
+            known.append(((entry.since - _EPOCH).days, entry.price))
 
     def price(self, model: str, adapter: str | None, at: float) -> Price:
         """The price of what began at ``at``, in unix seconds."""
         if not self._entries:
             return FREE
-        day = datetime.fromtimestamp(at, UTC).date()
-        for name in dict.fromkeys((adapter, None)):
-            for entry in self._entries.get((model, name), ()):
-                if entry.since <= day:
-                    return entry.price
+        day = at // _DAY_S
+        if adapter is not None:
+            for since, price in self._entries.get((model, adapter), ()):
+                if since <= day:
+                    return price
+        for since, price in self._entries.get((model, None), ()):
+            if since <= day:
+                return price
         return FREE
 
 

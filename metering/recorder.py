@@ -51,6 +51,11 @@ class Recorder:
         self._thread.start()
 
     @property
+    def owner(self) -> str:
+        """That of the journal."""
+        return self._journal.owner
+
+    @property
     def accepts(self) -> bool:
         """Whether entries should be opened: the journal works, and has room, and so has the queue."""
         room = self._journal.used_bytes < _RESERVED * self._journal.max_bytes

@@ -142,3 +142,18 @@ usage_days = Table(
     sqlite_with_rowid=False,
 )
 """``day``: days since the epoch. Without keys and users, so that it stays small."""
+
+engine_times = Table(
+    "engine_times",
+    metadata,
+    Column("hour", BigInteger, nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("busy_ms", BigInteger, nullable=False),
+    Column("idle_ms", BigInteger, nullable=False),
+    Column("waking_ms", BigInteger, nullable=False),
+    Column("wakes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("hour", "model", "owner", name="pk_engine_times"),
+    sqlite_with_rowid=False,
+)
+"""Milliseconds of all engines of a model in an hour since the epoch, as one gateway has seen them."""

@@ -17,20 +17,22 @@ class Ticket:
     def __init__(self) -> None:
         self.resolved = False
         self._error: MeteringError | None = None
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[None]] | None = None
 
     def resolve(self, error: MeteringError | None) -> None:
         """Wakes those who wait."""
         self.resolved, self._error = True, error
-        for future in self._waiting:
+        waiting, self._waiting = self._waiting, None
+        for future in waiting or ():
             if not future.done():
                 future.set_result(None)
-        self._waiting.clear()
 
     async def wait(self) -> None:
         """Returns when the write is durable; raises its `MeteringError` where it is not."""
         if not self.resolved:
             future = asyncio.get_running_loop().create_future()
+            if self._waiting is None:
+                self._waiting = []
             self._waiting.append(future)
             await future
         if self._error is not None:

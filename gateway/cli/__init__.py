@@ -5,6 +5,7 @@ import sys
 import click
 
 from gateway.cli.accounts import key, org, project
+from gateway.cli.advise import advise_command
 from gateway.cli.chat import chat
 from gateway.cli.common import CommandError
 from gateway.cli.doctor import doctor
@@ -32,6 +33,7 @@ for command in (
     engines,
     snapshot,
     usage,
+    advise_command,
     org,
     project,
     key,

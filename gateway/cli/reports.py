@@ -151,7 +151,7 @@ def _sink(output: Path | None) -> Iterator[BinaryIO]:
 
 
 async def _export(installation: Installation, kind: str, start: int, end: int, sink: BinaryIO) -> int:
-    database = await _database(installation)
+    database = await ledger_database(installation)
     count = 0
     try:
         writer = _Csv(sink) if kind == "csv" else ParquetWriter(sink, EXPORTED)
@@ -167,7 +167,7 @@ async def _export(installation: Installation, kind: str, start: int, end: int, s
 
 
 async def _differences(installation: Installation) -> list[Any]:
-    database = await _database(installation)
+    database = await ledger_database(installation)
     try:
         return [one async for one in differences(database)]
     except SQLAlchemyError as error:
@@ -176,7 +176,8 @@ async def _differences(installation: Installation) -> list[Any]:
         await database.dispose()
 
 
-async def _database(installation: Installation) -> Any:
+async def ledger_database(installation: Installation) -> Any:
+    """The database, to be read and disposed of. Raises `CommandError` where it has no ledger yet."""
     url = installation.config.storage.database_url()
     if not await is_migrated(url):
         raise CommandError("the database has no ledger of this version yet: start the gateway once")

@@ -28,6 +28,9 @@ def test_report_export_and_verify(standin: str, tmp_path: Path) -> None:
         gateway.torpor("usage", "export", "--format", "parquet", "--output", str(file))
         assert file.read_bytes()[:4] == file.read_bytes()[-4:] == b"PAR1"
         assert "is what the entries say" in gateway.torpor("usage", "verify").stdout
+        advice = gateway.torpor("advise", "--hardware-hour", "1.5", "--hosted-output", "2").stdout
+        assert any(line.startswith("far") and "132" in line for line in advice.splitlines())
+        assert "as run" in advice
         refused = gateway.torpor("usage", "export", "--from", today, "--to", "2020-01-01", check=False)
         assert refused.returncode == 1
         assert "--to" in refused.stderr

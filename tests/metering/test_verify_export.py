@@ -109,7 +109,7 @@ async def test_export_has_every_settled_entry_of_the_span_once(
 async def test_parquet_can_be_read_back(database: AsyncEngine) -> None:
     await _filled(database)
     sink = io.BytesIO()
-    rows: list[Any] = []
+    rows: list[tuple[Any, ...]] = []
     writer = ParquetWriter(sink, EXPORTED)
     async for chunk in settled_entries(database, MONDAY, MONDAY + 30 * DAY):
         writer.write(chunk)

@@ -1,0 +1,128 @@
+"""``torpor advise``: what the engines cost as they are run, and what would cost less."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.cli.common import CommandError, Installation, config_option, json_option, print_table, run
+from gateway.cli.reports import ledger_database
+from metering.advice import Advice, Rates, advise, work_between
+
+_HOUR_S = 3_600
+_HEADS = (
+    "model",
+    "requests",
+    "tokens",
+    "utilisation",
+    "waking",
+    "idle",
+    "keep warm s",
+    "now it would idle s",
+)
+_COSTS = (
+    "$ per million tokens",
+    "as run",
+    "always on",
+    "hosted API",
+    "reserved cheaper above",
+    "own cheaper above",
+)
+
+
+@click.command("advise")
+@click.option("--days", type=click.IntRange(1, 366), default=7, show_default=True)
+@click.option(
+    "--hardware-hour", type=click.FloatRange(min=0), required=True, help="Dollars an hour of the machine."
+)
+@click.option(
+    "--reserved-hour", type=click.FloatRange(min=0), help="Dollars an hour of the same one, reserved."
+)
+@click.option(
+    "--hosted-input", type=click.FloatRange(min=0), help="Dollars a million tokens of a hosted API."
+)
+@click.option(
+    "--hosted-output", type=click.FloatRange(min=0), help="Dollars a million tokens of a hosted API."
+)
+@config_option
+@json_option
+def advise_command(
+    days: int,
+    hardware_hour: float,
+    reserved_hour: float | None,
+    hosted_input: float | None,
+    hosted_output: float | None,
+    config_file: Path,
+    as_json: bool,
+) -> None:
+    """Utilisation, costs and the keep-warm setting that would cost least, from the ledger."""
+    rates = Rates(
+        hardware_hour=hardware_hour,
+        reserved_hour=reserved_hour,
+        hosted_input=hosted_input,
+        hosted_output=hosted_output,
+    )
+    installation = Installation.load(config_file)
+    found = [advise(work, rates) for work in run(lambda: _work(installation, days))]
+    if as_json:
+        click.echo(json.dumps([_object(one) for one in found], indent=2))
+        return
+    print_table(_HEADS, [_what(one) for one in found])
+    click.echo()
+    print_table(_COSTS, [_costs(one) for one in found])
+
+
+async def _work(installation: Installation, days: int) -> list[Any]:
+    end = -(-int(time.time()) // _HOUR_S) * _HOUR_S
+    database = await ledger_database(installation)
+    try:
+        async with database.connect() as connection:
+            return await work_between(connection, end - days * 24 * _HOUR_S, end)
+    except SQLAlchemyError as error:
+        raise CommandError(f"the ledger cannot be read: {type(error).__name__}") from None
+    finally:
+        await database.dispose()
+
+
+def _object(one: Advice) -> dict[str, Any]:
+    found = asdict(one)
+    del found["work"]["gaps_s"]
+    costs = {"as_run": one.as_run, "always_on": one.always_on, "hosted": one.hosted}
+    return found | {"per_million": {name: one.per_million(cost) for name, cost in costs.items()}}
+
+
+def _what(one: Advice) -> tuple[Any, ...]:
+    keep = one.keep_warm
+    return (
+        one.work.model,
+        one.work.requests,
+        one.work.tokens,
+        _percent(one.utilisation),
+        _percent(one.wake_share),
+        _percent(one.idle_share),
+        "-" if keep is None else f"{keep.seconds:.1f}",
+        "-" if keep is None else f"{keep.idle_s:.0f}",
+    )
+
+
+def _costs(one: Advice) -> tuple[Any, ...]:
+    return (
+        one.work.model,
+        _dollars(one.per_million(one.as_run)),
+        _dollars(one.per_million(one.always_on)),
+        _dollars(one.per_million(one.hosted)),
+        _percent(one.reserved_above),
+        _percent(one.own_above),
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _dollars(amount: float | None) -> str:
+    return "-" if amount is None else f"{amount:,.4f}"

@@ -1,0 +1,20 @@
+"""A page of benchmarks that several of them write to, each its own section."""
+
+import shlex
+import sys
+from pathlib import Path
+
+
+def command(module: str) -> str:
+    """The command that this process was started with, as one would type it."""
+    return "    python -m " + " ".join([module, *map(shlex.quote, sys.argv[1:])])
+
+
+def write_section(page: Path, title: str, text: str) -> None:
+    """Replaces the section with this title, or adds it at the end. The page's head stays."""
+    head = f"## {title}"
+    known = page.read_text() if page.exists() else "# Metering\n"
+    before, found, after = known.partition(f"\n{head}\n")
+    following = after.find("\n## ") if found else -1
+    rest = after[following:] if following >= 0 else ""
+    page.write_text(f"{before.rstrip()}\n\n{head}\n\n{text.strip()}\n{rest}")
