@@ -113,7 +113,8 @@ def greeting(installation: Installation) -> str:
         raise CommandError("the configuration names no model")
     credentials = _shown(installation.data.credentials_file)
     python = _shown(Path(sys.executable))
-    body = f'{{"model": "{models[0].id}", "messages": [{{"role": "user", "content": "{_QUESTION}"}}]}}'
+    messages = f'[{{"role": "user", "content": "{_QUESTION}"}}]'
+    body = f'{{"model": "{models[0].id}", "temperature": 0, "messages": {messages}}}'
     return f"""
 Torpor answers at {installation.origin}/v1. Its keys are in {credentials}.
 
