@@ -12,7 +12,7 @@ from metering.verify import _compare
 
 _DIALECTS: list[Dialect] = [
     postgresql.dialect(),  # type: ignore[no-untyped-call]
-    sqlite.dialect(),  # type: ignore[no-untyped-call]
+    sqlite.dialect(),
 ]
 
 
