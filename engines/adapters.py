@@ -8,9 +8,9 @@ from pathlib import Path
 class Adapter:
     """An adapter of one base model, as the registry knows it.
 
-    ``name`` is the public one (``ft:...``); ``digest`` (hexadecimal) is of the content of both files and names
-    it in the engine; ``folder`` holds ``adapter_model.safetensors`` and ``adapter_config.json`` and never
-    changes; ``canary`` is what `EngineHost.examine` recorded at the registration, None before.
+    ``name`` is the public one (``ft:...``); ``digest`` (hexadecimal) is of the content of both files and
+    names it in the engine; ``folder`` holds ``adapter_model.safetensors`` and ``adapter_config.json`` and
+    never changes; ``canary`` is what `EngineHost.examine` recorded at the registration, None before.
     """
 
     name: str
