@@ -130,7 +130,7 @@ async def open_services(
             )
         )
         clients = EngineClients()
-        stack.push_async_callback(clients.aclose)
+        stack.callback(clients.close)
         host = await stack.enter_async_context(engine_host(config, data, specs))
         await stack.enter_async_context(watched(host, database, ledger.owner))
         yield Services(

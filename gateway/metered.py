@@ -5,7 +5,6 @@ the engine is asked for the tokens that were generated until then.
 """
 
 import asyncio
-import contextlib
 import logging
 import sys
 import time
@@ -204,26 +203,26 @@ class StreamExchange(MeteredExchange):
 
     async def _relay(self, upstream: EngineStream, meter: Meter, send: Send) -> None:
         tap, record, splitter = self._tap, self._record, EventSplitter()
-        async with contextlib.aclosing(upstream.chunks()) as chunks:
-            async for chunk in chunks:
-                events = self._split(splitter, chunk)
-                if not events:
-                    continue
-                onward = b"".join([tap.pass_on(event) for event in events])
-                seen = tap.seen
-                meter.observe(seen)
-                self._admitted.generated(seen.output_tokens)
-                if onward:
-                    if record.ttft_ms is None:
-                        record.ttft_ms = record.elapsed_ms()
-                    await self._open(send)
-                    self._relayed_bytes += len(onward)
-                    await send({"type": "http.response.body", "body": onward, "more_body": True})
-                if tap.error is not None:
-                    raise engine_error(tap.error)
-                if tap.done:
-                    await self._open(send)
-                    return
+        while chunk := await upstream.some():
+            events = self._split(splitter, chunk)
+            if not events:
+                continue
+            onward = b"".join([tap.pass_on(event) for event in events])
+            seen = tap.seen
+            meter.observe(seen)
+            self._admitted.generated(seen.output_tokens)
+            if onward:
+                if record.ttft_ms is None:
+                    record.ttft_ms = record.elapsed_ms()
+                await self._open(send)
+                self._relayed_bytes += len(onward)
+                await send({"type": "http.response.body", "body": onward, "more_body": True})
+            if tap.error is not None:
+                raise engine_error(tap.error)
+            if tap.done:
+                upstream.over()
+                await self._open(send)
+                return
         raise EngineBroken("the engine's stream ended without [DONE]")
 
     def _split(self, splitter: EventSplitter, chunk: bytes) -> list[bytes]:
