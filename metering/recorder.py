@@ -33,7 +33,10 @@ class Recorder:
         self._journal = journal
         self._database = database
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[Write | int | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Write] | int | None] = queue.SimpleQueue()
+        self._gathered: list[
+            Write
+        ] = []  # in this turn of the loop: a thread that is woken costs more than a write
         self._thread: threading.Thread | None = None
         self._kept: list[Write] = []
         self._pending = 0
@@ -75,7 +78,14 @@ class Recorder:
         """Queues a write. Never fails, never waits."""
         self._pending += len(write.tickets)
         self._put += 1
-        self._queue.put(write)
+        if not self._gathered:
+            self._loop.call_soon(self._hand_over)
+        self._gathered.append(write)
+
+    def _hand_over(self) -> None:
+        if self._gathered:
+            self._queue.put(self._gathered)
+            self._gathered = []
 
     async def applied(self, patience_s: float) -> bool:
         """Returns when the database has what was put until now; ``False`` where it is away, or late."""
@@ -96,6 +106,7 @@ class Recorder:
     async def close(self) -> None:
         """Writes everything, and ends. What the database does not take stays in the journal."""
         if self._thread is not None:
+            self._hand_over()
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
             self._thread = None
@@ -134,8 +145,8 @@ class Recorder:
         try:
             item = self._queue.get(timeout=RETRY_S if writes else None)
             while item is not None:
-                if isinstance(item, Write):
-                    writes.append(item)
+                if isinstance(item, list):
+                    writes += item
                 if len(writes) >= MAX_BATCH:
                     return writes, True
                 item = self._queue.get_nowait()
