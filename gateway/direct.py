@@ -35,7 +35,7 @@ class DirectRoutes:
             await answer(scope, receive, send)
         except ClientDisconnect:
             record.client_gone = True
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - stands for Starlette's handler of errors
             if record.status:
                 raise
             told = await answer_error(request, error)
