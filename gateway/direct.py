@@ -35,7 +35,7 @@ class DirectRoutes:
             await answer(scope, receive, send)
         except ClientDisconnect:
             record.client_gone = True
-        except Exception as error:  # noqa: BLE001 - stands for Starlette's handler of errors
+        except Exception as error:
             if record.status:
                 raise
             told = await answer_error(request, error)
