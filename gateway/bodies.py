@@ -89,7 +89,7 @@ def parse_object(body: bytes, max_depth: int) -> dict[str, Any]:
         raise _too_deep(max_depth) from None
     if not isinstance(value, dict):
         raise invalid_request("The JSON body must be an object.", code="invalid_json")
-    if _deeper_than(value, max_depth):
+    if body.count(b"{") + body.count(b"[") > max_depth and _deeper_than(value, max_depth):
         raise _too_deep(max_depth)
     return value
 

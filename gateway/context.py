@@ -1,8 +1,8 @@
 """What is known of a request while it is served, the headers made from it, and its line in the log."""
 
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -135,7 +135,7 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
             given: str = value.decode("latin-1")
             if _SANE_ID.fullmatch(given):
                 return given
-    return "req_" + secrets.token_hex(16)
+    return f"req_{random.getrandbits(128):032x}"
 
 
 def header(scope: Scope, name: bytes) -> str:

@@ -37,6 +37,8 @@ def configure_logging(level: str, log_format: str, file: LogFile | None = None) 
     """
     handler = Grouped(logging.StreamHandler(sys.stderr) if file is None else _RotatedFile(file))
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    # No line shows them, and each would be asked for at each line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

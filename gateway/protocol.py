@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 
 from gateway.context import RequestRecord, log_request, request_id
 from gateway.errors import JSON, ApiError, invalid_request
-from gateway.link import put_link
+from gateway.link import JoiningTransport, put_link
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -54,6 +54,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, JoiningTransport(transport, self.loop))
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
