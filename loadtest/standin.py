@@ -1,0 +1,268 @@
+"""A stand-in for vLLM's OpenAI server that computes nothing and costs little: what a gateway adds shows.
+
+    python -m loadtest.standin --tcp PORT --uds PATH
+
+It writes one token a step to every stream that runs, each in a write of its own, as an engine does; a step
+takes no longer than the writing, unless the request asks for a pace (`loadtest.wire`). ``GET /standin/state``
+tells what has been asked, generated and broken off; ``DELETE`` of it forgets that.
+"""
+
+import argparse
+import asyncio
+import signal
+from collections import OrderedDict
+from email.utils import formatdate
+from pathlib import Path
+from typing import cast
+
+import httptools
+import msgspec
+import uvloop
+
+from loadtest.wire import Answer, BadBody, answer_to
+
+_MOST_TAGS = 100_000
+_BACKLOG = 4096
+_HIGH_WATER = 256 * 1024
+
+
+class Ending(msgspec.Struct):
+    """What became of a request with a tag: ``at`` is of CLOCK_MONOTONIC, seconds."""
+
+    at: float
+    generated: int
+    whole: bool
+
+
+class State(msgspec.Struct):
+    """What the stand-in has done since it was started, or asked to forget."""
+
+    requests: int = 0
+    tokens: int = 0
+    running: int = 0
+    broken_off: int = 0
+    tags: OrderedDict[str, Ending] = msgspec.field(default_factory=OrderedDict)
+
+
+class Engine:
+    """The streams that run, and the steps that write their tokens."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.loop = asyncio.get_running_loop()
+        self.state = State()
+        self.head = b""
+        self._instant: list[Connection] = []
+        self._number = 0
+        self._stepping = False
+        self.tell_time()
+
+    def tell_time(self) -> None:
+        """The heads of the answers tell the time, which changes once a second."""
+        self.head = b"HTTP/1.1 200 OK\r\ndate: %b\r\nserver: uvicorn\r\n" % formatdate(usegmt=True).encode()
+        self.loop.call_later(1, self.tell_time)
+
+    def new_id(self) -> bytes:
+        """16 hexadecimal digits."""
+        self._number += 1
+        return b"%016x" % self._number
+
+    def run(self, connection: "Connection") -> None:
+        """Generates for the connection's stream, a token each step, until it says that it is over."""
+        self._instant.append(connection)
+        if not self._stepping:
+            self._stepping = True
+            self.loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        self._instant = [connection for connection in self._instant if connection.step()]
+        if self._instant:
+            self.loop.call_soon(self._step)
+        else:
+            self._stepping = False
+
+    def ended(self, answer: Answer, generated: int) -> None:
+        """A request is over, whole or not."""
+        state, whole = self.state, generated >= answer.tokens
+        state.tokens += generated
+        state.broken_off += not whole
+        if answer.tag is not None:
+            state.tags[answer.tag] = Ending(self.loop.time(), generated, whole)
+            if len(state.tags) > _MOST_TAGS:
+                state.tags.popitem(last=False)
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection: a request at a time."""
+
+    __slots__ = (
+        "_answer", "_body", "_engine", "_id", "_next", "_parser", "_path", "_paused", "_timer", "_transport",
+    )  # fmt: skip
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._path = self._body = self._id = b""
+        self._answer: Answer | None = None
+        self._next = 0
+        self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(_HIGH_WATER)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._over()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._answer is not None and not self._answer.pace_s:
+            self._engine.run(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            if self._transport is not None:
+                self._transport.close()
+
+    def on_url(self, url: bytes) -> None:
+        """httptools: the target of the request."""
+        self._path = url
+        self._body = b""
+
+    def on_body(self, body: bytes) -> None:
+        """httptools: a piece of it."""
+        self._body = self._body + body if self._body else body
+
+    def on_message_complete(self) -> None:
+        """httptools: the request is whole."""
+        if self._path == b"/v1/chat/completions" and self._parser.get_method() == b"POST":
+            self._chat()
+        else:
+            self._other()
+
+    def _chat(self) -> None:
+        engine = self._engine
+        try:
+            answer = answer_to(self._body)
+        except BadBody as error:
+            told = {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}
+            self._json(msgspec.json.encode({"error": told}), b"400 Bad Request")
+            return
+        engine.state.requests += 1
+        self._answer, self._id, self._next = answer, engine.new_id(), 0
+        engine.state.running += 1
+        if answer.plain is not None:
+            if answer.pace_s:
+                self._timer = engine.loop.call_later(answer.pace_s * answer.tokens, self._whole)
+            else:
+                self._whole()
+            return
+        self._write(
+            engine.head
+            + b"content-type: text/event-stream; charset=utf-8\r\n"
+            + b"vary: Origin\r\ntransfer-encoding: chunked\r\n\r\n"
+            + answer.chunks[0].fill(self._id)
+        )
+        self._next = 1
+        if answer.pace_s:
+            self._paced(engine.loop.time())
+        else:
+            engine.run(self)
+
+    def _whole(self) -> None:
+        answer = self._answer
+        if answer is None or answer.plain is None:
+            return
+        self._json(answer.plain.fill(self._id))
+        self._next = answer.tokens + 1
+        self._over()
+
+    def step(self) -> bool:
+        """Writes the next token. Whether there is more to write, and the client takes it."""
+        answer = self._answer
+        if answer is None or self._paused:
+            return False
+        self._write(answer.chunks[self._next].fill(self._id))
+        self._next += 1
+        if self._next > answer.tokens:
+            self._over()
+            return False
+        return True
+
+    def _paced(self, at: float) -> None:
+        """At a fixed rate from the start: a late token makes no later one late."""
+        if not self._paused:
+            self.step()
+        if self._answer is not None:
+            at += self._answer.pace_s
+            self._timer = self._engine.loop.call_at(at, self._paced, at)
+
+    def _over(self) -> None:
+        if self._answer is not None:
+            self._engine.state.running -= 1
+            self._engine.ended(self._answer, max(0, self._next - 1))
+            self._answer = None
+
+    def _other(self) -> None:
+        """What gateways ask besides, and the harness."""
+        engine, path = self._engine, self._path
+        if path == b"/standin/state":
+            self._json(msgspec.json.encode(engine.state))
+            if self._parser.get_method() == b"DELETE":
+                engine.state = State(running=engine.state.running)
+        elif path == b"/v1/models":
+            model = {"id": engine.model, "object": "model", "created": 1, "owned_by": "vllm"}
+            self._json(msgspec.json.encode({"object": "list", "data": [model]}))
+        elif path in (b"/health", b"/ping", b"/version"):
+            self._json(b'{"version":"0.32.0"}' if path == b"/version" else b"")
+        else:
+            self._json(b'{"detail":"Not Found"}', b"404 Not Found")
+
+    def _json(self, body: bytes, status: bytes = b"200 OK") -> None:
+        head = self._engine.head if status == b"200 OK" else b"HTTP/1.1 %b\r\nserver: uvicorn\r\n" % status
+        self._write(
+            b"%bcontent-length: %d\r\ncontent-type: application/json\r\nvary: Origin\r\n\r\n%b"
+            % (head, len(body), body)
+        )
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+
+async def serve(tcp: int | None, uds: Path | None, model: str) -> None:
+    """Listens until SIGTERM or SIGINT; "ready" on the standard output once it does."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    engine = Engine(model)
+    if tcp is not None:
+        await loop.create_server(lambda: Connection(engine), "127.0.0.1", tcp, backlog=_BACKLOG)
+    if uds is not None:
+        await loop.create_unix_server(lambda: Connection(engine), str(uds), backlog=_BACKLOG)
+    print("ready", flush=True)
+    await stop.wait()
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--tcp", type=int, help="port on the loopback interface")
+    parser.add_argument("--uds", type=Path, help="path of a Unix socket")
+    parser.add_argument("--model", default="standin", help="the name that /v1/models tells")
+    arguments = parser.parse_args()
+    uvloop.run(serve(arguments.tcp, arguments.uds, arguments.model))
+
+
+if __name__ == "__main__":
+    main()
