@@ -132,7 +132,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a request. Times are of CLOCK_MONOTONIC, ns; ``due`` is when it should have been sent."""
+    """What became of a request; ``due`` is when it should have been sent. CLOCK_MONOTONIC, nanoseconds."""
 
     ask: Ask
     due: int

@@ -1,6 +1,6 @@
 """Load: closed loop (so many requests at a time) and open loop (so many a second, whatever becomes of them).
 
-    python -m loadtest.generator --url http://127.0.0.1:8080 --key KEY --connections 32 --seconds 5 [--tokens 64]
+    python -m loadtest.generator --url http://127.0.0.1:8080 --key KEY --connections 32 --seconds 5 --stream
 
 The open loop has no coordinated omission: a request is due at its time, and that is from when its latency
 counts, also where nobody was free to send it.
@@ -22,7 +22,7 @@ import uvloop
 from loadtest.client import Ask, Connection, Endpoint, Outcome, Tally
 
 _GRACE_S = 30.0
-_TICK_S = 0.001
+_TICK_NS = 100_000
 _CONNECTING_AT_ONCE = 64
 _RETRY_S = 0.05
 
@@ -56,17 +56,18 @@ def chat(
 
 @dataclass(slots=True)
 class Run:
-    """A run's tally, and the seconds in which what it has counted ended."""
+    """A run's tally, and how many good answers ended in its seconds; the tally has later ones too."""
 
     tally: Tally
+    in_time: int
     seconds: float
     late: int = 0
     """Of the open loop: requests that no connection was free for when they were due."""
 
     @property
     def per_second(self) -> float:
-        """Good answers."""
-        return self.tally.good / self.seconds if self.seconds else 0.0
+        """Good answers, in its time."""
+        return self.in_time / self.seconds if self.seconds else 0.0
 
     def summary(self) -> dict[str, Any]:
         """For the JSON of a run."""
@@ -159,6 +160,7 @@ class _Closed(_Loop):
 
     deadline = 0
     left: float = math.inf
+    in_time = 0
 
     def free(self, connection: Connection) -> None:
         if self.left > 0 and time.monotonic_ns() < self.deadline:
@@ -168,8 +170,9 @@ class _Closed(_Loop):
             self.idle.set()
 
     def ended(self, outcome: Outcome) -> None:
+        self.tally.record(outcome)
         if outcome.end <= self.deadline:
-            self.tally.record(outcome)
+            self.in_time = self.tally.good
 
 
 class _Open(_Loop):
@@ -219,7 +222,7 @@ async def closed_loop(
     requests: float = math.inf,
     watch: Watch | None = None,
 ) -> Run:
-    """Keeps every connection at a request, for that long or that many. What ends later is not counted."""
+    """Keeps every connection at a request, for that long or that many."""
     loop = _Closed(endpoint, source, watch)
     opened = await connect(endpoint, connections)
     began = time.monotonic_ns()
@@ -232,7 +235,7 @@ async def closed_loop(
         ended = min(time.monotonic_ns(), loop.deadline)
     finally:
         loop.close()
-    return Run(loop.tally, (ended - began) / 1e9)
+    return Run(loop.tally, loop.in_time, (ended - began) / 1e9)
 
 
 async def open_loop(
@@ -254,8 +257,9 @@ async def open_loop(
     try:
         loop.start(opened)
         for due in arrivals(began, rate, seconds):
-            while (left := due - time.monotonic_ns()) > 0:
-                await asyncio.sleep(min(left / 1e9, _TICK_S))
+            left = due - time.monotonic_ns()
+            if left > _TICK_NS:
+                await asyncio.sleep(left / 1e9)
             loop.arrive(due)
         ended = time.monotonic_ns()
         if loop.busy or loop.waiting:
@@ -266,7 +270,7 @@ async def open_loop(
         loop.tally.errors["unanswered"] += loop.busy + loop.waiting
     finally:
         loop.close()
-    return Run(loop.tally, (ended - began) / 1e9, loop.late)
+    return Run(loop.tally, loop.tally.good, (ended - began) / 1e9, loop.late)
 
 
 def arrivals(began: int, rate: float, seconds: float) -> Iterator[int]:

@@ -1,25 +1,26 @@
-"""Processes that a load test starts: found ready, measured with everything below them, and ended for certain."""
+"""Processes that a load test starts: found ready, measured with all below them, and ended for certain."""
 
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Self
-
-import httpx
+from urllib.parse import urlsplit
 
 REPOSITORY = Path(__file__).parents[1]
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _END_S = 20.0
-_POLL_S = 0.02
+_POLL_S = 0.005
 
 
 class NotReady(Exception):
@@ -51,6 +52,7 @@ class Child:
     ) -> None:
         self.name = name
         self.log = log
+        self._begun = time.monotonic()
         setpriv = shutil.which("setpriv")
         dying_with_us = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
         with log.open("ab") as file:
@@ -75,19 +77,20 @@ class Child:
         return self.process.pid
 
     def wait_for(self, url: str, timeout_s: float = 60.0, *, statuses: Sequence[int] = (200,)) -> float:
-        """Waits until the URL is answered with one of these statuses; the seconds that took.
+        """Waits until the URL is answered with one of these statuses; the seconds since its start.
 
         Raises `NotReady`.
         """
-        began = time.monotonic()
-        with httpx.Client(trust_env=False, timeout=5) as client:
-            while time.monotonic() - began < timeout_s:
-                if self.process.poll() is not None:
-                    raise NotReady(f"{self.name} ended with {self.process.returncode}:\n{self.last_lines()}")
-                with suppress(httpx.TransportError):
-                    if client.get(url).status_code in statuses:
-                        return time.monotonic() - began
-                time.sleep(_POLL_S)
+        split = urlsplit(url)
+        while time.monotonic() - self._begun < timeout_s:
+            if self.process.poll() is not None:
+                raise NotReady(f"{self.name} ended with {self.process.returncode}:\n{self.last_lines()}")
+            connection = HTTPConnection(split.hostname or "", split.port or 80, timeout=5)
+            with closing(connection), suppress(OSError, HTTPException):
+                connection.request("GET", split.path)
+                if connection.getresponse().status in statuses:
+                    return time.monotonic() - self._begun
+            time.sleep(_POLL_S)
         raise NotReady(f"{self.name} did not answer at {url} in {timeout_s:g} s:\n{self.last_lines()}")
 
     def last_lines(self, count: int = 12) -> str:
@@ -121,6 +124,34 @@ def clean_environment(more: Mapping[str, str]) -> dict[str, str]:
         if not name.startswith("TORPOR_") and name.lower() not in dropped
     }
     return {**kept, "PYTHONPATH": str(REPOSITORY), **more}
+
+
+def run(arguments: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 300.0) -> str:
+    """Runs a command to its end; what it printed. Raises `NotReady` where it fails."""
+    try:
+        done = subprocess.run(
+            arguments,
+            cwd=cwd,
+            env=clean_environment({}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        lines = getattr(error, "stderr", None) or str(error)
+        last = "\n".join(str(lines).strip().splitlines()[-4:])
+        raise NotReady(f"{' '.join(arguments[:6])}: {last}") from error
+    return done.stdout
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def python(*arguments: str) -> list[str]:
