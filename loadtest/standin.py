@@ -2,9 +2,9 @@
 
     python -m loadtest.standin --tcp PORT --uds PATH
 
-It writes one token a step to every stream that runs, each in a write of its own, as an engine does; a step
-takes no longer than the writing, unless the request asks for a pace (`loadtest.wire`). ``GET /standin/state``
-tells what has been asked, generated and broken off; ``DELETE`` of it forgets that.
+Each token of a stream is a write of its own, one after the other unless the request asks for a pace
+(`loadtest.wire`).
+``GET /standin/state`` tells what has been asked, generated and broken off; ``DELETE`` of it forgets that.
 """
 
 import argparse
@@ -24,6 +24,9 @@ from loadtest.wire import Answer, BadBody, answer_to
 _MOST_TAGS = 100_000
 _BACKLOG = 4096
 _HIGH_WATER = 256 * 1024
+_STREAM_HEAD = (
+    b"content-type: text/event-stream; charset=utf-8\r\nvary: Origin\r\ntransfer-encoding: chunked\r\n\r\n"
+)
 
 
 class Ending(msgspec.Struct):
@@ -45,16 +48,14 @@ class State(msgspec.Struct):
 
 
 class Engine:
-    """The streams that run, and the steps that write their tokens."""
+    """What all connections share."""
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.loop = asyncio.get_running_loop()
         self.state = State()
         self.head = b""
-        self._instant: list[Connection] = []
         self._number = 0
-        self._stepping = False
         self.tell_time()
 
     def tell_time(self) -> None:
@@ -66,20 +67,6 @@ class Engine:
         """16 hexadecimal digits."""
         self._number += 1
         return b"%016x" % self._number
-
-    def run(self, connection: "Connection") -> None:
-        """Generates for the connection's stream, a token each step, until it says that it is over."""
-        self._instant.append(connection)
-        if not self._stepping:
-            self._stepping = True
-            self.loop.call_soon(self._step)
-
-    def _step(self) -> None:
-        self._instant = [connection for connection in self._instant if connection.step()]
-        if self._instant:
-            self.loop.call_soon(self._step)
-        else:
-            self._stepping = False
 
     def ended(self, answer: Answer, generated: int) -> None:
         """A request is over, whole or not."""
@@ -124,8 +111,6 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._answer is not None and not self._answer.pace_s:
-            self._engine.run(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -159,53 +144,44 @@ class Connection(asyncio.Protocol):
             self._json(msgspec.json.encode({"error": told}), b"400 Bad Request")
             return
         engine.state.requests += 1
-        self._answer, self._id, self._next = answer, engine.new_id(), 0
         engine.state.running += 1
-        if answer.plain is not None:
-            if answer.pace_s:
-                self._timer = engine.loop.call_later(answer.pace_s * answer.tokens, self._whole)
-            else:
-                self._whole()
-            return
-        self._write(
-            engine.head
-            + b"content-type: text/event-stream; charset=utf-8\r\n"
-            + b"vary: Origin\r\ntransfer-encoding: chunked\r\n\r\n"
-            + answer.chunks[0].fill(self._id)
-        )
-        self._next = 1
-        if answer.pace_s:
-            self._paced(engine.loop.time())
+        self._answer, self._id, self._next = answer, engine.new_id(), 0
+        if not answer.pace_s:
+            self._all()
+        elif answer.plain is not None:
+            self._timer = engine.loop.call_later(answer.pace_s * answer.tokens, self._all)
         else:
-            engine.run(self)
+            self._write(engine.head + _STREAM_HEAD + answer.chunks[0].fill(self._id))
+            self._next = 1
+            self._paced(engine.loop.time())
 
-    def _whole(self) -> None:
+    def _all(self) -> None:
+        """The whole answer at once."""
         answer = self._answer
-        if answer is None or answer.plain is None:
+        if answer is None:
             return
-        self._json(answer.plain.fill(self._id))
+        if answer.plain is not None:
+            self._json(answer.plain.fill(self._id))
+        else:
+            self._write(self._engine.head + _STREAM_HEAD)
+            for chunk in answer.chunks:
+                self._write(chunk.fill(self._id))
         self._next = answer.tokens + 1
         self._over()
 
-    def step(self) -> bool:
-        """Writes the next token. Whether there is more to write, and the client takes it."""
-        answer = self._answer
-        if answer is None or self._paused:
-            return False
-        self._write(answer.chunks[self._next].fill(self._id))
-        self._next += 1
-        if self._next > answer.tokens:
-            self._over()
-            return False
-        return True
-
     def _paced(self, at: float) -> None:
-        """At a fixed rate from the start: a late token makes no later one late."""
+        """The next token, at a fixed rate from the start: a late one makes no later one late."""
+        answer = self._answer
+        if answer is None:
+            return
         if not self._paused:
-            self.step()
-        if self._answer is not None:
-            at += self._answer.pace_s
-            self._timer = self._engine.loop.call_at(at, self._paced, at)
+            self._write(answer.chunks[self._next].fill(self._id))
+            self._next += 1
+            if self._next > answer.tokens:
+                self._over()
+                return
+        at += answer.pace_s
+        self._timer = self._engine.loop.call_at(at, self._paced, at)
 
     def _over(self) -> None:
         if self._answer is not None:

@@ -1,4 +1,4 @@
-"""What a load test can be pointed at: the stand-in engine itself, Torpor in front of it, and other gateways."""
+"""What a load test can be pointed at: the stand-in engine itself, and gateways in front of it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager

@@ -81,10 +81,9 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request is answered with: ``plain``, or the chunks of a stream.
+    """What a request is answered with: ``plain``, or the chunks of a stream, framed for HTTP.
 
-    Of a stream, the chunks are the role's and one for each token, framed for HTTP; the last has the end of
-    the stream with it.
+    The chunks are the role's and one for each token; the last has the end of the stream with it.
     """
 
     tokens: int
@@ -106,8 +105,9 @@ class _Kind:
     stamped: bool = False
 
 
+@lru_cache(maxsize=256)
 def answer_to(body: bytes) -> Answer:
-    """What the body asks for. Raises `BadBody`."""
+    """What the body asks for: remembered, since a load's bodies are alike. Raises `BadBody`."""
     try:
         asked = msgspec.json.decode(body, type=_ChatBody)
         words = _words(asked.messages[-1].content)
@@ -121,7 +121,7 @@ def answer_to(body: bytes) -> Answer:
     reason = "stop" if limit is None else "length"
     tag = words.get("tag")
     if not asked.stream:
-        return Answer(tokens, pace_s, tag, plain=_plain(_Kind(asked.model, tokens, reason)))
+        return Answer(tokens, pace_s, tag, _plain(_Kind(asked.model, tokens, reason)))
     options = asked.stream_options or _StreamOptions()
     usage = bool(options.include_usage)
     continuous = usage and bool(options.continuous_usage_stats)
