@@ -10,7 +10,7 @@ Each token of a stream is a write of its own, one after the other unless the req
 import argparse
 import asyncio
 import signal
-from collections import OrderedDict
+import time
 from email.utils import formatdate
 from pathlib import Path
 from typing import cast
@@ -44,7 +44,7 @@ class State(msgspec.Struct):
     tokens: int = 0
     running: int = 0
     broken_off: int = 0
-    tags: OrderedDict[str, Ending] = msgspec.field(default_factory=OrderedDict)
+    tags: dict[str, Ending] = {}
 
 
 class Engine:
@@ -74,9 +74,9 @@ class Engine:
         state.tokens += generated
         state.broken_off += not whole
         if answer.tag is not None:
-            state.tags[answer.tag] = Ending(self.loop.time(), generated, whole)
+            state.tags[answer.tag] = Ending(time.monotonic(), generated, whole)
             if len(state.tags) > _MOST_TAGS:
-                state.tags.popitem(last=False)
+                del state.tags[next(iter(state.tags))]
 
 
 class Connection(asyncio.Protocol):

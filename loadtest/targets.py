@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import msgspec
 
 from loadtest.client import Endpoint
 from loadtest.processes import Child, free_port, python, run
+from loadtest.standin import State
 
 MODEL = "standin"
 _READY_S = 60.0
@@ -29,6 +31,12 @@ class Engine:
     def url(self) -> str:
         """Without ``/v1``."""
         return f"http://127.0.0.1:{self.port}"
+
+    async def state(self, *, forget: bool = False) -> State:
+        """Its own account of what it has done since it was started, or since it was to forget."""
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+            answer = await http.request("DELETE" if forget else "GET", f"{self.url}/standin/state")
+        return msgspec.json.decode(answer.content, type=State)
 
 
 @dataclass(frozen=True, slots=True)
