@@ -14,11 +14,11 @@ from loadtest.targets import DIRECT, TORPOR, Engine, prepare, standin
 
 _SAMPLES = 20
 _CHAT_MODEL = "smollm2-135m"
-ABOUT = """Everything is on: key authentication, limits of requests, tokens and concurrency for project and key,
-budgets, the fair queue, the ledger with its durable commits, JSON logs, metrics. Load generator, gateway and an
-instant stand-in engine share the cores; one gateway process; the rounds alternate with *direct*, the load
-generator on the stand-in itself, and start the gateway anew. Figures are medians of the rounds, their range
-behind. CPU is that of the gateway's whole process tree, for each good answer."""
+ABOUT = """Everything is on: key authentication, limits of requests, tokens and concurrency for project and
+key, budgets, the fair queue, the ledger with its durable commits, JSON logs, metrics. Load generator, gateway
+and an instant stand-in engine share the cores; one gateway process; the rounds alternate with *direct*, the
+load generator on the stand-in itself, and start the gateway anew. Figures are medians of the rounds, their
+range behind. CPU is that of the gateway's whole process tree, for each good answer."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:

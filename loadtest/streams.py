@@ -1,4 +1,4 @@
-"""What Torpor adds to streams: CPU, the delay of a token, memory for each; and how fast a client's end is told."""
+"""What Torpor adds to streams: CPU, delay of a token, memory of each, and how fast a client's end is told."""
 
 import argparse
 import tempfile
@@ -10,7 +10,6 @@ from loadtest.alternating import (
     cpu_us,
     delay_ms,
     failed,
-    p50_ms,
     per_second,
     steps,
     ttft_ms,
