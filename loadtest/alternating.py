@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loadtest.histogram import Histogram
 from loadtest.measure import Load, Measured, Series, measure
 from loadtest.processes import NotReady
 from loadtest.report import Progress
@@ -29,17 +30,21 @@ def cpu_us(measured: Measured) -> float:
 
 def p50_ms(measured: Measured) -> float:
     """Milliseconds until half of the answers were whole."""
-    return measured.run.tally.total.percentile(50) / 1e6
+    return _ms(measured.run.tally.total, 50)
 
 
 def ttft_ms(measured: Measured) -> float:
     """Milliseconds until half of the streams had their first token."""
-    return measured.run.tally.ttft.percentile(50) / 1e6
+    return _ms(measured.run.tally.ttft, 50)
 
 
 def delay_ms(measured: Measured) -> float:
     """Milliseconds from the engine's writing of a token to its arrival that 99 % do not exceed."""
-    return measured.run.tally.delay.percentile(99) / 1e6
+    return _ms(measured.run.tally.delay, 99)
+
+
+def _ms(durations: Histogram, share: float) -> float:
+    return durations.percentile(share) / 1e6 if durations.count else float("nan")
 
 
 def memory_mb(measured: Measured) -> float:

@@ -1,9 +1,10 @@
 """Other people's gateways, each in an environment of its own below a cache folder, of a pinned version."""
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from loadtest.processes import NotReady, run
@@ -29,17 +30,19 @@ def from_pip(name: str, *packages: str) -> Path:
     return _made(name, packages, make) / "bin"
 
 
-def from_npm(name: str, *packages: str) -> Path:
-    """The ``node_modules`` with these packages. Raises `NotReady`."""
+def from_npm(name: str, packages: Mapping[str, str], overrides: Mapping[str, str]) -> Path:
+    """The ``node_modules`` with these packages, by version. Raises `NotReady`."""
     if shutil.which("npm") is None:
         raise NotReady("npm is missing: apt-get install npm")
+    wanted = json.dumps({"dependencies": packages, "overrides": overrides})
 
     def make(folder: Path) -> None:
         folder.mkdir(parents=True)
-        options = ["--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
-        run(["npm", "install", *options, *packages], cwd=folder, timeout_s=_INSTALL_S)
+        (folder / "package.json").write_text(wanted)
+        options = ["--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
+        run(["npm", "install", *options], cwd=folder, timeout_s=_INSTALL_S)
 
-    return _made(name, packages, make) / "node_modules"
+    return _made(name, (wanted,), make) / "node_modules"
 
 
 def from_debian(name: str, package: str, program: str) -> Path:

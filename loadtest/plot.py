@@ -1,8 +1,8 @@
 """Draws the panels of a load test's figures beside them: ``NAME.json`` to ``NAME.png``.
 
-    python -m loadtest.plot docs/benchmarks/overhead.json
+    python loadtest/plot.py docs/benchmarks/overhead.json
 
-In a process of its own: matplotlib is an optional dependency (the extra ``loadtest``).
+In an environment of its own, with matplotlib: it needs nothing else (`loadtest.report`).
 """
 
 import json

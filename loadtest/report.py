@@ -3,17 +3,18 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.processes import REPOSITORY
+from loadtest.installing import from_pip
+from loadtest.processes import REPOSITORY, NotReady, run
 
 BENCHMARKS = REPOSITORY / "docs/benchmarks"
 _BAR = 24
+_MATPLOTLIB = "matplotlib==3.11.2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +178,9 @@ class Report:
 
 
 def _draw(figures: Path) -> None:
-    """Draws the panels; the page is whole without, where matplotlib is missing."""
-    command = [sys.executable, "-m", "loadtest.plot", str(figures)]
-    done = subprocess.run(command, cwd=REPOSITORY, check=False)
-    if done.returncode:
-        print("no plot: pip install -e '.[loadtest]'", file=sys.stderr)
+    """Draws the panels, with matplotlib in an environment of its own; the page is whole without."""
+    try:
+        python = from_pip("plot", _MATPLOTLIB) / "python"
+        run([str(python), str(REPOSITORY / "loadtest/plot.py"), str(figures)])
+    except NotReady as error:
+        print(f"no plot: {error}", file=sys.stderr)
