@@ -42,10 +42,12 @@ def _panel(place: Axes, panel: dict[str, Any]) -> None:
     place.tick_params(labelsize=8)
     if panel["x"] is None:
         names = list(panel["values"])
-        heights = [panel["values"][name][0] for name in names]
+        heights = [panel["values"][name][0] or 0 for name in names]
         colours = [_OURS if name == "torpor" else _OTHERS for name in names]
         bars = place.barh(names, heights, color=colours)
-        place.bar_label(bars, [f" {height:,.4g}" for height in heights], fontsize=8)
+        place.bar_label(
+            bars, [f" {height:,.0f}" if height >= 100 else f" {height:.3g}" for height in heights], fontsize=8
+        )
         place.invert_yaxis()
         place.margins(x=0.15)
         if panel["logarithmic"]:

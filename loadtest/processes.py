@@ -1,5 +1,6 @@
 """Processes that a load test starts: found ready, measured with all below them, and ended for certain."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -92,6 +93,15 @@ class Child:
                     return time.monotonic() - self._begun
             time.sleep(_POLL_S)
         raise NotReady(f"{self.name} did not answer at {url} in {timeout_s:g} s:\n{self.last_lines()}")
+
+    async def finished(self, timeout_s: float) -> None:
+        """Waits until it has ended well. Raises `NotReady`."""
+        try:
+            code = await asyncio.to_thread(self.process.wait, timeout_s)
+        except subprocess.TimeoutExpired:
+            raise NotReady(f"{self.name} did not end in {timeout_s:g} s:\n{self.last_lines()}") from None
+        if code:
+            raise NotReady(f"{self.name} ended with {code}:\n{self.last_lines()}")
 
     def last_lines(self, count: int = 12) -> str:
         """The end of its log."""

@@ -1,6 +1,7 @@
 """What a load test leaves: a table, a page and figures for machines in docs/benchmarks/, and a plot."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -172,9 +173,18 @@ class Report:
             **self.data,
         }
         figures = folder / f"{self.name}.json"
-        figures.write_text(json.dumps(data, indent=1) + "\n")
+        figures.write_text(json.dumps(_finite(data), indent=1) + "\n")
         if self.panels:
             _draw(figures)
+
+
+def _finite(data: Any) -> Any:
+    """What is not a number is null, as JSON has it."""
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _draw(figures: Path) -> None:
