@@ -169,13 +169,13 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
-def usage_of(root: int) -> Usage:
-    """Of a process and everything below it; zeros where it has ended.
+def usage_of(root: int, *, below: bool = True) -> Usage:
+    """Of a process and, unless told otherwise, everything below it; zeros where it has ended.
 
     CPU time holds that of children that have ended and been waited for.
     """
     cpu_s, memory, descriptors, threads, processes = 0.0, 0, 0, 0, 0
-    for pid in _family(root):
+    for pid in _family(root) if below else [root]:
         with suppress(OSError):
             fields = _stat(pid)
             spent = fields[11:15] if pid == root else fields[11:13]

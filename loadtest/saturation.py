@@ -21,13 +21,13 @@ from loadtest.targets import Running, Site, prepare, set_limits
 _MODEL = "smollm2-135m"
 _WAKE_S = 300.0
 _BENCH_S = 600.0
-_WORDS = "river stone lamp cloud paper train night apple glass wind table road sea house bird song".split()
+_WORDS = ("river", "stone", "lamp", "cloud", "paper", "train", "night", "apple", "glass", "wind", "table")
 ABOUT = """One vLLM engine that Torpor runs, asked over its own Unix socket (*direct*) and through Torpor
-(everything on, as in [overhead](overhead.md)), in alternating order, by two clients: vLLM's serving benchmark
-(`vllm.benchmarks.serve`, dataset *random*) and the load generator of these tests. Every prompt is new, so that
-no prefix cache helps; every answer is streamed and has all the tokens that were asked for. Client, gateway and
-engine share the cores, so that what the gateway takes is not there for the engine. *share*: the median of the
-rounds' ratios; each ratio is of two runs, one after the other."""
+(everything on, as in [overhead](overhead.md)), in alternating order, by two clients: vLLM's serving
+benchmark (`vllm.benchmarks.serve`, dataset *random*) and the load generator of these tests. Every prompt is
+new, so that no prefix cache helps; every answer is streamed and has all the tokens that were asked for.
+Client, gateway and engine share the cores, so that what the gateway takes is not there for the engine. A
+share is the median of the rounds' ratios; each ratio is of two runs, one after the other."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ async def run(arguments: argparse.Namespace) -> Report:
         progress.step("engine: start")
         section = (
             f'[[models]]\nid = "{_MODEL}"\nsource = "{source.resolve()}"\nidle_pause_s = 3600\n'
-            f"max_running = {arguments.concurrency}\nmax_concurrent = {4 * arguments.concurrency}\n"
+            f"max_running = {arguments.concurrency}\n"
             f'[[prices]]\nmodel = "{_MODEL}"\ninput = "1"\noutput = "2"\n'
         )
         site = prepare(folder, section, "[engines]\nsnapshots = false")

@@ -89,12 +89,18 @@ class Site:
 
     folder: Path
     port: int
+    metrics_port: int
     keys: Mapping[str, str]
 
     @property
     def url(self) -> str:
         """Without ``/v1``."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Of what Prometheus reads."""
+        return f"http://127.0.0.1:{self.metrics_port}/metrics"
 
     @property
     def database(self) -> Path:
@@ -126,17 +132,17 @@ def models_of(engine: Engine) -> str:
 
 def prepare(folder: Path, models: str, sections: str = "") -> Site:
     """Writes the configuration, makes the keys. Everything is on; no limit is ever reached."""
-    port = free_port()
+    port, metrics_port = free_port(), free_port()
     (folder / "torpor.toml").write_text(
         f'[server]\nport = {port}\nlog_format = "json"\nlog_file = "torpor.log"\n'
-        f"[metrics]\nport = {free_port()}\n"
+        f"[metrics]\nport = {metrics_port}\n"
         f"[limits]\nrequests_per_minute = {_AMPLE}\ntokens_per_minute = {_AMPLE}\n"
         f"requests_per_day = {_AMPLE}\n{sections}\n{models}"
     )
     run(python("-m", "gateway.cli", "setup"), cwd=folder)
     lines = (folder / ".torpor/credentials.env").read_text().splitlines()
     keys = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-    return Site(folder, port, keys)
+    return Site(folder, port, metrics_port, keys)
 
 
 def set_limits(site: Site) -> None:
