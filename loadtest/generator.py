@@ -95,6 +95,7 @@ class _Loop:
         self.tally = Tally()
         self.busy = 0
         self.idle = asyncio.Event()
+        self._closed = False
         self._all: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
 
@@ -118,6 +119,8 @@ class _Loop:
         connection.ask(self.source(), self._answered, self.tally, due)
 
     def _answered(self, connection: Connection, outcome: Outcome) -> None:
+        if self._closed:
+            return
         self.busy -= 1
         if self.watch is not None:
             self.watch(outcome)
@@ -125,12 +128,16 @@ class _Loop:
         if connection.usable:
             self.free(connection)
             return
+        self.replace(connection)
+
+    def replace(self, connection: Connection) -> None:
+        """Another one for a connection that is closed."""
         self._all.discard(connection)
-        task = asyncio.get_running_loop().create_task(self._replace())
+        task = asyncio.get_running_loop().create_task(self._connect())
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    async def _replace(self) -> None:
+    async def _connect(self) -> None:
         while True:
             try:
                 connection = await self.endpoint.connect()
@@ -144,15 +151,11 @@ class _Loop:
 
     def close(self) -> None:
         """Ends every connection; nothing that they were at is counted."""
-        self.ended = self.free = _nothing  # type: ignore[method-assign]
+        self._closed = True
         for task in self._connecting:
             task.cancel()
         for connection in self._all:
             connection.close()
-
-
-def _nothing(_: object) -> None:
-    pass
 
 
 class _Closed(_Loop):
@@ -204,6 +207,7 @@ class _Open(_Loop):
                 self.idle.clear()
                 self.ask(connection, due)
                 return
+            self.replace(connection)
         self.late += 1
         self._due.append(due)
 

@@ -111,17 +111,18 @@ class Child:
         """What it and everything below it use now."""
         return usage_of(self.pid)
 
-    def end(self) -> None:
-        """SIGTERM; SIGKILL to whatever of it is left after 20 s."""
+    def end(self, patience_s: float = _END_S) -> None:
+        """SIGTERM; SIGKILL to whatever of it is left after that long."""
         below = _begun(_family(self.pid))
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(_END_S)
-        for pid, begun in below.items():
-            if _begun([pid]).get(pid) == begun:
+                self.process.wait(patience_s)
+        while left := _still_there(below):
+            for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            time.sleep(_POLL_S)
         self.process.wait()
 
 
@@ -213,6 +214,12 @@ def _begun(pids: Sequence[int]) -> dict[int, str]:
             if fields[0] != "Z":
                 begun[pid] = fields[19]
     return begun
+
+
+def _still_there(begun: Mapping[int, str]) -> list[int]:
+    """Those that run and are the ones that were meant."""
+    now = _begun(list(begun))
+    return [pid for pid in now if now[pid] == begun[pid]]
 
 
 def end_on_signals() -> None:
