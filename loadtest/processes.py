@@ -179,6 +179,8 @@ def usage_of(root: int, *, below: bool = True) -> Usage:
     for pid in _family(root) if below else [root]:
         with suppress(OSError):
             fields = _stat(pid)
+            if fields[0] == "Z":
+                continue
             spent = fields[11:15] if pid == root else fields[11:13]
             cpu_s += sum(map(int, spent)) / _TICKS
             threads += int(fields[17])
