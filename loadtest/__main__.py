@@ -4,6 +4,7 @@ Each prints its tables; ``--write`` puts the page, the figures as JSON and the p
 """
 
 import argparse
+import asyncio
 import resource
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from types import ModuleType
 import uvloop
 
 from loadtest import compare, overhead, saturation, soak, streams
-from loadtest.processes import NotReady, end_on_signals
+from loadtest.processes import NotReady, cancelled_by_signals
 from loadtest.report import BENCHMARKS
 
 TESTS: Mapping[str, ModuleType] = {
@@ -51,15 +52,14 @@ def arguments_of(given: list[str]) -> argparse.Namespace:
 def main() -> int:
     """Exit code 1 where a goal is missed, 2 where the test could not be made."""
     arguments = arguments_of(sys.argv[1:])
-    end_on_signals()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        report = uvloop.run(TESTS[arguments.test].run(arguments))
+        report = uvloop.run(cancelled_by_signals(TESTS[arguments.test].run(arguments)))
     except NotReady as error:
         print(f"loadtest: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except asyncio.CancelledError:
         return 130
     print(report.text())
     if arguments.write is not None:

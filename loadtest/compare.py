@@ -19,6 +19,7 @@ from loadtest.alternating import (
 from loadtest.installing import cache_folder
 from loadtest.measure import ALONE, PACED, PLAIN, STREAMS, Load
 from loadtest.peers import PEERS
+from loadtest.processes import NotReady
 from loadtest.report import Panel, Progress, Report, figure, table
 from loadtest.targets import DIRECT, TORPOR, Target, standin
 
@@ -38,11 +39,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def _targets(names: str) -> list[Target]:
-    """Direct, Torpor and the peers. Raises `SystemExit` for a name that is not known."""
+    """Direct, Torpor and the peers. Raises `NotReady` for a name that is not known."""
     wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
     unknown = [name for name in wanted if name not in PEERS]
     if unknown:
-        raise SystemExit(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}")
+        raise NotReady(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}")
     return [DIRECT, TORPOR, *(PEERS[name] for name in wanted)]
 
 

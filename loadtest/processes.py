@@ -8,13 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 REPOSITORY = Path(__file__).parents[1]
@@ -22,6 +21,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _END_S = 20.0
 _POLL_S = 0.005
+
+T = TypeVar("T")
 
 
 class NotReady(Exception):
@@ -224,11 +225,10 @@ def _still_there(begun: Mapping[int, str]) -> list[int]:
     return [pid for pid in now if now[pid] == begun[pid]]
 
 
-def end_on_signals() -> None:
-    """SIGTERM and SIGHUP leave by way of `finally`, as Ctrl-C does."""
-
-    def leave(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
+async def cancelled_by_signals(work: Coroutine[Any, Any, T]) -> T:
+    """SIGINT, SIGTERM and SIGHUP cancel the work, which ends what it has started. Raises `CancelledError`."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    return await work
