@@ -22,7 +22,7 @@ def main() -> None:
     add_cli_args(parser)
     arguments = parser.parse_args(sys.argv[1:])
     if arguments.uds is not None:
-        aiohttp.TCPConnector = _connector(str(arguments.uds))  # type: ignore[misc, assignment]
+        aiohttp.TCPConnector = _connector(str(arguments.uds))  # type: ignore[misc]
     serve(arguments)
 
 

@@ -116,8 +116,8 @@ def _shape(value: Any) -> Any:
     return type(value).__name__
 
 
-_CHUNK_HEAD = {"id": "str", "object": "str", "created": "int", "model": "str"}
-_COUNTS = {"prompt_tokens": "int", "total_tokens": "int", "completion_tokens": "int"}
+_CHUNK_HEAD: dict[str, Any] = {"id": "str", "object": "str", "created": "int", "model": "str"}
+_COUNTS: dict[str, Any] = {"prompt_tokens": "int", "total_tokens": "int", "completion_tokens": "int"}
 
 
 @pytest.mark.parametrize("engine", _FULL, indirect=True)
@@ -126,7 +126,9 @@ def test_every_field_of_a_plain_answer(engine: tuple[httpx.Client, str]) -> None
     response = client.post("/v1/chat/completions", json=_body(model))
     assert response.headers["content-type"] == "application/json"
     assert response.headers["server"] == "uvicorn"
-    message = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"), "NoneType")
+    message: dict[str, Any] = dict.fromkeys(
+        ("refusal", "annotations", "audio", "function_call", "reasoning"), "NoneType"
+    )
     details = {"cached_tokens": "int", "created_cache_tokens": "int", "multimodal_tokens": "NoneType"}
     nothing = (
         "prompt_logprobs",
@@ -164,13 +166,15 @@ def test_every_field_of_every_chunk(engine: tuple[httpx.Client, str], usage: str
     events = response.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     chunks = [_shape(json.loads(event.removeprefix("data: "))) for event in events[:-2]]
-    counted = {"usage": {**_COUNTS, "completion_tokens_details": "NoneType"}} if usage == "continuous" else {}
-    choice = {"index": "int", "logprobs": "NoneType", "finish_reason": "NoneType"}
+    counted: dict[str, Any] = (
+        {"usage": {**_COUNTS, "completion_tokens_details": "NoneType"}} if usage == "continuous" else {}
+    )
+    choice: dict[str, Any] = {"index": "int", "logprobs": "NoneType", "finish_reason": "NoneType"}
     role = {**choice, "delta": {"role": "str", "content": "str"}}
     token = {**choice, "delta": {"content": "str"}, "token_ids": "NoneType"}
     last = {**token, "finish_reason": "str", "stop_reason": "NoneType"}
-    fingerprint = {"system_fingerprint": "str"}
-    expected = [
+    fingerprint: dict[str, Any] = {"system_fingerprint": "str"}
+    expected: list[dict[str, Any]] = [
         {
             **_CHUNK_HEAD,
             "choices": [role],
