@@ -61,6 +61,7 @@ class Reached:
     ttft_ms: float
     itl_ms: float
     failed: int
+    errors: tuple[str, ...] = ()
 
 
 Client = Callable[[Side, int], Awaitable[Reached]]
@@ -140,6 +141,7 @@ async def _ours(side: Side, seed: int, arguments: argparse.Namespace) -> Reached
         tally.ttft.percentile(50) / 1e6,
         tally.itl.percentile(50) / 1e6,
         tally.failed,
+        tuple(tally.errors),
     )
 
 
@@ -164,7 +166,7 @@ async def _vllm(side: Side, seed: int, arguments: argparse.Namespace, folder: Pa
         "--result-filename": name,
     }
     command += [str(word) for pair in chosen.items() for word in pair]
-    command += ["--ignore-eos", "--save-result", "--disable-tqdm"]
+    command += ["--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm"]
     environment = {"OPENAI_API_KEY": side.endpoint.key or "none"}
     with Child("vllm bench", command, log=folder / "bench.log", environment=environment) as child:
         await child.finished(_BENCH_S)
@@ -176,6 +178,7 @@ async def _vllm(side: Side, seed: int, arguments: argparse.Namespace, folder: Pa
         found["median_ttft_ms"],
         found["median_itl_ms"],
         found["failed"],
+        tuple(dict.fromkeys(error.splitlines()[-1] for error in found["errors"] if error)),
     )
 
 
@@ -225,11 +228,12 @@ def _report(reached: list[Reached], clients: list[str]) -> Report:
                 x_label="round",
             )
         )
+    failures = [f"- {_NAMES[one.client]}, {one.side}: {error}" for one in reached for error in one.errors]
     return Report(
         name="saturation",
         title="At an engine's saturation",
         about=ABOUT,
-        sections=[table(head, rows, left=2)],
+        sections=[table(head, rows, left=2), *(["\n".join(failures)] if failures else [])],
         data={
             "runs": [
                 {
