@@ -92,6 +92,7 @@ async def alternate(
     rounds: int,
     seconds: float,
     progress: Progress,
+    warm_up_s: float = 1.0,
 ) -> Results:
     """Each round starts every gateway anew, in turn, and puts all loads on it; every other round backwards.
 
@@ -103,7 +104,7 @@ async def alternate(
             if target.name in results.failed:
                 continue
             try:
-                await _one(engine, target, loads, results, seconds, progress)
+                await _one(engine, target, loads, results, (seconds, warm_up_s), progress)
             except (NotReady, OSError, TimeoutError) as error:
                 results.failed[target.name] = str(error) or type(error).__name__
     return results
@@ -114,7 +115,7 @@ async def _one(
     target: Target,
     loads: Sequence[Load],
     results: Results,
-    seconds: float,
+    times: tuple[float, float],
     progress: Progress,
 ) -> None:
     with tempfile.TemporaryDirectory(prefix=f"load-{target.name}-") as folder:
@@ -122,7 +123,7 @@ async def _one(
         with target.start(engine, Path(folder)) as running:
             for load in loads:
                 progress.step(f"{target.name}: {load.name}")
-                measured = await measure(running, load, seconds=seconds)
+                measured = await measure(running, load, seconds=times[0], warm_up_s=times[1])
                 results.measured.setdefault((target.name, load.name), []).append(measured)
                 await asyncio.sleep(_REST_S)
 

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from loadtest.client import Ask
-from loadtest.generator import Run, Source, chat, closed_loop
+from loadtest.generator import Run, chat, closed_loop
 from loadtest.processes import Child, Usage
 from loadtest.targets import Running
 
@@ -104,7 +104,10 @@ async def memory_watched(child: Child) -> AsyncIterator[Callable[[], int]]:
 async def measure(running: Running, load: Load, *, seconds: float, warm_up_s: float = 1.0) -> Measured:
     """Warms the gateway up, then loads it for so many seconds."""
     ask = load.ask(running)
-    source: Source = lambda: ask  # noqa: E731
+
+    def source() -> Ask:
+        return ask
+
     if warm_up_s:
         await closed_loop(running.endpoint, source, connections=load.connections, seconds=warm_up_s)
     async with memory_watched(running.child) as most:

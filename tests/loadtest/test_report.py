@@ -98,7 +98,9 @@ async def test_a_gateway_that_does_not_start_is_reported(engine: Engine) -> None
     load = Load(name="plain", connections=2, tokens=2)
     targets = (DIRECT, Target("absent", "", "", start))  # type: ignore[arg-type]
     progress = Progress(steps(targets, [load], 2))
-    results = await alternate(engine, targets, [load], rounds=2, seconds=0.05, progress=progress)
+    results = await alternate(
+        engine, targets, [load], rounds=2, seconds=0.05, warm_up_s=0.05, progress=progress
+    )
     assert results.failed == {"absent": "it is on no registry"}
     assert len(results.measured["direct", "plain"]) == 2
     assert results.median("direct", load, per_second) > 0
