@@ -3,13 +3,16 @@
     python -m loadtest.standin --tcp PORT --uds PATH
 
 Each token of a stream is a write of its own, one after the other unless the request asks for a pace
-(`loadtest.wire`).
+(`loadtest.wire`). With ``--counts`` the tokens of a request with a number are counted in that place of a
+file, an array of 32-bit integers mapped into memory, so that the count outlives a kill.
 ``GET /standin/state`` tells what has been asked, generated and broken off; ``DELETE`` of it forgets that.
 """
 
 import argparse
 import asyncio
+import mmap
 import signal
+import struct
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -50,8 +53,10 @@ class State(msgspec.Struct):
 class Engine:
     """What all connections share."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, counts: mmap.mmap | None, *, counting: bool) -> None:
         self.model = model
+        self.counting = counting
+        self._counts = counts
         self.loop = asyncio.get_running_loop()
         self.state = State()
         self.head = b""
@@ -67,6 +72,11 @@ class Engine:
         """16 hexadecimal digits."""
         self._number += 1
         return b"%016x" % self._number
+
+    def generated(self, answer: Answer, tokens: int) -> None:
+        """So many tokens of a request are generated."""
+        if self._counts is not None and answer.number is not None:
+            struct.pack_into("<I", self._counts, 4 * answer.number, tokens)
 
     def ended(self, answer: Answer, generated: int) -> None:
         """A request is over, whole or not."""
@@ -138,7 +148,7 @@ class Connection(asyncio.Protocol):
     def _chat(self) -> None:
         engine = self._engine
         try:
-            answer = answer_to(self._body)
+            answer = answer_to(self._body, counting=engine.counting)
         except BadBody as error:
             told = {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}
             self._json(msgspec.json.encode({"error": told}), b"400 Bad Request")
@@ -166,6 +176,7 @@ class Connection(asyncio.Protocol):
             self._write(self._engine.head + _STREAM_HEAD)
             for chunk in answer.chunks:
                 self._write(chunk.fill(self._id))
+        self._engine.generated(answer, answer.tokens)
         self._next = answer.tokens + 1
         self._over()
 
@@ -175,6 +186,7 @@ class Connection(asyncio.Protocol):
         if answer is None:
             return
         if not self._paused:
+            self._engine.generated(answer, self._next)
             self._write(answer.chunks[self._next].fill(self._id))
             self._next += 1
             if self._next > answer.tokens:
@@ -216,16 +228,16 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
 
-async def serve(tcp: int | None, uds: Path | None, model: str) -> None:
+async def serve(arguments: argparse.Namespace, counts: mmap.mmap | None) -> None:
     """Listens until SIGTERM or SIGINT; "ready" on the standard output once it does."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    engine = Engine(model)
-    if tcp is not None:
-        await loop.create_server(lambda: Connection(engine), "127.0.0.1", tcp, backlog=_BACKLOG)
-    if uds is not None:
-        await loop.create_unix_server(lambda: Connection(engine), str(uds), backlog=_BACKLOG)
+    engine = Engine(arguments.model, counts, counting=arguments.continuous_usage)
+    if arguments.tcp is not None:
+        await loop.create_server(lambda: Connection(engine), "127.0.0.1", arguments.tcp, backlog=_BACKLOG)
+    if arguments.uds is not None:
+        await loop.create_unix_server(lambda: Connection(engine), str(arguments.uds), backlog=_BACKLOG)
     print("ready", flush=True)
     await stop.wait()
 
@@ -236,8 +248,14 @@ def main() -> None:
     parser.add_argument("--tcp", type=int, help="port on the loopback interface")
     parser.add_argument("--uds", type=Path, help="path of a Unix socket")
     parser.add_argument("--model", default="standin", help="the name that /v1/models tells")
+    parser.add_argument("--counts", type=Path, help="file in which tokens are counted")
+    parser.add_argument("--continuous-usage", action="store_true", help="on every chunk, asked for or not")
     arguments = parser.parse_args()
-    uvloop.run(serve(arguments.tcp, arguments.uds, arguments.model))
+    counts = None
+    if arguments.counts is not None:
+        with arguments.counts.open("r+b") as file:
+            counts = mmap.mmap(file.fileno(), 0)
+    uvloop.run(serve(arguments, counts))
 
 
 if __name__ == "__main__":

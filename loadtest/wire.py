@@ -7,6 +7,7 @@ request asks for beyond OpenAI's fields stands in its last message, as words ``n
     pace=20     milliseconds between two tokens; the first one comes at once
     stamp=1     each token's text is the time it was written at, CLOCK_MONOTONIC in nanoseconds
     tag=x1      a name under which the state tells what became of the request
+    number=7    its place in the file of counts, where there is one (`loadtest.standin`)
 """
 
 import time
@@ -89,6 +90,7 @@ class Answer:
     tokens: int
     pace_s: float
     tag: str | None
+    number: int | None
     plain: Rendered | None = None
     chunks: tuple[Rendered, ...] = ()
 
@@ -106,14 +108,18 @@ class _Kind:
 
 
 @lru_cache(maxsize=256)
-def answer_to(body: bytes) -> Answer:
-    """What the body asks for: remembered, since a load's bodies are alike. Raises `BadBody`."""
+def answer_to(body: bytes, *, counting: bool = False) -> Answer:
+    """What the body asks for: remembered, since a load's bodies are alike. Raises `BadBody`.
+
+    ``counting``: usage is on every chunk, whether it was asked for or not.
+    """
     try:
         asked = msgspec.json.decode(body, type=_ChatBody)
         words = _words(asked.messages[-1].content)
         limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
         tokens = int(words.get("tokens", _DEFAULT_TOKENS)) if limit is None else limit
         pace_s = float(words.get("pace", 0)) / 1000
+        number = int(words["number"]) if "number" in words else None
     except (msgspec.MsgspecError, IndexError, ValueError) as error:
         raise BadBody(str(error)) from error
     if not 1 <= tokens <= _MOST_TOKENS:
@@ -121,12 +127,12 @@ def answer_to(body: bytes) -> Answer:
     reason = "stop" if limit is None else "length"
     tag = words.get("tag")
     if not asked.stream:
-        return Answer(tokens, pace_s, tag, _plain(_Kind(asked.model, tokens, reason)))
+        return Answer(tokens, pace_s, tag, number, _plain(_Kind(asked.model, tokens, reason)))
     options = asked.stream_options or _StreamOptions()
     usage = bool(options.include_usage)
-    continuous = usage and bool(options.continuous_usage_stats)
+    continuous = counting or (usage and bool(options.continuous_usage_stats))
     kind = _Kind(asked.model, tokens, reason, usage, continuous, "stamp" in words)
-    return Answer(tokens, pace_s, tag, chunks=_chunks(kind))
+    return Answer(tokens, pace_s, tag, number, chunks=_chunks(kind))
 
 
 def _words(content: Any) -> dict[str, str]:
