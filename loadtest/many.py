@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from loadtest.client import Ask, Outcome, Tally
+from loadtest.client import Ask, Connection, Outcome, Tally
 from loadtest.generator import chat_body, connect
 from loadtest.histogram import Histogram
 from loadtest.targets import Engine, Running
@@ -37,7 +37,10 @@ class OpenStreams:
 
 
 async def hold_open(running: Running, *, streams: int, ramp_s: float, hold_s: float) -> OpenStreams:
-    """Opens so many streams within ``ramp_s``, a token each 250 ms, that stay for ``hold_s`` after that."""
+    """Opens so many streams within ``ramp_s``, a token each 250 ms, that stay for ``hold_s`` after that.
+
+    Raises `OSError` and `TimeoutError` where a connection is refused.
+    """
     tokens = int((ramp_s + hold_s + _SETTLE_S) * 1000 / PACE_MS) + 1
     body = chat_body(running.model, tokens=tokens, stream=True, words=f"pace={PACE_MS:g} stamp=1")
     ask = Ask(running.endpoint.request(body), streamed=True, tokens=tokens, stamped=True)
@@ -51,14 +54,15 @@ async def hold_open(running: Running, *, streams: int, ramp_s: float, hold_s: fl
         if not left:
             over.set()
 
-    connections = await connect(running.endpoint, streams)
+    connections: list[Connection] = []
     try:
         began = time.monotonic()
-        for number, connection in enumerate(connections):
+        for number in range(streams):
             late = began + ramp_s * number / streams - time.monotonic()
             if late > 0:
                 await asyncio.sleep(late)
-            connection.ask(ask, ended, tally)
+            connections.append(await running.endpoint.connect())
+            connections[-1].ask(ask, ended, tally)
         await asyncio.sleep(_SETTLE_S)
         tally.delay = Histogram()
         opened = running.child.usage()
