@@ -37,22 +37,22 @@ class OpenStreams:
 
 
 async def hold_open(running: Running, *, streams: int, ramp_s: float, hold_s: float) -> OpenStreams:
-    """Opens so many streams within ``ramp_s``, a token each 250 ms, that stay for ``hold_s`` after that.
-
-    Raises `OSError` and `TimeoutError` where a connection is refused.
-    """
+    """Opens so many streams within ``ramp_s``, a token each 250 ms, that stay for ``hold_s`` after that."""
     tokens = int((ramp_s + hold_s + _SETTLE_S) * 1000 / PACE_MS) + 1
     body = chat_body(running.model, tokens=tokens, stream=True, words=f"pace={PACE_MS:g} stamp=1")
     ask = Ask(running.endpoint.request(body), streamed=True, tokens=tokens, stamped=True)
     before = running.child.usage()
     tally, left, over = Tally(), streams, asyncio.Event()
 
-    def ended(_connection: object, outcome: Outcome) -> None:
+    def one_less() -> None:
         nonlocal left
-        tally.record(outcome)
         left -= 1
         if not left:
             over.set()
+
+    def ended(_connection: object, outcome: Outcome) -> None:
+        tally.record(outcome)
+        one_less()
 
     connections: list[Connection] = []
     try:
@@ -61,8 +61,13 @@ async def hold_open(running: Running, *, streams: int, ramp_s: float, hold_s: fl
             late = began + ramp_s * number / streams - time.monotonic()
             if late > 0:
                 await asyncio.sleep(late)
-            connections.append(await running.endpoint.connect())
-            connections[-1].ask(ask, ended, tally)
+            try:
+                connections.append(await running.endpoint.connect())
+            except (OSError, TimeoutError):
+                tally.errors["refused"] += 1
+                one_less()
+            else:
+                connections[-1].ask(ask, ended, tally)
         await asyncio.sleep(_SETTLE_S)
         tally.delay = Histogram()
         opened = running.child.usage()
