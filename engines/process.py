@@ -25,12 +25,15 @@ from engines.calls import call
 from engines.engine import Dumped
 from engines.errors import EngineBroken, EngineError
 from engines.folders import RunFolder, RunFolders
+from engines.loading import AdapterDoor
 from engines.output import EngineOutput
 from engines.spec import EngineAddress, ModelSpec
 
 #: The exit status of an engine whose canary is not fit, and of one that could not be asked.
 UNFIT = 71
 UNPROVEN = 72
+#: The ``code`` of the answer to a request whose adapter's canary differs.
+UNFIT_ADAPTER = "adapter_unfit"
 _POLL_S = 0.05
 _OUTPUT_TIMEOUT_S = 1.0
 _SLEEP_TIMEOUT_S = 20.0
@@ -107,6 +110,12 @@ class EngineProcess:
     def address(self) -> EngineAddress:
         """Where it answers. It has one once it has been started."""
         return EngineAddress(uds=str(self._socket))
+
+    @property
+    def adapters(self) -> AdapterDoor:
+        """The way to load adapters into it."""
+        socket = self._socket
+        return AdapterDoor(socket, socket.parent, self._inside())
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         """The argv and the environment that it is started with: a snapshot is only good for these."""
