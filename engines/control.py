@@ -18,8 +18,9 @@
 ``POST /torpor/canary``
     Records a canary. Answers `engines.canary.Canary` as JSON.
 ``POST /torpor/adapters``, ``{"name", "number", "folder", "canary", "leaver"}``
-    Loads an adapter, to be served under the name once, in the place of the one named ``leaver``. With a canary its answers are held back until that has
-    passed; without one it is loaded to record one, and not served. 422 when the engine refuses it.
+    Loads an adapter, to be served under the name once, in the place of the one named ``leaver``. With a
+    canary its answers are held back until that has passed; without one it is loaded to record one, and not
+    served. 422 when the engine refuses it.
 ``GET /torpor/adapters``
     ``{"names", "ids"}``: what is loaded, and what vLLM says that it is.
 ``GET /torpor/adapters/{name}/proof``

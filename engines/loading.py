@@ -1,7 +1,7 @@
 """An adapter into one engine and out of it: its files into the engine's folder, and the calls to the engine.
 
-The files are copied. A link would give the engine, which runs other people's data, a way to write to the store;
-a mount could not be taken away where there are no namespaces, and would be in the way of a dump.
+The files are copied. A link would give the engine, which reads what strangers have sent, a way to write to
+the store; a mount needs namespaces, which not every host has, and would be in the way of a dump.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import Any
 from engines.adapters import Adapter
 from engines.calls import call
 from engines.errors import AdapterRejected, EngineBroken
+from engines.status import EngineLease
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _FOLDER = "adapters"
@@ -53,8 +54,9 @@ class AdapterDoor:
         except AdapterRejected:
             await self._remove(name)
             raise
-        if leaver is not None:
-            await self._remove(leaver)
+        finally:
+            if leaver is not None:
+                await self._remove(leaver)
 
     async def unload(self, name: str) -> None:
         """Forget it and its files, when its last request has ended. Raises `EngineBroken`."""
@@ -66,20 +68,27 @@ class AdapterDoor:
         told: Mapping[str, Any] = await self._ask("GET", f"{_PATH}/{name}/proof", None, _PROOF_TIMEOUT_S)
         return told
 
-    async def canary(self, name: str) -> bytes:
-        """Record its canary. Raises `AdapterRejected`, `EngineBroken`."""
-        return json.dumps(await self._ask("POST", f"{_PATH}/{name}/canary", None, _PROOF_TIMEOUT_S)).encode()
-
     async def _remove(self, name: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self.folder / _FOLDER / name, ignore_errors=True)
 
     async def _ask(self, method: str, path: str, value: Any, timeout_s: float) -> Any:
-        status, answer = await call(self.socket, method, path, value, timeout_s=timeout_s)
-        if status == 422:
-            raise AdapterRejected(answer["error"])
-        if status != 200:
-            raise EngineBroken(f"the engine does not handle the adapter: {answer}")
-        return answer
+        return await _ask(self.socket, method, path, value, timeout_s)
+
+
+async def record(lease: EngineLease) -> bytes:
+    """Record the canary of the adapter that the lease is for. Raises `AdapterRejected`, `EngineBroken`."""
+    path = f"{_PATH}/{lease.internal_name}/canary"
+    told = await _ask(Path(lease.address.uds or ""), "POST", path, None, _PROOF_TIMEOUT_S)
+    return json.dumps(told).encode()
+
+
+async def _ask(socket: Path, method: str, path: str, value: Any, timeout_s: float) -> Any:
+    status, answer = await call(socket, method, path, value, timeout_s=timeout_s)
+    if status == 422:
+        raise AdapterRejected(answer["error"])
+    if status != 200:
+        raise EngineBroken(f"the engine does not handle the adapter: {answer}")
+    return answer
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -29,6 +29,7 @@ class Resident:
     stage: Stage = Stage.LOADING
     leases: int = 0
     forgotten: bool = False  # it leaves with its last lease
+    suspected: bool = False  # a request failed before its canary's verdict was known
     used_at: float = field(default_factory=time.monotonic)
     #: Since when it has been in use without a break.
     in_use_since: float = field(default_factory=time.monotonic)
@@ -41,7 +42,7 @@ class Resident:
     @property
     def usable(self) -> bool:
         """Whether requests may be given it."""
-        return self.stage in (Stage.FRESH, Stage.PROVEN) and not self.forgotten
+        return self.stage in (Stage.FRESH, Stage.PROVEN) and not (self.forgotten or self.suspected)
 
     @property
     def idle(self) -> bool:
