@@ -29,11 +29,10 @@ from engines.shelf import Shelf, started_cold
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake
-from engines.summary import most_awake, summary, tier_of
+from engines.summary import expected_start_s, most_awake, summary, tier_of
 from engines.waiting import Waiter, fail, needed, serve
 
 _KEPT_WAKES = 20
-_UNKNOWN_START_S = 5.0
 _logger = logging.getLogger("torpor.engine")
 
 
@@ -59,7 +58,7 @@ class EngineActor:
         self._replicas: list[Replica] = []
         self._numbers = 0
         self._waiters: dict[Waiter, None] = {}  # in the order of their coming
-        self.desk = AdapterDesk(self._waiters, self._settle)
+        self.desk = AdapterDesk(self._waiters, self._replicas, self._post, self._settle)
         self._sleepers: list[tuple[SleepTier, asyncio.Future[EngineStatus]]] = []
         self._closing = False
         self._failure: str | None = None
@@ -92,11 +91,8 @@ class EngineActor:
 
     def expected_start_s(self) -> float:
         """How long it probably takes until an engine is awake."""
-        if not self._wakes:
-            return _UNKNOWN_START_S
         waking = any(replica.waking for replica in self._replicas)
-        elapsed = time.monotonic() - self._wake_began if waking else 0.0
-        return min(60.0, max(1.0, self._wakes[-1].ms["total"] / 1000 - elapsed))
+        return expected_start_s(self._wakes, self._wake_began if waking else None)
 
     def ask(
         self, *, lease: bool, prefix: int | None = None, adapter: Adapter | None = None
@@ -105,8 +101,7 @@ class EngineActor:
 
         ``prefix``: of conversations that begin alike, to be sent to the same replica where it is free.
         """
-        future: asyncio.Future[EngineLease | None] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(future, lease, time.monotonic(), prefix=prefix, adapter=adapter)
+        waiter = Waiter(lease, prefix, adapter)
         self._post(lambda: self._on_ask(waiter))
         return waiter.result
 
@@ -117,10 +112,6 @@ class EngineActor:
     def give_back(self, lease: EngineLease) -> None:
         """A lease has ended."""
         self._post(lambda: self._on_given_back(lease))
-
-    def forget(self, digest: str) -> None:
-        """An adapter is not wanted any more: it is unloaded where nobody uses it."""
-        self._post(lambda: self.desk.forget(digest, self._replicas))
 
     def suspect(self, lease: EngineLease) -> None:
         """A request saw the engine fail: nobody gets another lease on it until it is known to be well."""
@@ -387,10 +378,8 @@ class EngineActor:
 
     def _withdraw(self, *, everybody: bool = False) -> None:
         """Those who wanted them have gone: engines that still wait for memory give up their place."""
-        wanted = max(
-            needed(self._replicas, self._waiters, self._queued, self.spec),
-            0 if self._told_to_sleep else self.spec.min_hot,
-        )
+        least = 0 if self._told_to_sleep else self.spec.min_hot
+        wanted = max(least, needed(self._replicas, self._waiters, self._queued, self.spec))
         superfluous = eviction.superfluous(self._replicas, 0 if everybody else wanted)
         for replica in superfluous:
             replica.withdraw()

@@ -1,7 +1,7 @@
 """What an actor does about the adapters of its replicas."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from coldstart.tiers import SleepTier
 from engines.adapters import Adapter
@@ -14,13 +14,21 @@ _logger = logging.getLogger("torpor.engine")
 
 
 class AdapterDesk:
-    """``waiters`` are the actor's own; ``settle`` serves them and sees what else is to be done.
+    """``waiters`` and ``replicas`` are the actor's own; ``settle`` sees what is to be done after a change.
 
-    Its methods are called from the actor's task alone.
+    Its methods but `forget` are called from the actor's task alone.
     """
 
-    def __init__(self, waiters: Mapping[Waiter, None], settle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        waiters: Mapping[Waiter, None],
+        replicas: Sequence[Replica],
+        post: Callable[[Callable[[], None]], None],
+        settle: Callable[[], None],
+    ) -> None:
         self._waiters = waiters
+        self._replicas = replicas
+        self._post = post
         self._settle = settle
         self._misfits = Misfits()
 
@@ -68,10 +76,13 @@ class AdapterDesk:
         replica.rest(SleepTier.COLD)
         self._settle()
 
-    def forget(self, digest: str, replicas: Iterable[Replica]) -> None:
-        """The adapter was deleted, or its canary has been recorded."""
+    def forget(self, digest: str) -> None:
+        """The adapter is not wanted any more: it is unloaded where nobody uses it. For everybody."""
+        self._post(lambda: self._on_forgotten(digest))
+
+    def _on_forgotten(self, digest: str) -> None:
         self._misfits.clear(digest)
-        for replica in replicas:
+        for replica in self._replicas:
             replica.adapters.forget(digest)
 
     def _fail(self, adapter: Adapter, error: EngineError) -> None:

@@ -34,8 +34,9 @@ from engines.folders import RunFolders
 from engines.habits import Habits
 from engines.policy import HostPolicy
 from engines.process import EngineProcess, EngineSite
+from engines.remote import RemoteEngine
 from engines.snapshotting import Snapshots
-from engines.spec import EngineAddress, ModelSpec
+from engines.spec import ModelSpec, servable
 from engines.status import EngineLease, EngineState, EngineStatus, HostMemory
 from engines.summary import joined
 
@@ -44,20 +45,6 @@ OnAwake = Callable[[str, str | None, int], None]
 """Told of a model, a pool, and how many of its engines requests may be sent to now."""
 
 _logger = logging.getLogger("torpor.engine")
-
-
-class _RemoteEngine:
-    """An engine that somebody else runs: always hot, and nothing to do for it but count."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-        self.address = EngineAddress(url=spec.url, api_key=spec.api_key)
-        self.leases: set[EngineLease] = set()
-
-    def status(self) -> EngineStatus:
-        return EngineStatus(
-            id=self.spec.id, state=EngineState.READY, tier=SleepTier.HOT, in_flight=len(self.leases)
-        )
 
 
 class EngineHost:
@@ -93,7 +80,7 @@ class EngineHost:
         self._pools: dict[str, dict[str, EngineActor]] = {}  # by model, then by pool
         self._site: EngineSite | None = None
         self._on_awake: OnAwake | None = None
-        self._remote = {spec.id: _RemoteEngine(spec) for spec in self.specs if spec.remote}
+        self._remote = {spec.id: RemoteEngine(spec) for spec in self.specs if spec.remote}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: list[asyncio.Task[None]] = []
         self._open = False
@@ -225,7 +212,7 @@ class EngineHost:
         refuses the adapter, `AdapterUnfit` when it does not answer as it was seen to.
         """
         if adapter is not None:
-            self._require_servable(model_id, adapter)
+            servable(self._spec(model_id), adapter)
             if adapter.canary is None:
                 raise AdapterRejected("the adapter was never examined")
         remote = self._remote.get(model_id)
@@ -251,13 +238,9 @@ class EngineHost:
         finally:
             actor.give_back(lease)
 
-    def _require_servable(self, model_id: str, adapter: Adapter) -> None:
-        """Raises `UnknownModel`, `AdapterRejected`."""
-        lora = self._actor(model_id).spec.lora if model_id not in self._remote else None
-        if lora is None:
-            raise UnknownModel(adapter.name)
-        if adapter.rank > lora.max_rank:
-            raise AdapterRejected(f"the adapter has rank {adapter.rank}, more than {lora.max_rank}")
+    def _spec(self, model_id: str) -> ModelSpec:
+        remote = self._remote.get(model_id)
+        return self._actor(model_id).spec if remote is None else remote.spec
 
     async def _lease(
         self, actor: EngineActor, timeout_s: float, prefix: int | None, adapter: Adapter | None
@@ -286,12 +269,12 @@ class EngineHost:
     async def examine(self, model_id: str, adapter: Adapter, *, timeout_s: float | None = None) -> bytes:
         """Load an adapter that was just uploaded into an engine, woken if need be, and record its canary.
 
-        Keep the answer as the adapter's ``canary``. Raises `AdapterRejected` when the engine refuses it,
-        `UnknownModel` when the model has no adapters, `EngineUnavailable`, `HostClosing`.
+        Keep the answer as the adapter's ``canary``. Raises `AdapterRejected` when the engine refuses it, or
+        is not made for it, `UnknownModel`, `EngineUnavailable`, `HostClosing`.
         """
         # By a digest of its own: it is given to nobody else, and the same content may be in use already.
         alone = replace(adapter, digest=f"{adapter.digest[:32]}.{secrets.token_hex(8)}", canary=None)
-        self._require_servable(model_id, alone)
+        servable(self._spec(model_id), adapter)
         try:
             async with self._leased(self._actor(model_id), timeout_s, None, alone) as lease:
                 return await loading.record(lease)
@@ -304,7 +287,7 @@ class EngineHost:
     def forget(self, digest: str) -> None:
         """The adapter was deleted: engines unload it as soon as nobody uses it."""
         for actor in self._everyone():
-            actor.forget(digest)
+            actor.desk.forget(digest)
 
     def resident(self, model_id: str) -> Mapping[str, int]:
         """The digests of the adapters that the model's engines hold, and how many engines hold each."""

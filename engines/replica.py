@@ -43,8 +43,6 @@ class Replica(ReplicaView):
         self._watches: list[asyncio.Task[None]] = []
         self.adapters = Residency(parts, self)
 
-    # -- what the actor asks --------------------------------------------------------------------------------
-
     @property
     def engine(self) -> Engine:
         """Raises `EngineBroken` when it has none."""
@@ -67,10 +65,9 @@ class Replica(ReplicaView):
 
     def lease(self, found: SleepTier, wake_s: float, adapter: Adapter | None = None) -> EngineLease:
         """A new lease on it; the adapter must be loaded."""
-        name, fresh = self.adapters.lend(adapter)
-        fresh = fresh or self.unproven
-        address = self.engine.address
-        lease = EngineLease(self._parts.spec.id, address, found, wake_s, fresh, self.number, adapter, name)
+        spec, address = self._parts.spec, self.engine.address
+        name, fresh = self.adapters.lend(adapter, fresh=self.unproven)
+        lease = EngineLease(spec.id, address, found, wake_s, fresh, self.number, adapter, name)
         self.leases.add(lease)
         return lease
 
@@ -107,10 +104,8 @@ class Replica(ReplicaView):
             if not self.busy:
                 self._go()
                 return
-            loop = asyncio.get_running_loop()
-            self._drain_timer = loop.call_later(
-                self._parts.policy.drain_timeout_s, lambda: self._parts.post(self._cut_off)
-            )
+            loop, patience_s = asyncio.get_running_loop(), self._parts.policy.drain_timeout_s
+            self._drain_timer = loop.call_later(patience_s, lambda: self._parts.post(self._cut_off))
         # While it wakes, or is dumped, it goes on its way first: see `_rise`.
 
     def leave(self) -> None:

@@ -126,16 +126,16 @@ class Residency:
             del self._misfits[digest]
             self._parts.listener.desk.on_unfit(self._replica, resident.adapter)
 
-    def lend(self, adapter: Adapter | None) -> tuple[str | None, bool]:
-        """A lease on it is given: the engine's name for it, and whether its canary has not answered yet.
+    def lend(self, adapter: Adapter | None, *, fresh: bool) -> tuple[str | None, bool]:
+        """A lease on it is given: the engine's name for it, and whether a canary has not answered yet.
 
-        It must be loaded; without an adapter there is nothing to lend.
+        It must be loaded; without an adapter there is nothing to lend. ``fresh``: of the engine itself.
         """
         resident = None if adapter is None else self.slots.get(adapter.digest)
         if resident is None:
-            return None, False
+            return None, fresh
         self.slots.take(resident)
-        return resident.name, resident.stage is Stage.FRESH
+        return resident.name, fresh or resident.stage is Stage.FRESH
 
     def give_back(self, lease: EngineLease) -> None:
         """A lease has ended."""

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coldstart.tiers import SleepTier
@@ -19,12 +19,14 @@ from engines.status import EngineLease
 class Waiter:
     """Somebody who wants the engine awake, with a lease on it or without."""
 
-    result: asyncio.Future[EngineLease | None]
     wants_lease: bool
-    asked_at: float
-    found: SleepTier = SleepTier.COLD
     prefix: int | None = None
     adapter: Adapter | None = None
+    found: SleepTier = SleepTier.COLD
+    asked_at: float = field(default_factory=time.monotonic)
+    result: asyncio.Future[EngineLease | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:
