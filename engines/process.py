@@ -32,8 +32,6 @@ from engines.spec import EngineAddress, ModelSpec
 #: The exit status of an engine whose canary is not fit, and of one that could not be asked.
 UNFIT = 71
 UNPROVEN = 72
-#: The ``code`` of the answer to a request whose adapter's canary differs.
-UNFIT_ADAPTER = "adapter_unfit"
 _POLL_S = 0.05
 _OUTPUT_TIMEOUT_S = 1.0
 _SLEEP_TIMEOUT_S = 20.0

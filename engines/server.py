@@ -33,8 +33,8 @@ from engines import control, forking
 from engines.command import on_cpu
 from engines.control import Control
 from engines.counter import RequestCounter
+from engines.errors import UNFIT_ADAPTER
 from engines.first_batch import Turn, depends_on
-from engines.process import UNFIT_ADAPTER
 
 _HEADER = b"x-request-id"
 _HEALTH = "/health"
@@ -130,6 +130,7 @@ class TorporMiddleware:
             _attempt.reset(token)
             depends_on.reset(dependency)
         if held.withheld:
+            self._counter.withdraw(attempt_id or "")
             await JSONResponse(_UNFIT_ADAPTER, _WITHHELD)(scope, receive, send)
 
     async def _answer(self, request: Request, send: Send) -> None:

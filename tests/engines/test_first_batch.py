@@ -1,4 +1,4 @@
-"""Canaries go to the engine core right before the first requests that depend on them; nobody waits for ever."""
+"""Canaries go to the engine core right before the first requests that depend on them; nobody waits long."""
 
 import asyncio
 from dataclasses import dataclass, field
