@@ -75,7 +75,7 @@ class Residency:
             resident.stage = Stage.FRESH
             self._replica.spawn(self._prove(engine, resident))
         self._replica.relieved()
-        self._parts.listener.desk.on_changed()
+        self._parts.listener.desk.on_loaded()
 
     def _on_rejected(self, resident: Resident, reason: str) -> None:
         if self._there(resident):
@@ -120,6 +120,7 @@ class Residency:
             return
         digest = resident.adapter.digest
         _logger.error("%s: %s", resident.name, how)
+        self._parts.listener.desk.on_misfit()
         self._evict(engine, resident)
         self._misfits[digest] = self._misfits.get(digest, 0) + 1
         if self._misfits[digest] >= _MISFITS:
