@@ -18,7 +18,7 @@ _logger = logging.getLogger("torpor.engine")
 class AdapterDesk:
     """``waiters`` and ``replicas`` are the actor's own; ``settle`` sees what is to be done after a change.
 
-    Its methods but `forget` are called from the actor's task alone.
+    Its methods but `pardon` and `forget` are called from the actor's task alone.
     """
 
     def __init__(
@@ -88,6 +88,10 @@ class AdapterDesk:
         replica.condemned = True
         replica.rest(SleepTier.COLD)
         self._settle()
+
+    def pardon(self, digest: str) -> None:
+        """The adapter has been examined anew. For everybody."""
+        self._post(lambda: self._misfits.clear(digest))
 
     def forget(self, digest: str) -> None:
         """The adapter is not wanted any more: it is unloaded where nobody uses it. For everybody."""

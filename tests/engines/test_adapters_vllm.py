@@ -119,7 +119,10 @@ async def test_each_answers_its_own_beside_the_others(site: Site) -> None:
 async def test_a_stream_says_the_public_name_in_every_chunk(site: Site) -> None:
     one = site.adapters[0]
     async with site.host.acquire(MODEL.id, one) as lease, EngineClient(lease.address) as client:
-        body: dict[str, Any] = {"model": lease.served_model_name, "messages": [{"role": "user", "content": "Hi"}]}
+        body: dict[str, Any] = {
+            "model": lease.served_model_name,
+            "messages": [{"role": "user", "content": "Hi"}],
+        }
         body |= {"max_tokens": 6, "stream": True}
         async with client.stream("/v1/chat/completions", json.dumps(body).encode(), attempt_id="a") as stream:
             events = (await stream.read()).decode().split("\n\n")
@@ -141,8 +144,8 @@ async def test_a_spoiled_adapter_answers_nobody_and_is_loaded_anew(
     assert lease.fresh
     site.host.report_broken(lease)
     assert await site.text(victim, PROMPTS[0]) == site.own[0][0]
-    status, answer = await site.ask_with(lease)
-    assert status == 404  # the spoiled load is known to nobody any more
+    status, answer = await site.ask_with(lease)  # the spoiled load is known to nobody any more
+    assert (status, answer["error"]["code"]) == (503, "adapter_unfit")
 
 
 async def test_an_engine_that_spoils_it_twice_is_given_up(site: Site) -> None:
