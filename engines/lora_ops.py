@@ -94,7 +94,7 @@ class Weights:
         with torch.inference_mode(mode=False):  # adapters are written into them outside of it
             joined = torch.stack([one.squeeze(1) for one in a], dim=1).contiguous()
             self._b = [one.squeeze(1).transpose(1, 2).contiguous() for one in b]
-            # [slots, slices * rank, in], so that those of one slot, and of neighbours, are next to each other.
+            # [slots, slices * rank, in]: those of one slot, and of neighbours, are next to each other.
             self._a = joined.view(self.slots, len(a) * self.rank, width)
             for number, one in enumerate(a):
                 one.data = joined[:, number].unsqueeze(1)
