@@ -4,7 +4,7 @@ Each step of the engine core reads all weights, so one for the canary and then o
 twice as long as one for both. They must be in the core's queue before it begins a step: a canary is prepared
 at once, waits for the first request just before it would be sent, and they are sent in a row. The canary of a
 restored engine goes with the first request of all, that of an adapter with the first one for the adapter.
-An idle core begins a step with the first request that it sees, so it is kept busy until all of them are there.
+An idle core begins a step with the first request that it sees: it is kept busy until they are all there.
 """
 
 import asyncio
