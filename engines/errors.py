@@ -6,12 +6,17 @@
     ├── UnknownModel
     ├── InvalidModel
     ├── UnsupportedTier
+    ├── AdapterRejected
     ├── EngineBroken
+    │   └── AdapterUnfit
     ├── SnapshotFailed
     ├── InsufficientMemory
     └── EngineUnavailable
         └── HostClosing
 """
+
+UNFIT_ADAPTER = "adapter_unfit"
+"""The ``code`` of an engine's answer to a request whose adapter's canary differs."""
 
 
 class EngineError(Exception):
@@ -36,6 +41,14 @@ class UnsupportedTier(EngineError):
 
 class EngineBroken(EngineError):
     """The connection to an engine failed: refused, reset, silent for too long, or ended in mid answer."""
+
+
+class AdapterRejected(EngineError):
+    """The engine cannot serve the adapter. The message says why, and is safe to show its owner."""
+
+
+class AdapterUnfit(EngineBroken):
+    """An adapter did not answer as it was seen to at its registration: nothing of the answer was sent."""
 
 
 class SnapshotFailed(EngineError):

@@ -25,6 +25,7 @@ from engines.calls import call
 from engines.engine import Dumped
 from engines.errors import EngineBroken, EngineError
 from engines.folders import RunFolder, RunFolders
+from engines.loading import AdapterDoor
 from engines.output import EngineOutput
 from engines.spec import EngineAddress, ModelSpec
 
@@ -107,6 +108,12 @@ class EngineProcess:
     def address(self) -> EngineAddress:
         """Where it answers. It has one once it has been started."""
         return EngineAddress(uds=str(self._socket))
+
+    @property
+    def adapters(self) -> AdapterDoor:
+        """The way to load adapters into it."""
+        socket = self._socket
+        return AdapterDoor(socket, socket.parent, self._inside())
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         """The argv and the environment that it is started with: a snapshot is only good for these."""
@@ -222,6 +229,10 @@ class EngineProcess:
             raise EngineBroken(f"the engine records no canary: {answer}")
         return dict(answer)
 
+    async def rehearse(self) -> None:
+        """Load an adapter that changes nothing, and unload it. Raises `EngineBroken`."""
+        await self.control("rehearse")
+
     async def control(self, what: str) -> None:
         """Ask something of the engine itself (`engines.control`). Raises `EngineBroken`."""
         status, answer = await call(self._socket, "POST", f"/torpor/{what}", timeout_s=_SLEEP_TIMEOUT_S)
@@ -238,8 +249,9 @@ class EngineProcess:
             raise EngineBroken(f"the engine has ended: {error}") from error
 
     async def pause(self) -> None:
-        """Freeze it; its KV cache is given back. No request may run. Raises `EngineBroken`."""
+        """Freeze it: its KV cache is given back, adapters go. No request may run. Raises `EngineBroken`."""
         await self._site.driver.pause(self)
+        await self.adapters.sweep()
 
     async def resume(self) -> None:
         """End a pause: return when it answers. Raises `EngineBroken`."""

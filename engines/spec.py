@@ -6,7 +6,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from engines.errors import InvalidModel
+from engines.adapters import Adapter
+from engines.errors import AdapterRejected, InvalidModel
 
 DEFAULT_KV_CACHE = 1 << 30
 """Bytes of KV cache where nothing else is said."""
@@ -23,6 +24,32 @@ class Task(StrEnum):
 
     GENERATE = "generate"
     EMBED = "embed"
+
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks that vLLM can be told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """How many adapters an engine of the model holds: it computes with ``slots`` different ones at once.
+
+    ``cpu_slots``: how many are loaded, those included. ``max_rank``: of each.
+    """
+
+    slots: int = 4
+    cpu_slots: int = 16
+    max_rank: int = 16
+
+    def fault(self) -> tuple[str, str] | None:
+        """The key that is wrong, and what it must be."""
+        if self.slots < 1:
+            return "slots", "must be more than 0"
+        if self.cpu_slots < self.slots:
+            return "cpu_slots", f"must be at least slots ({self.slots})"
+        if self.max_rank not in LORA_RANKS:
+            return "max_rank", f"must be one of {', '.join(map(str, LORA_RANKS))}"
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +88,8 @@ class ModelSpec:
     wake_timeout_s: float | None = None
     #: Whether it may sleep in a snapshot.
     snapshot: bool = True
+    #: What its engines are made for when they are to serve adapters.
+    lora: LoraSettings | None = None
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -94,6 +123,14 @@ class EngineAddress:
     def __post_init__(self) -> None:
         if (self.uds is None) == (self.url is None):
             raise ValueError("an engine has either a socket or a URL")
+
+
+def servable(spec: ModelSpec, adapter: Adapter) -> None:
+    """Raises `AdapterRejected` unless the model's engines are made for adapters such as this one."""
+    if spec.lora is None:
+        raise AdapterRejected(f"model {spec.id} serves no adapters")
+    if adapter.rank > spec.lora.max_rank:
+        raise AdapterRejected(f"the adapter has rank {adapter.rank}; at most {spec.lora.max_rank} is served")
 
 
 def check_model(spec: ModelSpec) -> None:

@@ -1,12 +1,14 @@
 """A model's engines told as one."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from coldstart.tiers import SleepTier
 from engines.replica import Replica
-from engines.status import EngineState, EngineStatus, Wake
+from engines.status import AdapterCounts, EngineState, EngineStatus, Wake
 
+_UNKNOWN_START_S = 5.0
 _AWAKE_FIRST = {
     state: place
     for place, state in enumerate(
@@ -42,13 +44,25 @@ def tier_of(state: EngineState, replicas: Sequence[Replica], *, shelved: bool) -
     return SleepTier.SNAPSHOT if shelved else SleepTier.COLD
 
 
+def expected_start_s(wakes: Sequence[Wake], began: float | None) -> float:
+    """How long it probably takes until an engine is awake.
+
+    ``began``: when a wake that is under way began, in CLOCK_MONOTONIC's seconds.
+    """
+    if not wakes:
+        return _UNKNOWN_START_S
+    elapsed = 0.0 if began is None else time.monotonic() - began
+    return min(60.0, max(1.0, wakes[-1].ms["total"] / 1000 - elapsed))
+
+
 def summary(
     model_id: str,
     replicas: Sequence[Replica],
     state: EngineState,
     tier: SleepTier,
     failure: str | None,
-    wakes: tuple[Wake, ...],
+    wakes: Iterable[Wake],
+    adapters: AdapterCounts,
 ) -> EngineStatus:
     """The sums of the replicas."""
     started = [replica.ready_at for replica in replicas if replica.ready_at]
@@ -60,8 +74,9 @@ def summary(
         in_flight=sum(len(replica.leases) for replica in replicas),
         started_at=min(started) if started else None,
         failure=failure,
-        wakes=wakes,
+        wakes=tuple(wakes),
         replicas=tuple(replica.status() for replica in replicas),
+        adapters=adapters,
     )
 
 
@@ -80,6 +95,11 @@ def joined(shared: EngineStatus, pools: Mapping[str, EngineStatus]) -> EngineSta
         failure=next((part.failure for part in parts if part.failure), None),
         wakes=tuple(sorted((wake for part in parts for wake in part.wakes), key=lambda wake: wake.at)),
         replicas=tuple(replica for part in parts for replica in part.replicas),
+        adapters=AdapterCounts(
+            sum(part.adapters.loads for part in parts),
+            sum(part.adapters.misfits for part in parts),
+            sum(part.adapters.engines_given_up for part in parts),
+        ),
     )
 
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from engines.adapters import Adapter
 from engines.client import EngineClient, EngineClients
-from engines.errors import EngineBroken
+from engines.errors import AdapterUnfit, EngineBroken
 from engines.host import EngineHost
 from gateway.context import RequestRecord
 from gateway.engine_errors import refusal
@@ -31,6 +32,7 @@ T = TypeVar("T")
 UNMETERED_TIMEOUT_S = 30.0
 # How many engines are asked where restored ones turn out not to be fit.
 _MOST_ENGINES = 3
+_MOST_LOADS = 2
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +45,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     prefix: int | None = None
     pool: str | None = None
     ask: Ask | None = None
+    #: Then ``body`` is a JSON object without ``model``: the engine's own name for the adapter is added to it.
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Exchange:
         self._expired = False
         self._fresh = False  # the engine was restored and its canary has not answered yet
         self._asked = 0
+        self._served_name = plan.model_id
         self._place: Place | None = None
         self._queued = plan.ask is not None  # it has not had its turn yet
         self._queue_ms = 0.0
@@ -164,16 +169,25 @@ class Exchange:
                 except EngineBroken as error:
                     if not self._unfit(error):
                         raise
-                _log.warning("%s: a restored engine was not fit, asking another", self._plan.model_id)
+                _log.warning("%s: an engine or an adapter was not fit, asking again", self._plan.model_id)
         finally:
             if self._place is not None:
                 self._place.leave()
 
-    def _unfit(self, error: BaseException | None) -> bool:
-        """Whether an engine that was just restored broke off before it answered.
+    def _body(self) -> bytes:
+        """What the engine is sent."""
+        if self._plan.adapter is None:
+            return self._plan.body
+        return b'{"model":%s,%s' % (msgspec.json.encode(self._served_name), self._plan.body[1:])
 
-        It held its answer back until its canary had passed: nothing of it was seen, or is to be paid for.
+    def _unfit(self, error: BaseException | None) -> bool:
+        """Whether an engine that was just restored broke off before it answered; or an adapter was not fit.
+
+        It held its answer back until its canary had passed: nothing of it was seen, or is to be paid for. An
+        adapter is loaded anew once.
         """
+        if isinstance(error, AdapterUnfit):
+            return self._asked < _MOST_LOADS
         answered = self._record.ttft_ms is not None
         return (
             isinstance(error, EngineBroken) and self._fresh and not answered and self._asked < _MOST_ENGINES
@@ -187,12 +201,13 @@ class Exchange:
             await self._queue()
             asked = time.perf_counter()
             async with host.acquire(
-                plan.model_id, timeout_s=plan.wake_timeout_s, prefix=plan.prefix, pool=plan.pool
+                plan.model_id, plan.adapter, timeout_s=plan.wake_timeout_s, prefix=plan.prefix, pool=plan.pool
             ) as lease:
                 await waiting.end()
                 waited_ms = (time.perf_counter() - asked) * 1000
                 record.tier = record.tier if self.started else lease.tier
                 self._fresh = lease.fresh
+                self._served_name = lease.served_model_name
                 record.wake_ms = lease.wake_s * 1000
                 record.queue_ms = self._queue_ms + max(0.0, waited_ms - record.wake_ms)
                 try:
@@ -244,7 +259,7 @@ class UnmeteredExchange(Exchange):
         plan = self._plan
 
         async def work(client: EngineClient) -> bytes:
-            reply = await client.request("POST", plan.path, plan.body, timeout_s=UNMETERED_TIMEOUT_S)
+            reply = await client.request("POST", plan.path, self._body(), timeout_s=UNMETERED_TIMEOUT_S)
             if reply.status != 200:
                 raise refusal(reply.status, reply.body)
             return reply.body
