@@ -20,6 +20,7 @@ from typing import Any
 import uvloop
 
 from loadtest.client import Ask, Connection, Endpoint, Outcome, Tally
+from loadtest.collector import collect_rarely
 
 _GRACE_S = 30.0
 _TICK_NS = 100_000
@@ -332,7 +333,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--pace", type=float, default=0, help="milliseconds between tokens")
     parser.add_argument("--stamp", action="store_true", help="measure the delay of each token")
-    uvloop.run(_main(parser.parse_args()))
+    arguments = parser.parse_args()
+    collect_rarely()
+    uvloop.run(_main(arguments))
 
 
 if __name__ == "__main__":
