@@ -4,7 +4,7 @@ import gc
 
 
 def collect_rarely() -> None:
-    """What there is now is never looked at again, what comes later rarely: no token waits for a collection."""
+    """What is there now is never looked at again, and the rest rarely: no token waits for a collection."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 50)
