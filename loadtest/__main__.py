@@ -14,6 +14,7 @@ from types import ModuleType
 import uvloop
 
 from loadtest import compare, overhead, saturation, soak, streams
+from loadtest.collector import collect_rarely
 from loadtest.processes import NotReady, cancelled_by_signals
 from loadtest.report import BENCHMARKS
 
@@ -54,6 +55,7 @@ def main() -> int:
     arguments = arguments_of(sys.argv[1:])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    collect_rarely()
     try:
         report = uvloop.run(cancelled_by_signals(TESTS[arguments.test].run(arguments)))
     except NotReady as error:

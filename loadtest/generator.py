@@ -20,10 +20,12 @@ from typing import Any
 import uvloop
 
 from loadtest.client import Ask, Connection, Endpoint, Outcome, Tally
+from loadtest.collector import collect_rarely
 
 _GRACE_S = 30.0
 _TICK_NS = 100_000
 _CONNECTING_AT_ONCE = 64
+_AT_FIRST = 16
 _RETRY_S = 0.05
 
 Source = Callable[[], Ask]
@@ -131,8 +133,12 @@ class _Loop:
         self.replace(connection)
 
     def replace(self, connection: Connection) -> None:
-        """Another one for a connection that is closed."""
+        """A connection is closed: another one takes its place."""
         self._all.discard(connection)
+        self.open()
+
+    def open(self) -> None:
+        """Another connection, which is free once it is there."""
         task = asyncio.get_running_loop().create_task(self._connect())
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
@@ -179,12 +185,13 @@ class _Closed(_Loop):
 
 
 class _Open(_Loop):
-    """So many a second."""
+    """So many a second. A connection is opened when one is needed, up to ``most``, and kept."""
 
     late = 0
 
-    def __init__(self, endpoint: Endpoint, source: Source, watch: Watch | None) -> None:
+    def __init__(self, endpoint: Endpoint, source: Source, watch: Watch | None, most: int) -> None:
         super().__init__(endpoint, source, watch)
+        self._most = most
         self._free: list[Connection] = []
         self._due: deque[int] = deque()
 
@@ -199,17 +206,29 @@ class _Open(_Loop):
     def ended(self, outcome: Outcome) -> None:
         self.tally.record(outcome)
 
+    def replace(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        if self._due:
+            self._another()
+        elif not self.busy:
+            self.idle.set()
+
+    def _another(self) -> None:
+        if len(self._all) + len(self._connecting) < self._most:
+            self.open()
+
     def arrive(self, due: int) -> None:
         """A request is due."""
+        self.idle.clear()
         while self._free:
             connection = self._free.pop()
             if connection.usable:
-                self.idle.clear()
                 self.ask(connection, due)
                 return
-            self.replace(connection)
+            self._all.discard(connection)
         self.late += 1
         self._due.append(due)
+        self._another()
 
     @property
     def waiting(self) -> int:
@@ -251,12 +270,12 @@ async def open_loop(
     seconds: float,
     watch: Watch | None = None,
 ) -> Run:
-    """Sends ``rate`` requests a second over at most so many connections.
+    """Sends ``rate`` requests a second over at most so many connections: 16, and more as they are needed.
 
     What has no answer 30 s after the last was due counts as an error, "unanswered".
     """
-    loop = _Open(endpoint, source, watch)
-    opened = await connect(endpoint, connections)
+    loop = _Open(endpoint, source, watch, connections)
+    opened = await connect(endpoint, min(connections, _AT_FIRST))
     began = ended = time.monotonic_ns()
     try:
         loop.start(opened)
@@ -314,7 +333,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--pace", type=float, default=0, help="milliseconds between tokens")
     parser.add_argument("--stamp", action="store_true", help="measure the delay of each token")
-    uvloop.run(_main(parser.parse_args()))
+    arguments = parser.parse_args()
+    collect_rarely()
+    uvloop.run(_main(arguments))
 
 
 if __name__ == "__main__":

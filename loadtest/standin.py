@@ -22,6 +22,7 @@ import httptools
 import msgspec
 import uvloop
 
+from loadtest.collector import collect_rarely
 from loadtest.wire import Answer, BadBody, answer_to
 
 _MOST_TAGS = 100_000
@@ -255,6 +256,7 @@ def main() -> None:
     if arguments.counts is not None:
         with arguments.counts.open("r+b") as file:
             counts = mmap.mmap(file.fileno(), 0)
+    collect_rarely()
     uvloop.run(serve(arguments, counts))
 
 
