@@ -182,6 +182,8 @@ class Connection(asyncio.Protocol):
             self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        if self.whole:  # a second answer changes nothing of the first
+            return
         self.status = self._parser.get_status_code()
         if self._interim():
             return
