@@ -16,9 +16,10 @@ from tenants.types import Principal
 class RegisteredAdapter:
     """An adapter of the registry.
 
-    ``name`` is the model's public name, ``ft:{base}:{organization}:{suffix}:{id}``. ``user_id`` is set for one
-    that is this user's of the project alone. ``digest`` names its content, ``size_bytes`` is what the content
-    takes, ``canary`` is what an engine has answered when it was registered. ``created_at`` is in unix seconds.
+    ``name`` is the model's public name, ``ft:{base}:{organization}:{suffix}:{id}``. ``user_id`` is set for
+    one that is this user's of the project alone. ``digest`` names its content, ``size_bytes`` is what the
+    content takes, ``canary`` is what an engine has answered when it was registered. ``created_at`` is in
+    unix seconds.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Which modules of a base model an adapter may change, and their shapes, from the model's own configuration."""
+"""Which modules of a base model an adapter may change, and their shapes: from the model's configuration."""
 
 import json
 from collections.abc import Mapping

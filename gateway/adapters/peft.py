@@ -56,7 +56,7 @@ class PeftConfig:
 
 
 def read_config(raw: bytes) -> PeftConfig:
-    """Raises `InvalidAdapter` for what is no configuration of a LoRA adapter, or of one that cannot be served."""
+    """Raises `InvalidAdapter` for what configures no LoRA adapter, or one that cannot be served."""
     try:
         options = json.loads(raw.decode())
     except (ValueError, RecursionError):
@@ -103,8 +103,8 @@ def _check_others(options: Mapping[str, Any]) -> None:
 def _check_beginning(way: Any) -> None:
     if isinstance(way, str) and way.lower() not in _INITIAL_ONLY:
         raise _fault(
-            f"'init_lora_weights' {shown(way, 32)} changes the base model's weights. Convert the adapter with "
-            "PEFT's path_initial_model_for_weight_conversion."
+            f"'init_lora_weights' {shown(way, 32)} changes the base model's weights. Convert the adapter "
+            "with PEFT's path_initial_model_for_weight_conversion."
         )
 
 

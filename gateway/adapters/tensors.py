@@ -8,6 +8,7 @@ code.
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,17 +51,9 @@ def read_header(path: Path) -> list[Tensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_LENGTH_BYTES)
-        if head.startswith(_PICKLES):
-            raise InvalidAdapter(
-                "The file is a pickle, which can hold code and is never read. Save the adapter as safetensors: "
-                "save_pretrained(..., safe_serialization=True)."
-            )
         length = int.from_bytes(head, "little")
         if len(head) < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, MAX_HEADER_BYTES):
-            raise InvalidAdapter(
-                f"The file is no safetensors file: its header would have {length} bytes, and the file has "
-                f"{size} (a header may have {MAX_HEADER_BYTES})."
-            )
+            raise _no_header(head, length, size)
         header = _parsed(file.read(length))
     begin = _LENGTH_BYTES + length
     tensors = [
@@ -69,6 +62,18 @@ def read_header(path: Path) -> list[Tensor]:
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
     _check_cover(tensors, begin, size)
     return tensors
+
+
+def _no_header(head: bytes, length: int, size: int) -> InvalidAdapter:
+    if head.startswith(_PICKLES):
+        return InvalidAdapter(
+            "The file is a pickle, which can hold code and is never read. Save the adapter as safetensors: "
+            "save_pretrained(..., safe_serialization=True)."
+        )
+    return InvalidAdapter(
+        f"The file is no safetensors file: its header would have {length} bytes, and the file has {size} "
+        f"(a header may have {MAX_HEADER_BYTES})."
+    )
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -84,8 +89,7 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise InvalidAdapter(f"The header of the safetensors file names `{shown(twice)}` twice.")
     return found
 

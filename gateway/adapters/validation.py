@@ -1,4 +1,4 @@
-"""Whether two files are an adapter that an engine of the base model can serve. Nothing in them is executed."""
+"""Whether two files are an adapter that an engine of the base model can serve. Nothing in them is run."""
 
 import hashlib
 import re
@@ -52,8 +52,8 @@ def _check_targets(config: PeftConfig, shapes: BaseShapes) -> None:
     for target in sorted(config.targets or ()):
         if target.rpartition(".")[2] not in shapes.names:
             raise InvalidAdapter(
-                f"'target_modules' names {shown(target, 64)}, which the engine cannot serve for this base model. "
-                f"It serves {', '.join(shapes.names)}.",
+                f"'target_modules' names {shown(target, 64)}, which the engine cannot serve for this base "
+                f"model. It serves {', '.join(shapes.names)}.",
                 "config",
             )
 
@@ -98,8 +98,8 @@ def _check_tensor(tensor: Tensor, config: PeftConfig, shapes: BaseShapes) -> tup
     wanted = (config.rank, inputs) if half == "A" else (outputs, config.rank)
     if tensor.shape != wanted:
         raise InvalidAdapter(
-            f"{which} has the shape {list(tensor.shape)}; with r = {config.rank} and this base model it must be "
-            f"{list(wanted)}."
+            f"{which} has the shape {list(tensor.shape)}; with r = {config.rank} and this base model it "
+            f"must be {list(wanted)}."
         )
     return f"model.layers.{layer}.{module}", half
 
