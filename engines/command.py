@@ -47,10 +47,16 @@ def arguments(spec: ModelSpec, socket: Path) -> list[str]:
         "--max-num-seqs": str(spec.max_running),
         "--worker-extension-cls": "engines.worker.WorkerExtension",
     }
+    if spec.lora is not None:
+        chosen["--max-loras"] = str(spec.lora.slots)
+        chosen["--max-cpu-loras"] = str(spec.lora.cpu_slots)
+        chosen["--max-lora-rank"] = str(spec.lora.max_rank)
     if spec.max_model_len is not None:
         chosen["--max-model-len"] = str(spec.max_model_len)
     dtype = "bfloat16"
     flags = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--disable-fastapi-docs"]
+    if spec.lora is not None:
+        flags.append("--enable-lora")
     if spec.task is Task.EMBED:
         chosen["--runner"] = "pooling"
         dtype = "float32"  # these models are small, and vectors are compared by their last digits

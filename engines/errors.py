@@ -6,7 +6,9 @@
     ├── UnknownModel
     ├── InvalidModel
     ├── UnsupportedTier
+    ├── AdapterRejected
     ├── EngineBroken
+    │   └── AdapterUnfit
     ├── SnapshotFailed
     ├── InsufficientMemory
     └── EngineUnavailable
@@ -36,6 +38,14 @@ class UnsupportedTier(EngineError):
 
 class EngineBroken(EngineError):
     """The connection to an engine failed: refused, reset, silent for too long, or ended in mid answer."""
+
+
+class AdapterRejected(EngineError):
+    """The engine cannot serve the adapter. The message says why, and is safe to show its owner."""
+
+
+class AdapterUnfit(EngineBroken):
+    """An adapter did not answer as it was seen to at its registration: nothing of the answer was sent."""
 
 
 class SnapshotFailed(EngineError):

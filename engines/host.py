@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from coldstart.spares import SpareRooms
 from coldstart.tiers import SleepTier
 from engines import budget, command, site
 from engines.actor import EngineActor
+from engines.adapters import Adapter
 from engines.budget import MemoryBudget, Victim
 from engines.errors import EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
 from engines.folders import RunFolders
@@ -196,7 +198,7 @@ class EngineHost:
     async def acquire(
         self,
         model_id: str,
-        adapter: str | None = None,
+        adapter: Adapter | None = None,
         *,
         timeout_s: float | None = None,
         prefix: int | None = None,
@@ -207,10 +209,14 @@ class EngineHost:
         Waits no longer than ``timeout_s``, or the time that the model's start may take. ``prefix`` names how
         the conversation begins: those that begin alike meet the same engine where it is free. ``pool`` names
         engines of the model's that nobody else is given; they are like the shared ones, and as many at most.
-        Raises `UnknownModel`, `EngineUnavailable`, `HostClosing`.
+
+        With an ``adapter``, whose canary must have been recorded, the engine has loaded it, and serves it
+        under the lease's ``served_model_name``: nothing of an answer leaves the engine before the canary has
+        passed. Raises `UnknownModel`, `EngineUnavailable`, `HostClosing`; `AdapterRejected` when the engine
+        refuses the adapter, `AdapterUnfit` when it does not answer as it was seen to.
         """
         if adapter is not None:
-            raise UnknownModel(adapter)
+            raise UnknownModel(adapter.name)
         remote = self._remote.get(model_id)
         if remote is not None:
             lease = EngineLease(model_id, remote.address, SleepTier.HOT, 0.0)
@@ -248,6 +254,23 @@ class EngineHost:
         except asyncio.CancelledError:
             _return_unclaimed(actor, asked)
             raise
+
+    async def examine(self, model_id: str, adapter: Adapter, *, timeout_s: float | None = None) -> bytes:
+        """Load an adapter that was just uploaded into an engine, woken if need be, and record its canary.
+
+        Keep the answer as the adapter's ``canary``. Raises `AdapterRejected` when the engine refuses it,
+        `UnknownModel` when the model has no adapters, `EngineUnavailable`, `HostClosing`.
+        """
+        raise UnknownModel(adapter.name)
+
+    def forget(self, digest: str) -> None:
+        """The adapter was deleted: engines unload it as soon as nobody uses it."""
+
+    def resident(self, model_id: str) -> Mapping[str, int]:
+        """The digests of the adapters that the model's engines hold, and how many engines hold each."""
+        return Counter(
+            adapter.digest for replica in self._status(model_id).replicas for adapter in replica.adapters
+        )
 
     def watch(self, on_awake: OnAwake) -> None:
         """Be told, from now on, of every change in how many engines are awake."""

@@ -25,6 +25,32 @@ class Task(StrEnum):
     EMBED = "embed"
 
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks that vLLM can be told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """How many adapters an engine of the model holds: it computes with ``slots`` different ones at once.
+
+    ``cpu_slots``: how many are loaded, those included. ``max_rank``: of each.
+    """
+
+    slots: int = 4
+    cpu_slots: int = 16
+    max_rank: int = 16
+
+    def fault(self) -> tuple[str, str] | None:
+        """The key that is wrong, and what it must be."""
+        if self.slots < 1:
+            return "slots", "must be more than 0"
+        if self.cpu_slots < self.slots:
+            return "cpu_slots", f"must be at least slots ({self.slots})"
+        if self.max_rank not in LORA_RANKS:
+            return "max_rank", f"must be one of {', '.join(map(str, LORA_RANKS))}"
+        return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A model as the configuration describes it: one that this host starts, or one behind a ``url``."""
@@ -61,6 +87,8 @@ class ModelSpec:
     wake_timeout_s: float | None = None
     #: Whether it may sleep in a snapshot.
     snapshot: bool = True
+    #: What its engines are made for when they are to serve adapters.
+    lora: LoraSettings | None = None
 
     @property
     def kv_cache_bytes(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from coldstart.tiers import SleepTier
+from engines.adapters import Adapter
 from engines.spec import EngineAddress
 
 
@@ -31,6 +32,15 @@ class Wake:
 
 
 @dataclass(frozen=True, slots=True)
+class ResidentAdapter:
+    """An adapter that an engine holds: how many requests use it, and whether its canary has passed."""
+
+    digest: str
+    in_flight: int
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One of a model's engines as it is now; ``pool`` is for whom alone it is, if not for everybody."""
 
@@ -40,6 +50,7 @@ class ReplicaStatus:
     in_flight: int
     started_at: float | None
     pool: str | None = None
+    adapters: tuple[ResidentAdapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,3 +97,13 @@ class EngineLease:
     wake_s: float
     fresh: bool = False
     replica: int = 0
+    adapter: Adapter | None = None
+    #: By which the engine knows the adapter as it was loaded this time.
+    internal_name: str | None = None
+
+    @property
+    def served_model_name(self) -> str:
+        """What the engine is to be asked for, as the request's ``model``. Its answers say the public name."""
+        if self.adapter is None or self.internal_name is None:
+            return self.model_id
+        return f"{self.internal_name}/{self.adapter.name}"

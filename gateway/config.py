@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InvalidModel
-from engines.spec import ModelSpec, Task, check_model
+from engines.spec import LoraSettings, ModelSpec, Task, check_model
 from gateway.alerts.config import AlertsConfig, alerts_fault
 from gateway.config_loader import ConfigError as ConfigError
 from gateway.config_loader import Loader, Wanted, all_tables, read_source, some_tables
@@ -109,6 +109,7 @@ class ModelConfig:
     idle_snapshot_s: float | None = None
     wake_timeout_s: float | None = None
     snapshot: bool = True
+    lora: LoraSettings | None = None
     url: str | None = None
     api_key_env: str | None = None
 
@@ -133,6 +134,7 @@ class ModelConfig:
             idle_snapshot_s=self.idle_snapshot_s,
             wake_timeout_s=self.wake_timeout_s,
             snapshot=self.snapshot,
+            lora=self.lora,
         )
 
 
@@ -166,6 +168,7 @@ SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
         "issuers": IssuerConfig,
     }
 )
+NESTED: Mapping[str, type[Any]] = types.MappingProxyType({"models.lora": LoraSettings})
 _ARRAYS = ("models", "prices", "issuers")
 _TABLES = tuple(name for name in SECTIONS if name not in _ARRAYS)
 
@@ -286,12 +289,20 @@ def _check_models(config: Config, loader: Loader, environment: Mapping[str, str]
                 raise loader.fault("models", key, "must be more than 0", index)
         if (queue := queue_fault(model)) is not None:
             raise loader.fault("models", *queue, index)
+        _check_lora(model, loader, index)
         if not 0 <= model.min_hot <= model.max_replicas:
             raise loader.fault("models", "min_hot", "must be between 0 and max_replicas", index)
         try:
             check_model(model.spec(environment))
         except InvalidModel as error:
             raise loader.fault("models", "source", str(error), index) from None
+
+
+def _check_lora(model: ModelConfig, loader: Loader, index: int) -> None:
+    if model.lora is not None and (model.url is not None or model.task is Task.EMBED):
+        raise loader.fault("models", "lora", "is for models that Torpor runs and that generate", index)
+    if model.lora is not None and (wrong := model.lora.fault()) is not None:
+        raise loader.fault("models.lora", *wrong, index)
 
 
 def _is_name(text: str) -> bool:

@@ -1,13 +1,13 @@
 """Tables of a TOML file into dataclasses, and where in the file a fault is."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from gateway.toml_source import TomlSource
-from gateway.toml_values import convert, from_text
+from gateway.toml_values import convert, from_text, without_none
 
 DOCUMENT = "docs/configuration.md"
 
@@ -130,6 +130,9 @@ class Loader:
         return tuple(self.table(kind, section, table, index) for index, table in tables)
 
     def _value(self, section: str, key: str, hint: Any, value: Any, index: int) -> Any:
+        nested = without_none(hint)
+        if isinstance(nested, type) and is_dataclass(nested):
+            return self.table(nested, f"{section}.{key}", value, index)
         try:
             if isinstance(value, _Override):
                 return from_text(hint, value.text, Path.cwd())

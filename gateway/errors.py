@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engines.errors import (
+    AdapterRejected,
     EngineBroken,
     EngineUnavailable,
     HostClosing,
@@ -257,7 +258,7 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return shutting_down()
         case EngineUnavailable():
             return _unavailable(error)
-        case EngineBroken():
+        case EngineBroken() | AdapterRejected():
             return engine_failed()
         case SnapshotFailed():
             message = "The snapshot could not be made; the gateway's log says why."

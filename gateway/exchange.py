@@ -14,8 +14,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from engines.adapters import Adapter
 from engines.client import EngineClient, EngineClients
 from engines.errors import EngineBroken
 from engines.host import EngineHost
@@ -44,6 +46,8 @@ class Plan:
     prefix: int | None = None
     pool: str | None = None
     ask: Ask | None = None
+    #: Then ``body`` is a JSON object without ``model``: the engine's own name for the adapter is added to it.
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class Exchange:
         self._expired = False
         self._fresh = False  # the engine was restored and its canary has not answered yet
         self._asked = 0
+        self._served_name = plan.model_id
         self._place: Place | None = None
         self._queued = plan.ask is not None  # it has not had its turn yet
         self._queue_ms = 0.0
@@ -141,6 +146,12 @@ class Exchange:
                         raise
                 _log.warning("%s: a restored engine was not fit, asking another", self._plan.model_id)
 
+    def _body(self) -> bytes:
+        """What the engine is sent."""
+        if self._plan.adapter is None:
+            return self._plan.body
+        return b'{"model":%s,%s' % (msgspec.json.encode(self._served_name), self._plan.body[1:])
+
     def _unfit(self, error: BaseException | None) -> bool:
         """Whether an engine that was just restored broke off before it answered.
 
@@ -156,7 +167,7 @@ class Exchange:
         """The client of an awake engine; the heartbeat runs until its turn has come and it is awake."""
         plan = self._plan
         acquiring = self._door.host.acquire(
-            plan.model_id, timeout_s=plan.wake_timeout_s, prefix=plan.prefix, pool=plan.pool
+            plan.model_id, plan.adapter, timeout_s=plan.wake_timeout_s, prefix=plan.prefix, pool=plan.pool
         )
         async with contextlib.AsyncExitStack() as stack:
             async with self._waiting(send):
@@ -167,6 +178,7 @@ class Exchange:
             record = self._record
             record.tier = record.tier if self.started else lease.tier
             self._fresh = lease.fresh
+            self._served_name = lease.served_model_name
             record.wake_ms = lease.wake_s * 1000
             record.queue_ms = self._queue_ms + max(0.0, waited_ms - record.wake_ms)
             try:
@@ -217,7 +229,7 @@ class UnmeteredExchange(Exchange):
         plan = self._plan
 
         async def work(client: EngineClient) -> bytes:
-            reply = await client.request("POST", plan.path, plan.body, timeout_s=UNMETERED_TIMEOUT_S)
+            reply = await client.request("POST", plan.path, self._body(), timeout_s=UNMETERED_TIMEOUT_S)
             if reply.status != 200:
                 raise refusal(reply.status, reply.body)
             return reply.body

@@ -108,7 +108,7 @@ class MeteredExchange(Exchange):
 
     def _body(self) -> bytes:
         """What the engine is sent: with its own scheduler's share of the turn's order, where it is ours."""
-        body = self._plan.body
+        body = super()._body()
         if self._place is None or not self._plan.prioritized:
             return body
         return b'%s,"priority":%d}' % (body[:-1], self._place.priority)

@@ -12,7 +12,10 @@ _KEY = re.compile(r"\s*\"?([A-Za-z0-9_-]+)\"?\s*=")
 
 @dataclass(frozen=True, slots=True)
 class TomlSource:
-    """The parsed document, and ``(table, occurrence, key) -> line`` counted from 1."""
+    """The parsed document, and ``(table, occurrence, key) -> line`` counted from 1.
+
+    The occurrence of a table within a table of an array, ``[models.lora]``, is the latter's.
+    """
 
     document: dict[str, Any]
     lines: dict[tuple[str, int, str | None], int]
@@ -36,8 +39,9 @@ def _lines(text: str) -> dict[tuple[str, int, str | None], int]:
     for number, line in enumerate(text.splitlines(), 1):
         if head := _TABLE.match(line):
             table = head[1].strip('"')
-            occurrence = seen.get(table, 0)
-            seen[table] = occurrence + 1
+            parent = table.rpartition(".")[0]
+            occurrence = seen[parent] - 1 if parent in seen else seen.get(table, 0)
+            seen[table] = seen.get(table, 0) + 1
             found.setdefault((table, occurrence, None), number)
         elif key := _KEY.match(line):
             found.setdefault((table, occurrence, key[1]), number)

@@ -22,7 +22,7 @@ _NAMES: Mapping[type[Any], str] = types.MappingProxyType(
 
 def convert(hint: Any, value: Any, base: Path) -> Any:
     """The TOML value as the hinted type; raises ValueError naming what was wanted."""
-    hint = _without_none(hint)
+    hint = without_none(hint)
     if get_origin(hint) is tuple:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"must be an array of strings, not {value!r}")
@@ -42,7 +42,7 @@ def convert(hint: Any, value: Any, base: Path) -> Any:
 
 def from_text(hint: Any, text: str, base: Path) -> Any:
     """The value of an environment variable as the hinted type."""
-    hint = _without_none(hint)
+    hint = without_none(hint)
     if get_origin(hint) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if hint is bool:
@@ -57,7 +57,8 @@ def from_text(hint: Any, text: str, base: Path) -> Any:
     return convert(hint, text, base)
 
 
-def _without_none(hint: Any) -> Any:
+def without_none(hint: Any) -> Any:
+    """The type of a value that may also be missing."""
     if get_origin(hint) is types.UnionType:
         return next(option for option in get_args(hint) if option is not type(None))
     return hint

@@ -13,6 +13,7 @@ import pytest
 from coldstart.sandbox import Isolation
 from coldstart.spares import SpareRooms
 from coldstart.tiers import SleepTier
+from engines.adapters import Adapter
 from engines.client import EngineClient
 from engines.errors import (
     EngineBroken,
@@ -309,11 +310,12 @@ async def test_a_remote_engine_is_always_hot(run_dir: Path) -> None:
 
 
 async def test_what_the_host_does_not_have(run_dir: Path) -> None:
+    adapter = Adapter("ft:model:org:adapter:1", "00" * 32, run_dir, rank=8)
     async with host(run_dir) as engines:
         with pytest.raises(UnknownModel):
             await engines.wake("x" * 10_000)
         with pytest.raises(UnknownModel):
-            async with engines.acquire("model", "ft:model:org:adapter:1"):
+            async with engines.acquire("model", adapter):
                 pass
         for tier in (SleepTier.HOT, SleepTier.SNAPSHOT):
             with pytest.raises(UnsupportedTier):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.spec import Task
-from gateway.config import SECTIONS, ConfigError, load_config
+from gateway.config import NESTED, SECTIONS, ConfigError, load_config
 from metering.prices import Price
 from tests.process import MODELS, REPOSITORY
 
@@ -37,7 +37,7 @@ def test_the_default_folder_is_the_files_own_too(tmp_path: Path) -> None:
 
 def test_every_key_is_documented_with_its_default() -> None:
     document = (REPOSITORY / "docs/configuration.md").read_text()
-    for section, kind in SECTIONS.items():
+    for section, kind in {**SECTIONS, **NESTED}.items():
         text = re.split(r"^## ", document.partition(f"\n## {section}\n")[2], flags=re.M)[0]
         rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, flags=re.M))
         assert set(rows) == {item.name for item in fields(kind)}, section
@@ -77,6 +77,15 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
         ("[server]\nport = true\n", "must be an integer, not True"),
         ("[server]\nport = 70000\n", "must be between 1 and 65535"),
         ("[server]\nlog_format = 'xml'\n", "must be json or text"),
+        (
+            f"{FAR}[[models]]\nid = 'b'\nsource = '.'\n[models.lora]\nslots = 2\ncpu_slots = 1\n",
+            "torpor.toml:8: [models.lora] cpu_slots: must be at least slots (2)",
+        ),
+        (
+            f"{FAR}[[models]]\nid = 'b'\nsource = '.'\n[models.lora]\nslot = 2\n",
+            "torpor.toml:7: [models.lora] slot: unknown key; did you mean slots?",
+        ),
+        ("[[models]]\nid = 'a'\nurl = 'http://a'\n[models.lora]\n", "is for models that Torpor runs"),
         ("[server]\ntls_key = 'key.pem'\n", "tls_certificate and tls_key go together"),
         ("[limits]\nmax_body_bytes = 0\n", "torpor.toml:2: [limits] max_body_bytes: must be more than 0"),
         ("[limits]\nwake_timeout_s = nan\n", "must be more than 0"),
