@@ -57,6 +57,7 @@ class AdapterIndex:
     _digests: Counter[str] = field(default_factory=Counter)
     _holdings: dict[str, Holding] = field(default_factory=dict)
     _grants: dict[str, set[str]] = field(default_factory=dict)
+    _usable: dict[str, set[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self._digests.total()
@@ -67,6 +68,10 @@ class AdapterIndex:
         of_project = self._places.get((project_id, None), _NONE).get(name)
         of_user = self._places.get((project_id, _user_of(principal)), _NONE).get(name)
         return of_project or of_user
+
+    def usable(self, project_id: str, name: str) -> bool:
+        """Whether anybody of the project may use the adapter of that name."""
+        return name in self._usable.get(project_id, ())
 
     def visible(self, principal: Principal) -> Iterator[RegisteredAdapter]:
         """What the principal may use: the project's, the user's own, and what is shared with the project."""
@@ -89,7 +94,7 @@ class AdapterIndex:
 
     def add(self, adapter: RegisteredAdapter) -> None:
         """One more."""
-        self._place(adapter.project_id, adapter.user_id)[adapter.name] = adapter
+        self._put(adapter, adapter.project_id, adapter.user_id)
         self._digests[adapter.digest] += 1
         holding = self._holdings.setdefault(adapter.project_id, Holding())
         holding.count += 1
@@ -98,8 +103,8 @@ class AdapterIndex:
     def remove(self, adapter: RegisteredAdapter) -> None:
         """One less, for its owner and for all with whom it was shared."""
         for project_id in self._grants.pop(adapter.id, set()):
-            self._place(project_id, None).pop(adapter.name, None)
-        self._place(adapter.project_id, adapter.user_id).pop(adapter.name, None)
+            self._take(adapter, project_id, None)
+        self._take(adapter, adapter.project_id, adapter.user_id)
         self._digests[adapter.digest] -= 1
         if not self._digests[adapter.digest]:
             del self._digests[adapter.digest]
@@ -110,15 +115,26 @@ class AdapterIndex:
     def share(self, adapter: RegisteredAdapter, project_id: str) -> None:
         """From now on the other project may use it too."""
         self._grants.setdefault(adapter.id, set()).add(project_id)
-        self._place(project_id, None)[adapter.name] = adapter
+        self._put(adapter, project_id, None)
 
     def unshare(self, adapter: RegisteredAdapter, project_id: str) -> None:
         """The other project may not use it any more."""
         self._grants.get(adapter.id, set()).discard(project_id)
-        self._place(project_id, None).pop(adapter.name, None)
+        self._take(adapter, project_id, None)
 
-    def _place(self, project_id: str, user_id: str | None) -> dict[str, RegisteredAdapter]:
-        return self._places.setdefault((project_id, user_id), {})
+    def _put(self, adapter: RegisteredAdapter, project_id: str, user_id: str | None) -> None:
+        self._places.setdefault((project_id, user_id), {})[adapter.name] = adapter
+        self._usable.setdefault(project_id, set()).add(adapter.name)
+
+    def _take(self, adapter: RegisteredAdapter, project_id: str, user_id: str | None) -> None:
+        """Empty places are not kept: whoever comes and goes leaves nothing."""
+        place, usable = self._places[project_id, user_id], self._usable[project_id]
+        place.pop(adapter.name, None)
+        usable.discard(adapter.name)
+        if not place:
+            del self._places[project_id, user_id]
+        if not usable:
+            del self._usable[project_id]
 
 
 def _user_of(principal: Principal) -> str | None:
