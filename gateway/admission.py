@@ -124,7 +124,7 @@ async def admit(control: AdmissionControl, asking: Asking) -> Admitted:
     """
     principal, model = asking.principal, asking.model
     admissions = control.admissions
-    adapter = model.adapter and model.adapter.name
+    adapter = model.adapter_name
     asking.record.standings = partial(admissions.standings, principal, model.id, adapter)
     price = control.prices.price(model.id, adapter, asking.record.started_at)
     matters = price != FREE or admissions.counts_tokens(principal, model.id, adapter)

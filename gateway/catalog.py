@@ -41,6 +41,11 @@ class Model:
         """What a client calls it."""
         return self.spec.id if self.adapter is None else self.adapter.name
 
+    @property
+    def adapter_name(self) -> str | None:
+        """The adapter's, where it is one."""
+        return None if self.adapter is None else self.adapter.name
+
     def card(self) -> dict[str, Any]:
         """OpenAI's ``model`` object, with vLLM's ``max_model_len``, and an adapter's ``parent``."""
         card = {

@@ -73,7 +73,7 @@ async def _read(request: Request, kind: type[Call], task: Task | None = None) ->
     model = resolve_model(services, principal, call.model, task)
     record = record_of(request.scope)
     record.model = model.id
-    record.adapter = model.adapter and model.adapter.name
+    record.adapter = model.adapter_name
     return _Asked(services, principal, body, call, model, record)
 
 
@@ -116,7 +116,7 @@ class Endpoint:
             body=body,
             pool=_pool(asked),
             ask=_ask(asked, len(body)),
-            adapter=adapter and asked.services.adapters.for_engine(adapter),
+            adapter=None if adapter is None else asked.services.adapters.for_engine(adapter),
             prioritized=asked.model.spec.url is None,
             attempt=Attempt(
                 id=new_attempt_id(),
@@ -126,7 +126,7 @@ class Endpoint:
                 api_key_id=principal.key_id,
                 user_id=principal.user_id,
                 model=asked.model.id,
-                adapter=adapter and adapter.name,
+                adapter=asked.model.adapter_name,
                 operation=self.operation,
                 started_at=asked.record.started_at,
                 service_tier=call.service_tier,

@@ -1,7 +1,7 @@
 """Small LoRA adapters in PEFT's format, made without PEFT: for tests and for load.
 
-The format: ``adapter_config.json`` as ``peft.LoraConfig`` writes it, and ``adapter_model.safetensors`` with two
-tensors for each module, ``base_model.model.{module}.lora_A.weight`` [rank, inputs] and ``.lora_B.weight``
+The format: ``adapter_config.json`` as ``peft.LoraConfig`` writes it, and ``adapter_model.safetensors`` with
+two tensors for each module, ``base_model.model.{module}.lora_A.weight`` [rank, inputs] and ``.lora_B.weight``
 [outputs, rank]. The change of the module's weights is ``alpha / rank * B @ A``. These are not trained: random
 ones of enough strength answer in words of their own, the same for the same seed.
 

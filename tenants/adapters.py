@@ -199,7 +199,7 @@ async def fetch(connection: AsyncConnection, organization_id: str, name: str) ->
 def _owned_by(principal: Principal) -> ColumnElement[bool]:
     if principal.project_id is None:
         return adapters.c.organization_id == principal.organization_id
-    mine = adapters.c.user_id.is_(None)
+    mine: ColumnElement[bool] = adapters.c.user_id.is_(None)
     if principal.issuer is not None and principal.user_id is not None:
         mine = or_(mine, adapters.c.user_id == principal.user_id)
     return (adapters.c.project_id == principal.project_id) & mine

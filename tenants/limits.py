@@ -12,6 +12,8 @@ MOST = 2**31 - 1
 _MINUTE_NS = 60 * 10**9
 _DAY_NS = 24 * 60 * _MINUTE_NS
 _MAX_RESOLVED = 100_000
+_Asked = tuple[str | None, str, str | None, str, str | None]
+"""Project, key, user, model and adapter."""
 
 
 class SubjectType(StrEnum):
@@ -94,9 +96,7 @@ class LimitBook:
     defaults: RateLimit = NO_LIMIT
     _of_models: dict[tuple[str, str], RateLimit] = field(default_factory=dict)
     _of_subjects: dict[tuple[str, SubjectType, str], RateLimit] = field(default_factory=dict)
-    _resolved: dict[tuple[str | None, str, str | None, str, str | None], Applicable] = field(
-        default_factory=dict
-    )
+    _resolved: dict[_Asked, Applicable] = field(default_factory=dict)
 
     def load(
         self,
@@ -127,9 +127,8 @@ class LimitBook:
 
     def adapters(self, project_id: str, prefix: str) -> list[str]:
         """The names that begin with the prefix and for which the project has limits, in order."""
-        return sorted(
-            name for owner, name in self._of_models if owner == project_id and name.startswith(prefix)
-        )
+        mine = (name for owner, name in self._of_models if owner == project_id)
+        return sorted(name for name in mine if name.startswith(prefix))
 
     def applicable(self, principal: Principal, model: str, adapter: str | None = None) -> Applicable:
         """What applies to a request of this principal to this model, or to this adapter of it."""

@@ -6,11 +6,11 @@ spool whole parts to /tmp, of any size.
 
 import asyncio
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -18,11 +18,15 @@ from starlette.requests import Request
 
 from gateway.errors import ApiError, invalid_request
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
 MAX_FIELD_BYTES = 1024
 _OVERHEAD_BYTES = 64 * 1024
 """Of a body: the boundaries, headers and fields around its files."""
 _WRITE_BYTES = 1024 * 1024
 _SILENCE_S = 30.0
+_LINGER_S = 5.0
 _MAX_BOUNDARY_BYTES = 200
 
 
@@ -57,38 +61,51 @@ async def receive(request: Request, form: Form, folder: Path) -> Upload:
     """
     boundary = _boundary(request)
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > form.most_bytes:
-        raise _too_large(form.most_bytes)
-    with ExitStack() as files:
-        reader = _Reader(form, folder, files)
-        parser = MultipartParser(boundary, reader.callbacks())
+    async with aclosing(request.stream()) as stream:
         try:
-            await _feed(request, parser, reader, form)
+            if declared.isdecimal() and int(declared) > form.most_bytes:
+                raise _too_large(form.most_bytes)
+            with ExitStack() as files:
+                reader = _Reader(form, folder, files)
+                await _feed(stream, MultipartParser(boundary, reader.callbacks()), reader, form)
         except FormParserError:
             raise _malformed() from None
+        except ApiError as error:
+            if error.status == 413:
+                await _pass_over(stream)
+            raise
     return reader.result()
 
 
-async def _feed(request: Request, parser: MultipartParser, reader: "_Reader", form: Form) -> None:
+async def _feed(
+    stream: AsyncGenerator[bytes], parser: MultipartParser, reader: "_Reader", form: Form
+) -> None:
     deadline = time.monotonic() + form.timeout_s
     total = 0
-    async with aclosing(request.stream()) as stream:
-        while True:
-            patience_s = min(_SILENCE_S, deadline - time.monotonic())
-            try:
-                async with asyncio.timeout(patience_s):
-                    piece = await anext(stream, None)
-            except TimeoutError:
-                raise _too_slow() from None
-            if piece is None:
-                break
-            total += len(piece)
-            if total > form.most_bytes:
-                raise _too_large(form.most_bytes)
-            parser.write(piece)
-            if reader.waiting_bytes >= _WRITE_BYTES:
-                await asyncio.to_thread(reader.write)
+    while True:
+        patience_s = min(_SILENCE_S, deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(patience_s):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            raise _too_slow() from None
+        if piece is None:
+            break
+        total += len(piece)
+        if total > form.most_bytes:
+            raise _too_large(form.most_bytes)
+        parser.write(piece)
+        if reader.waiting_bytes >= _WRITE_BYTES:
+            await asyncio.to_thread(reader.write)
     await asyncio.to_thread(reader.write)
+
+
+async def _pass_over(stream: AsyncGenerator[bytes]) -> None:
+    """Reads on for a while: a client that is still sending when the connection ends sees no answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            async for _ in stream:
+                pass
 
 
 class _Reader:
@@ -110,7 +127,7 @@ class _Reader:
         self._ended = False
         self.waiting_bytes = 0
 
-    def callbacks(self) -> dict[str, object]:
+    def callbacks(self) -> "MultipartCallbacks":
         """By the names that the parser has for them."""
         return {
             "on_part_begin": self._begin,

@@ -9,7 +9,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 from gateway.adapters.errors import InvalidAdapter, shown
 from gateway.adapters.members import Unpacking, refuse_kind
@@ -21,6 +21,11 @@ _REGULAR, _FOLDER, _PAX, _PAX_OF_ALL = (b"0", b"\0", b"7"), b"5", b"x", b"g"
 _OTHERS = {
     b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe",
 }  # fmt: skip
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes:
+        """As many bytes, or fewer at the end."""
 
 
 def is_tar(path: Path) -> bool:
@@ -44,7 +49,7 @@ def unpack_tar(path: Path, unpacking: Unpacking) -> None:
         raise InvalidAdapter("The archive is damaged: gzip cannot unpack it.") from None
 
 
-def _unpack(file: IO[bytes], unpacking: Unpacking) -> None:
+def _unpack(file: _Readable, unpacking: Unpacking) -> None:
     pax: dict[str, str] = {}
     while True:
         block = _exactly(file, _BLOCK)
@@ -70,7 +75,7 @@ def _unpack(file: IO[bytes], unpacking: Unpacking) -> None:
             raise refuse_kind(name, _OTHERS.get(kind, "of an unknown kind"))
 
 
-def _padded(file: IO[bytes], size: int, unpacking: Unpacking) -> bytes:
+def _padded(file: _Readable, size: int, unpacking: Unpacking) -> bytes:
     if size > _MAX_PAX_BYTES:
         raise InvalidAdapter("The archive has a header of more than 64 KiB.")
     unpacking.unpacked(size)
@@ -96,14 +101,14 @@ def _pax_records(raw: bytes) -> dict[str, str]:
     return found
 
 
-def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
+def _pieces(file: _Readable, size: int) -> Iterator[bytes]:
     while size:
         piece = _exactly(file, min(size, _PIECE_BYTES))
         size -= len(piece)
         yield piece
 
 
-def _exactly(file: IO[bytes], size: int) -> bytes:
+def _exactly(file: _Readable, size: int) -> bytes:
     data = file.read(size) if size else b""
     if len(data) < size:
         raise InvalidAdapter("The archive is cut short.")
@@ -126,5 +131,8 @@ def _number(field: bytes) -> int:
 
 
 def _check_sum(block: bytes) -> None:
-    if sum(block) - sum(block[148:156]) + 8 * 32 != _number(block[148:156]):
+    # The field itself counts as spaces.
+    told = block[148:156].strip(b" \0")
+    actual = b"%o" % (sum(block) - sum(block[148:156]) + 8 * ord(" "))
+    if told.lstrip(b"0") != actual:
         raise InvalidAdapter("The file is no tar archive, or is damaged: a header's checksum is wrong.")
