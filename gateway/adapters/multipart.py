@@ -57,22 +57,23 @@ async def receive(request: Request, form: Form, folder: Path) -> Upload:
 
     Raises `ApiError`: 415 for another content type, 413 for what is too large, 408 for what is too slow, 400
     for a body that is no such form; ``ClientDisconnect``; and OSError where the disk fails. What is wrong
-    with single parts is told when all of the body has been read, so that the client reads the answer.
+    with single parts is told when all of the body has been read. Where it is not, what still comes is passed
+    over for a while: a client that is sending when the connection is closed would not see the answer.
     """
-    boundary = _boundary(request)
     declared = request.headers.get("content-length", "")
     async with aclosing(request.stream()) as stream:
         try:
+            boundary = _boundary(request)
             if declared.isdecimal() and int(declared) > form.most_bytes:
                 raise _too_large(form.most_bytes)
             with ExitStack() as files:
                 reader = _Reader(form, folder, files)
                 await _feed(stream, MultipartParser(boundary, reader.callbacks()), reader, form)
         except FormParserError:
+            await _pass_over(stream)
             raise _malformed() from None
-        except ApiError as error:
-            if error.status == 413:
-                await _pass_over(stream)
+        except ApiError:
+            await _pass_over(stream)
             raise
     return reader.result()
 
@@ -101,7 +102,7 @@ async def _feed(
 
 
 async def _pass_over(stream: AsyncGenerator[bytes]) -> None:
-    """Reads on for a while: a client that is still sending when the connection ends sees no answer."""
+    """Reads on, and keeps nothing."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_S):
             async for _ in stream:

@@ -138,7 +138,7 @@ class Adapters:
                 "rate_limit_error",
                 "rate_limit_exceeded",
                 f"{most} uploads of your project are being received already, as many as may be.",
-                headers={"retry-after": "2", "connection": "close"},
+                headers={"retry-after": "2"},
             )
         self._uploads[project_id] += 1
         try:

@@ -81,16 +81,17 @@ class AdapterStage:
         """The digests that the store keeps."""
         return {found.name for found in (self.folder / "adapters" / "content").glob("*/*")}
 
-    def token(self, user: str, key: str | None = None, **fields: Any) -> httpx.AsyncClient:
+    @asynccontextmanager
+    async def token(
+        self, user: str, key: str | None = None, **fields: Any
+    ) -> AsyncIterator[httpx.AsyncClient]:
         """A client whose token names the user; made by the first tenant's key, unless by another."""
-        made = httpx.post(
-            f"http://127.0.0.1:{self.stage.port}/v1/torpor/tokens",
-            json={"user": user, "scopes": ["all"], **fields},
-            headers={"authorization": f"Bearer {key or self.stage.tenant.key}"},
-            trust_env=False,
-        )
-        made.raise_for_status()
-        return self.stage.client(made.json()["value"])
+        async with self.stage.client(key or self.stage.tenant.key) as maker:
+            body = {"user": user, "scopes": ["all"], **fields}
+            made = await maker.post("/v1/torpor/tokens", json=body)
+        assert made.status_code == 200, made.text
+        async with self.stage.client(made.json()["value"]) as http:
+            yield http
 
 
 def files(seed: int = 1, **changes: Any) -> Files:
