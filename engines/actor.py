@@ -14,7 +14,9 @@ from functools import partial
 from coldstart.keepalive import KeepAlivePolicy
 from coldstart.tiers import SleepTier
 from engines import eviction
+from engines.adapters import Adapter
 from engines.budget import MemoryBudget, Victim
+from engines.desk import AdapterDesk
 from engines.engine import Engine
 from engines.errors import EngineUnavailable, HostClosing, UnsupportedTier
 from engines.footprint import Footprint
@@ -27,11 +29,10 @@ from engines.shelf import Shelf, started_cold
 from engines.snapshotting import Snapshots
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake
-from engines.summary import most_awake, summary, tier_of
-from engines.waiting import Waiter, fail, serve
+from engines.summary import expected_start_s, most_awake, summary, tier_of
+from engines.waiting import Waiter, fail, needed, serve
 
 _KEPT_WAKES = 20
-_UNKNOWN_START_S = 5.0
 _logger = logging.getLogger("torpor.engine")
 
 
@@ -57,6 +58,7 @@ class EngineActor:
         self._replicas: list[Replica] = []
         self._numbers = 0
         self._waiters: dict[Waiter, None] = {}  # in the order of their coming
+        self.desk = AdapterDesk(self._waiters, self._replicas, self._post, self._settle)
         self._sleepers: list[tuple[SleepTier, asyncio.Future[EngineStatus]]] = []
         self._closing = False
         self._failure: str | None = None
@@ -89,18 +91,17 @@ class EngineActor:
 
     def expected_start_s(self) -> float:
         """How long it probably takes until an engine is awake."""
-        if not self._wakes:
-            return _UNKNOWN_START_S
         waking = any(replica.waking for replica in self._replicas)
-        elapsed = time.monotonic() - self._wake_began if waking else 0.0
-        return min(60.0, max(1.0, self._wakes[-1].ms["total"] / 1000 - elapsed))
+        return expected_start_s(self._wakes, self._wake_began if waking else None)
 
-    def ask(self, *, lease: bool, prefix: int | None = None) -> asyncio.Future[EngineLease | None]:
+    def ask(
+        self, *, lease: bool, prefix: int | None = None, adapter: Adapter | None = None
+    ) -> asyncio.Future[EngineLease | None]:
         """Want an engine awake. The future fails with `EngineUnavailable`; cancel it to want no more.
 
         ``prefix``: of conversations that begin alike, to be sent to the same replica where it is free.
         """
-        waiter = Waiter(asyncio.get_running_loop().create_future(), lease, time.monotonic(), prefix=prefix)
+        waiter = Waiter(lease, prefix, adapter)
         self._post(lambda: self._on_ask(waiter))
         return waiter.result
 
@@ -182,6 +183,8 @@ class EngineActor:
         if self._closing:
             fail(waiter.result, HostClosing())
             return
+        if self.desk.refuses(waiter):
+            return
         self._idling.on_request()
         self._told_to_sleep = False
         if not self._replicas and (wait_s := self._retry_at - time.monotonic()) > 0:
@@ -213,6 +216,7 @@ class EngineActor:
     def _on_suspected(self, lease: EngineLease) -> None:
         for replica in self._replicas:
             if lease in replica.leases:
+                replica.adapters.suspect(lease)
                 replica.suspect()
 
     # -- waking -------------------------------------------------------------------------------------------
@@ -240,7 +244,7 @@ class EngineActor:
         self._wake_began = time.monotonic()
         if paused is not None:
             paused.resume()
-        elif more or not self._replicas:
+        elif more or all(replica.condemned for replica in self._replicas):
             self._add_replica()
         # Else one is on its way to sleep, or is being dumped: it comes back by itself, or tells of its rest.
 
@@ -250,7 +254,7 @@ class EngineActor:
         cheap = self._shelf is not None and self._shelf.has_snapshot and time.monotonic() >= self._retry_at
         if not awake or not cheap:
             return
-        wanted = min(self.spec.max_replicas, self._needed())
+        wanted = min(self.spec.max_replicas, needed(self._replicas, self._waiters, self._queued, self.spec))
         for replica in self._replicas:
             if awake < wanted and replica.state is EngineState.PAUSED:
                 replica.resume()
@@ -258,11 +262,6 @@ class EngineActor:
         while awake < wanted and len(self._replicas) < self.spec.max_replicas:
             self._add_replica()
             awake += 1
-
-    def _needed(self) -> int:
-        """How many engines all that is asked for takes."""
-        asked = sum(len(r.leases) for r in self._replicas) + len(self._waiters) + self._queued
-        return -(-asked // self.spec.capacity)
 
     def _add_replica(self) -> None:
         shelf = None if self._cold_next else self._shelf
@@ -379,7 +378,8 @@ class EngineActor:
 
     def _withdraw(self, *, everybody: bool = False) -> None:
         """Those who wanted them have gone: engines that still wait for memory give up their place."""
-        wanted = max(self._needed(), 0 if self._told_to_sleep else self.spec.min_hot)
+        least = 0 if self._told_to_sleep else self.spec.min_hot
+        wanted = max(least, needed(self._replicas, self._waiters, self._queued, self.spec))
         superfluous = eviction.superfluous(self._replicas, 0 if everybody else wanted)
         for replica in superfluous:
             replica.withdraw()

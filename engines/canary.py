@@ -15,8 +15,6 @@ from typing import Any
 
 from vllm import PoolingParams, SamplingParams
 
-from engines.first_batch import CANARY
-
 _PROMPT_TOKENS = 16
 _PROBES = 16
 _BATCH = 8
@@ -24,6 +22,7 @@ _BATCH = 8
 _SLACK, _MOST = 4.0, 1.0
 # A log-probability in bf16 has steps of 1/16 and 1/8, a normalized vector's numbers are all below 1.
 _LEAST_LOGPROB, _LEAST_VECTOR = 0.25, 0.02
+_RECORDING = "torpor-recording-"
 _ids = itertools.count()
 
 
@@ -33,16 +32,17 @@ async def record(engine: Any) -> dict[str, Any]:
     ``token`` is the one that follows, and the last of ``probes``, whose log-probabilities are the ``values``.
     Raises RuntimeError when the engine contradicts itself more than a sound one may.
     """
+    measure = Asker(engine).measure
     size = engine.model_config.get_vocab_size()
-    prompt = _tokens(7919, _PROMPT_TOKENS, size)
-    probes = _tokens(15485863, _PROBES, size)
-    token, _ = await _measure(engine, prompt, probes)
+    prompt = tokens(7919, _PROMPT_TOKENS, size)
+    probes = tokens(15485863, _PROBES, size)
+    token, _ = await measure(prompt, probes)
     if token is not None:
         probes = [*(probe for probe in probes if probe != token), token]
-    _, values = await _measure(engine, prompt, probes)
-    others = [_tokens(104729 + row, _PROMPT_TOKENS + row, size) for row in range(_BATCH)]
-    again = [_measure(engine, prompt, probes) for _ in range(_BATCH)]
-    measured = await asyncio.gather(*again, *(_measure(engine, other, probes) for other in others))
+    _, values = await measure(prompt, probes)
+    others = [tokens(104729 + row, _PROMPT_TOKENS + row, size) for row in range(_BATCH)]
+    again = [measure(prompt, probes) for _ in range(_BATCH)]
+    measured = await asyncio.gather(*again, *(measure(other, probes) for other in others))
     deviation = max(_deviation(values, seen) for _, seen in measured[:_BATCH])
     least = _LEAST_VECTOR if token is None else _LEAST_LOGPROB
     tolerance = max(least, _SLACK * deviation)
@@ -51,46 +51,61 @@ async def record(engine: Any) -> dict[str, Any]:
     return {"prompt": prompt, "probes": probes, "token": token, "values": values, "tolerance": tolerance}
 
 
-async def check(engine: Any, recorded: dict[str, Any]) -> tuple[bool, float]:
+async def check(engine: Any, recorded: dict[str, Any], prefix: str) -> tuple[bool, float]:
     """Whether the engine answers as it did, and by how much its numbers differ.
+
+    ``prefix``: how the ids of its requests are to begin.
 
     Another token may follow where the engine finds it as probable as the recorded one, within the tolerance.
     """
-    token, values = await _measure(engine, recorded["prompt"], recorded["probes"])
+    measure = Asker(engine, prefix).measure
+    token, values = await measure(recorded["prompt"], recorded["probes"])
     deviation = _deviation(recorded["values"], values)
     if token is not None and token != recorded["token"]:
-        _, (other,) = await _measure(engine, recorded["prompt"], [token])
+        _, (other,) = await measure(recorded["prompt"], [token])
         deviation = max(deviation, other - values[-1])
     return deviation <= recorded["tolerance"], deviation
 
 
-def _tokens(step: int, count: int, size: int) -> list[int]:
+def tokens(step: int, count: int, size: int) -> list[int]:
+    """Ids all over a vocabulary of ``size``."""
     return [(step * (place + 1)) % size for place in range(count)]
 
 
-async def _measure(engine: Any, prompt: list[int], probes: list[int]) -> tuple[int | None, list[float]]:
-    if engine.model_config.runner_type == "pooling":
-        return None, await _embedding(engine, prompt)
-    return await _logprobs(engine, prompt, probes)
+class Asker:
+    """Asks an engine for one step's answer; with ``lora``, vLLM's request for an adapter, for the adapter's.
 
+    ``prefix``: how the ids of its requests begin.
+    """
 
-async def _logprobs(engine: Any, prompt: list[int], probes: list[int]) -> tuple[int, list[float]]:
-    wanted = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=probes, detokenize=False)
-    async for output in engine.generate({"prompt_token_ids": prompt}, wanted, _name()):
-        last = output
-    (token,) = last.outputs[0].token_ids
-    seen = last.outputs[0].logprobs[0]
-    return token, [float(seen[probe].logprob) for probe in probes]
+    def __init__(self, engine: Any, prefix: str = _RECORDING, lora: Any = None) -> None:
+        self._engine = engine
+        self._prefix = prefix
+        self._lora = lora
 
+    async def measure(self, prompt: list[int], probes: list[int]) -> tuple[int | None, list[float]]:
+        """The token that follows, and the log-probabilities of the probes; or no token, and the vector."""
+        if self._engine.model_config.runner_type == "pooling":
+            return None, await self._embedding(prompt)
+        return await self._logprobs(prompt, probes)
 
-async def _embedding(engine: Any, prompt: list[int]) -> list[float]:
-    async for output in engine.encode({"prompt_token_ids": prompt}, PoolingParams(task="embed"), _name()):
-        last = output
-    return [float(value) for value in last.outputs.data.flatten().tolist()]
+    async def _logprobs(self, prompt: list[int], probes: list[int]) -> tuple[int, list[float]]:
+        wanted = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=probes, detokenize=False)
+        asked = {"prompt_token_ids": prompt}
+        async for output in self._engine.generate(asked, wanted, self._name(), lora_request=self._lora):
+            last = output
+        (token,) = last.outputs[0].token_ids
+        seen = last.outputs[0].logprobs[0]
+        return token, [float(seen[probe].logprob) for probe in probes]
 
+    async def _embedding(self, prompt: list[int]) -> list[float]:
+        wanted, asked = PoolingParams(task="embed"), {"prompt_token_ids": prompt}
+        async for output in self._engine.encode(asked, wanted, self._name(), lora_request=self._lora):
+            last = output
+        return [float(value) for value in last.outputs.data.flatten().tolist()]
 
-def _name() -> str:
-    return f"{CANARY}{next(_ids)}"
+    def _name(self) -> str:
+        return f"{self._prefix}{next(_ids)}"
 
 
 def _deviation(expected: list[float], seen: list[float]) -> float:

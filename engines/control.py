@@ -17,6 +17,18 @@
     Answers when the canary has: ``{"deviation", "ms"}``.
 ``POST /torpor/canary``
     Records a canary. Answers `engines.canary.Canary` as JSON.
+``POST /torpor/adapters``, ``{"name", "number", "folder", "canary", "leaver"}``
+    Loads an adapter, to be served under the name once, in the place of the one named ``leaver``. With a
+    canary its answers are held back until that has passed; without one it is loaded to record one, and not
+    served. 422 when the engine refuses it.
+``GET /torpor/adapters``
+    ``{"names", "ids"}``: what is loaded, and what vLLM says that it is.
+``GET /torpor/adapters/{name}/proof``
+    Answers when its canary has: ``{"fit", "deviation", "share", "ms"}``.
+``POST /torpor/adapters/{name}/canary``
+    Records its canary (`engines.adapter_canary`). 422 where none can be recorded.
+``DELETE /torpor/adapters/{name}``
+    Unloads it when its last request has ended; 409 when one does not.
 """
 
 import asyncio
@@ -29,12 +41,14 @@ import time
 from typing import Any, NoReturn
 
 from engines import canary, memory
+from engines.attached import Adapters
 from engines.counter import RequestCounter
-from engines.first_batch import FirstBatch
+from engines.first_batch import FirstBatch, Turn
 from engines.process import UNFIT, UNPROVEN
 
 PREFIX = "/torpor/"
 _COUNTS = "requests/"
+_ADAPTERS = "adapters"
 _DRAIN_S = 5.0
 _Reply = tuple[int, Any]
 _logger = logging.getLogger("vllm.torpor")
@@ -46,19 +60,25 @@ class Control:
     def __init__(self, counter: RequestCounter) -> None:
         self._counter = counter
         self._proof: asyncio.Task[dict[str, float]] | None = None
-        self._first_batch: FirstBatch | None = None
+        self._turn: Turn | None = None
+        self._batch: FirstBatch | None = None
+        self._adapters: Adapters | None = None
 
     async def answer(self, app: Any, method: str, path: str, body: bytes) -> _Reply:
         """The status and the JSON value of the answer."""
         what = path.removeprefix(PREFIX)
         if what.startswith(_COUNTS):
             return await self._counts(app, what.removeprefix(_COUNTS))
+        if what.startswith(_ADAPTERS):
+            return await self._attached(app).answer(method, what.removeprefix(_ADAPTERS), body)
         engine = app.state.engine_client
         if method == "GET" and what == "memory":
             return 200, await engine.collective_rpc("torpor_memory")
         if method == "POST" and what == "sleep":
             return await self._sleep(app, engine)
         if method == "POST" and what == "offload":
+            if self._adapters is not None:
+                await self._adapters.clear()
             await engine.sleep(level=1)
             return 200, None
         if method == "POST" and what == "reload":
@@ -73,6 +93,25 @@ class Control:
             return 200, await canary.record(engine)
         return 404, {"error": "unknown path"}
 
+    def _way_in(self, engine: Any) -> FirstBatch:
+        if self._batch is None:
+            self._batch = FirstBatch(engine.engine_core)
+        return self._batch
+
+    def _attached(self, app: Any) -> Adapters:
+        if self._adapters is None:
+            self._adapters = Adapters(app, self._way_in(app.state.engine_client))
+        return self._adapters
+
+    @property
+    def holds(self) -> bool:
+        """Whether a canary has not answered, that of the engine or of an adapter."""
+        return self.unproven or (self._batch is not None and self._batch.pending)
+
+    def attached(self, lora: Any) -> bool:
+        """Whether a request may go to the engine core with the adapter."""
+        return self._adapters is not None and self._adapters.attached(lora)
+
     async def _counts(self, app: Any, attempt_id: str) -> _Reply:
         aborted = self._counter.aborted(attempt_id)
         if aborted:
@@ -82,6 +121,8 @@ class Control:
         return (404, {"error": "unknown request"}) if counts is None else (200, counts)
 
     async def _sleep(self, app: Any, engine: Any) -> _Reply:
+        if self._adapters is not None:
+            await self._adapters.clear()
         deadline = time.monotonic() + _DRAIN_S
         while not await engine.reset_prefix_cache():
             if time.monotonic() > deadline:
@@ -99,11 +140,8 @@ class Control:
         reseeding = asyncio.create_task(engine.collective_rpc("torpor_wake"))
         await asyncio.sleep(0)
         populating = asyncio.create_task(asyncio.to_thread(memory.populate))
-        batch = None if recorded is None else FirstBatch(engine.engine_core)
-        self._first_batch = batch
-        self._proof = asyncio.create_task(_prove(engine, recorded, reseeding, populating))
-        if batch is not None:
-            self._proof.add_done_callback(lambda _: batch.close())
+        turn = self._turn = None if recorded is None else self._way_in(engine).turn()
+        self._proof = asyncio.create_task(_prove(engine, recorded, turn, reseeding, populating))
 
     @property
     def unproven(self) -> bool:
@@ -113,8 +151,8 @@ class Control:
     async def proven(self) -> None:
         """Wait for the canary where the engine was restored: no token may leave before it has answered."""
         if self._proof is not None and not self._proof.done():
-            if self._first_batch is not None:
-                self._first_batch.open()
+            if self._turn is not None:
+                self._turn.open()
             await asyncio.wait((self._proof,))
 
     async def _tell_proof(self) -> _Reply:
@@ -124,14 +162,16 @@ class Control:
 
 
 async def _prove(
-    engine: Any, recorded: dict[str, Any] | None, *before: "asyncio.Task[Any]"
+    engine: Any, recorded: dict[str, Any] | None, turn: Turn | None, *before: "asyncio.Task[Any]"
 ) -> dict[str, float]:
     """Ends this process when the engine does not answer as it did: every answer that waits breaks off."""
     began = time.perf_counter()
     fit, deviation = True, 0.0
     try:
-        if recorded is not None:
-            fit, deviation = await canary.check(engine, recorded)
+        if recorded is not None and turn is not None:
+            fit, deviation = await canary.check(engine, recorded, turn.prefix)
+            if fit:
+                turn.close(passed=True)
         await asyncio.gather(*before)
     except Exception:
         # The outermost boundary of the proof: without one nothing may be answered.

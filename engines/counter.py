@@ -113,6 +113,13 @@ class RequestCounter:
             if sequence is not None:
                 sequence.attempt.aborted.discard(sequence_id)
 
+    def withdraw(self, attempt_id: str) -> None:
+        """Nothing of its answer was sent, or will be: it has cost nothing, and may be asked again."""
+        attempt = self._attempts.pop(attempt_id, None)
+        gone = [key for key, sequence in self._sequences.items() if sequence.attempt is attempt]
+        for sequence_id in gone:
+            del self._sequences[sequence_id]
+
     def counts(self, attempt_id: str) -> Counts | None:
         """What is known of the attempt so far; None when it is not known (any more)."""
         attempt = self._attempts.get(attempt_id)

@@ -15,6 +15,9 @@
         └── HostClosing
 """
 
+UNFIT_ADAPTER = "adapter_unfit"
+"""The ``code`` of an engine's answer to a request whose adapter's canary differs."""
+
 
 class EngineError(Exception):
     """Root of what engines/ raises."""

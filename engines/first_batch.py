@@ -1,20 +1,91 @@
-"""The canary of a restored engine and the first request, in one batch. Runs in the API server process.
+"""Canaries and the first requests that depend on them, in one batch. Runs in the API server process.
 
 Each step of the engine core reads all weights, so one for the canary and then one for the request would take
-twice as long as one for both. They must be in the core's queue before it begins a step: the canary is
-prepared at once, waits for the first request just before it would be sent, and the two are sent in a row.
+twice as long as one for both. They must be in the core's queue before it begins a step: a canary is prepared
+at once, waits for the first request just before it would be sent, and they are sent in a row. The canary of a
+restored engine goes with the first request of all, that of an adapter with the first one for the adapter.
 """
 
 import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-CANARY = "torpor-canary-"
+_CANARY = "torpor-canary-"
 """How the ids of a canary's requests begin."""
 _PATIENCE_S = 0.1
 
+depends_on: ContextVar["list[Turn] | None"] = ContextVar("depends_on", default=None)
+"""Of the HTTP call that is being answered: the canaries that its requests went to the engine core with."""
+
+
+class Turn:
+    """One canary's place before the requests that depend on it, until `close`.
+
+    ``prefix``: how the ids of its requests begin. ``lora``: the adapter's name in the engine; None: all
+    requests depend on it.
+    """
+
+    def __init__(self, batch: "FirstBatch", prefix: str, lora: str | None) -> None:
+        self.prefix = prefix
+        self.lora = lora
+        self._batch = batch
+        self._asked = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._verdict: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def open(self) -> None:
+        """Nothing more is to be waited for."""
+        self._asked.set()
+
+    def close(self, *, passed: bool) -> None:
+        """The canary has answered, or will not."""
+        self._batch.remove(self)
+        self._asked.set()
+        self._sent.set()
+        if not self._verdict.done():
+            self._verdict.set_result(passed)
+
+    @property
+    def pending(self) -> bool:
+        """Whether the canary has not answered."""
+        return not self._verdict.done()
+
+    async def passed(self) -> bool:
+        """Wait for the canary's verdict."""
+        return await asyncio.shield(self._verdict)
+
+    def concerns(self, request: Any) -> bool:
+        """Whether the request's answer depends on the canary."""
+        if self.lora is None:
+            return True
+        lora = getattr(request, "lora_request", None)
+        return lora is not None and lora.lora_name == self.lora
+
+    async def join(self) -> None:
+        """Wait, as a request that depends on it, until the canary is before it in the core's queue."""
+        self._asked.set()
+        await self._sent.wait()
+
+    async def take(self) -> None:
+        """Wait, as the canary, for a request that depends on it: for a moment, or while one is expected."""
+        while not self._asked.is_set():
+            try:
+                await asyncio.wait_for(self._asked.wait(), _PATIENCE_S)
+            except TimeoutError:
+                if not self._batch.expecting:
+                    self._asked.set()
+
+    def sent(self) -> None:
+        """The canary is in the core's queue."""
+        self._sent.set()
+
 
 class FirstBatch:
-    """Stands in the way to the engine core, from its making until `close`.
+    """Stands in the way to the engine core as long as there are turns.
 
     ``core``: vLLM's client of the engine core, whose ``add_request_async`` sends a request.
     """
@@ -22,29 +93,65 @@ class FirstBatch:
     def __init__(self, core: Any) -> None:
         self._core = core
         self._send = core.add_request_async
-        self._asked = asyncio.Event()
-        self._sent = asyncio.Event()
-        core.add_request_async = self._add
+        self._turns: list[Turn] = []
+        self._numbers = itertools.count()
+        self._expected = 0
+        self._expected_until = 0.0
 
-    def open(self) -> None:
-        """Nothing more is to be waited for."""
-        self._asked.set()
+    @property
+    def pending(self) -> bool:
+        """Whether a canary has not answered yet."""
+        return bool(self._turns)
 
-    def close(self) -> None:
-        """Out of the way: the canary has answered, or will not."""
-        del self._core.add_request_async
-        self._asked.set()
-        self._sent.set()
+    @property
+    def expecting(self) -> bool:
+        """Whether a request is certain to come soon."""
+        return self._expected > 0 or time.monotonic() < self._expected_until
+
+    @contextmanager
+    def expect(self) -> Iterator[None]:
+        """A request comes when this is over: canaries wait for it."""
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            self._expected_until = time.monotonic() + _PATIENCE_S
+
+    def turn(self, lora: str | None = None) -> Turn:
+        """A place for a canary: from now on, what depends on it goes behind it."""
+        turn = Turn(self, f"{_CANARY}{next(self._numbers)}-", lora)
+        if not self._turns:
+            self._core.add_request_async = self._add
+        self._turns.append(turn)
+        return turn
+
+    def remove(self, turn: Turn) -> None:
+        """Its canary needs it no more."""
+        if turn in self._turns:
+            self._turns.remove(turn)
+            if not self._turns:
+                del self._core.add_request_async
 
     async def _add(self, request: Any) -> None:
-        if not request.request_id.startswith(CANARY):
-            self._asked.set()
-            await self._sent.wait()
-            await self._send(request)
+        if request.request_id.startswith(_CANARY):
+            await self._add_canary(request)
             return
-        try:
-            await asyncio.wait_for(self._asked.wait(), _PATIENCE_S)
-        except TimeoutError:
-            self._asked.set()
+        turns = [turn for turn in self._turns if turn.concerns(request)]
+        call = depends_on.get()
+        if call is not None:
+            call += turns
+        for turn in turns:
+            turn.open()
+        for turn in turns:
+            await turn.join()
         await self._send(request)
-        self._sent.set()
+
+    async def _add_canary(self, request: Any) -> None:
+        for turn in self._turns:
+            if request.request_id.startswith(turn.prefix):
+                await turn.take()
+                await self._send(request)
+                turn.sent()
+                return
+        await self._send(request)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,17 +17,26 @@ from coldstart.drivers import CpuDriver, CudaDriver
 from coldstart.snapshots import SnapshotStore
 from coldstart.spares import SpareRooms
 from coldstart.tiers import SleepTier
-from engines import budget, command, site
+from engines import budget, command, loading, site
 from engines.actor import EngineActor
 from engines.adapters import Adapter
 from engines.budget import MemoryBudget, Victim
-from engines.errors import EngineUnavailable, HostClosing, UnknownModel, UnsupportedTier
+from engines.errors import (
+    AdapterRejected,
+    AdapterUnfit,
+    EngineBroken,
+    EngineUnavailable,
+    HostClosing,
+    UnknownModel,
+    UnsupportedTier,
+)
 from engines.folders import RunFolders
 from engines.habits import Habits
 from engines.policy import HostPolicy
 from engines.process import EngineProcess, EngineSite
+from engines.remote import RemoteEngine
 from engines.snapshotting import Snapshots
-from engines.spec import EngineAddress, ModelSpec
+from engines.spec import ModelSpec, servable
 from engines.status import EngineLease, EngineState, EngineStatus, HostMemory
 from engines.summary import joined
 
@@ -35,20 +45,6 @@ OnAwake = Callable[[str, str | None, int], None]
 """Told of a model, a pool, and how many of its engines requests may be sent to now."""
 
 _logger = logging.getLogger("torpor.engine")
-
-
-class _RemoteEngine:
-    """An engine that somebody else runs: always hot, and nothing to do for it but count."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-        self.address = EngineAddress(url=spec.url, api_key=spec.api_key)
-        self.leases: set[EngineLease] = set()
-
-    def status(self) -> EngineStatus:
-        return EngineStatus(
-            id=self.spec.id, state=EngineState.READY, tier=SleepTier.HOT, in_flight=len(self.leases)
-        )
 
 
 class EngineHost:
@@ -84,7 +80,7 @@ class EngineHost:
         self._pools: dict[str, dict[str, EngineActor]] = {}  # by model, then by pool
         self._site: EngineSite | None = None
         self._on_awake: OnAwake | None = None
-        self._remote = {spec.id: _RemoteEngine(spec) for spec in self.specs if spec.remote}
+        self._remote = {spec.id: RemoteEngine(spec) for spec in self.specs if spec.remote}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: list[asyncio.Task[None]] = []
         self._open = False
@@ -216,7 +212,9 @@ class EngineHost:
         refuses the adapter, `AdapterUnfit` when it does not answer as it was seen to.
         """
         if adapter is not None:
-            raise UnknownModel(adapter.name)
+            servable(self._spec(model_id), adapter)
+            if adapter.canary is None:
+                raise AdapterRejected("the adapter was never examined")
         remote = self._remote.get(model_id)
         if remote is not None:
             lease = EngineLease(model_id, remote.address, SleepTier.HOT, 0.0)
@@ -226,16 +224,29 @@ class EngineHost:
             finally:
                 remote.leases.discard(lease)
             return
-        actor = self._actor(model_id, pool)
+        async with self._leased(self._actor(model_id, pool), timeout_s, prefix, adapter) as lease:
+            yield lease
+
+    @asynccontextmanager
+    async def _leased(
+        self, actor: EngineActor, timeout_s: float | None, prefix: int | None, adapter: Adapter | None
+    ) -> AsyncIterator[EngineLease]:
         limit_s = actor.spec.start_timeout_s if timeout_s is None else timeout_s
-        lease = await self._lease(actor, limit_s, prefix)
+        lease = await self._lease(actor, limit_s, prefix, adapter)
         try:
             yield lease
         finally:
             actor.give_back(lease)
 
-    async def _lease(self, actor: EngineActor, timeout_s: float, prefix: int | None) -> EngineLease:
-        lease = await self._answer(actor, actor.ask(lease=True, prefix=prefix), timeout_s)
+    def _spec(self, model_id: str) -> ModelSpec:
+        remote = self._remote.get(model_id)
+        return self._actor(model_id).spec if remote is None else remote.spec
+
+    async def _lease(
+        self, actor: EngineActor, timeout_s: float, prefix: int | None, adapter: Adapter | None
+    ) -> EngineLease:
+        asked = actor.ask(lease=True, prefix=prefix, adapter=adapter)
+        lease = await self._answer(actor, asked, timeout_s)
         if lease is None:
             raise HostClosing
         return lease
@@ -258,13 +269,25 @@ class EngineHost:
     async def examine(self, model_id: str, adapter: Adapter, *, timeout_s: float | None = None) -> bytes:
         """Load an adapter that was just uploaded into an engine, woken if need be, and record its canary.
 
-        Keep the answer as the adapter's ``canary``. Raises `AdapterRejected` when the engine refuses it,
-        `UnknownModel` when the model has no adapters, `EngineUnavailable`, `HostClosing`.
+        Keep the answer as the adapter's ``canary``. Raises `AdapterRejected` when the engine refuses it, or
+        is not made for it, `UnknownModel`, `EngineUnavailable`, `HostClosing`.
         """
-        raise UnknownModel(adapter.name)
+        # By a digest of its own: it is given to nobody else, and the same content may be in use already.
+        alone = replace(adapter, digest=f"{adapter.digest[:32]}.{secrets.token_hex(8)}", canary=None)
+        servable(self._spec(model_id), adapter)
+        try:
+            async with self._leased(self._actor(model_id), timeout_s, None, alone) as lease:
+                return await loading.record(lease)
+        except AdapterUnfit as error:
+            raise AdapterRejected("the engine fails when it loads the adapter") from error
+        except EngineBroken as error:
+            self.report_broken(lease)
+            raise EngineUnavailable("the engine failed while it examined the adapter", 5.0) from error
 
     def forget(self, digest: str) -> None:
         """The adapter was deleted: engines unload it as soon as nobody uses it."""
+        for actor in self._everyone():
+            actor.desk.forget(digest)
 
     def resident(self, model_id: str) -> Mapping[str, int]:
         """The digests of the adapters that the model's engines hold, and how many engines hold each."""

@@ -12,6 +12,7 @@ from engines.policy import HostPolicy
 from engines.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from engines.desk import AdapterDesk
     from engines.replica import Replica
 
 
@@ -21,6 +22,8 @@ Finder = Callable[[], Awaitable[Snapshot | None]]
 
 class Listener(Protocol):
     """What a replica tells its actor."""
+
+    desk: "AdapterDesk"
 
     def on_ready(self, replica: "Replica") -> None: ...
     def on_rested(self, replica: "Replica") -> None: ...

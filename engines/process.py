@@ -25,6 +25,7 @@ from engines.calls import call
 from engines.engine import Dumped
 from engines.errors import EngineBroken, EngineError
 from engines.folders import RunFolder, RunFolders
+from engines.loading import AdapterDoor
 from engines.output import EngineOutput
 from engines.spec import EngineAddress, ModelSpec
 
@@ -107,6 +108,12 @@ class EngineProcess:
     def address(self) -> EngineAddress:
         """Where it answers. It has one once it has been started."""
         return EngineAddress(uds=str(self._socket))
+
+    @property
+    def adapters(self) -> AdapterDoor:
+        """The way to load adapters into it."""
+        socket = self._socket
+        return AdapterDoor(socket, socket.parent, self._inside())
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         """The argv and the environment that it is started with: a snapshot is only good for these."""

@@ -1,8 +1,7 @@
 """One engine of a model, as its actor sees it.
 
-A replica belongs to its actor: its methods are called from the actor's task alone, and what takes time runs
-beside it and posts its outcome to the actor's inbox. It tells the actor of four events: it is ready, it has
-come to rest, its wake failed, it broke.
+A replica belongs to its actor: its methods are called from the actor's task alone. What takes time runs
+beside it and posts its outcome to the actor's inbox.
 """
 
 import asyncio
@@ -15,10 +14,12 @@ from typing import Any
 from coldstart.sandbox import SandboxError
 from coldstart.tiers import SleepTier
 from engines import waking
+from engines.adapters import Adapter
 from engines.engine import Engine
 from engines.errors import EngineBroken, EngineError, InsufficientMemory
 from engines.footprint import Claim
 from engines.parts import Finder, Parts
+from engines.residency import Residency
 from engines.status import EngineLease, EngineState, Wake
 from engines.view import ReplicaView
 from engines.waking import Failed
@@ -40,8 +41,7 @@ class Replica(ReplicaView):
         self._drain_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: list[asyncio.Task[None]] = []
-
-    # -- what the actor asks --------------------------------------------------------------------------------
+        self.adapters = Residency(parts, self)
 
     @property
     def engine(self) -> Engine:
@@ -54,20 +54,20 @@ class Replica(ReplicaView):
         """Begin: from the snapshot that is found, and where that fails or is none, from nothing."""
         self.source = SleepTier.COLD if snapshot is None else SleepTier.SNAPSHOT
         self.state = EngineState.STARTING if snapshot is None else EngineState.RESTORING
-        self._spawn(self._bring_up(snapshot, bytes_needed))
+        self.spawn(self._bring_up(snapshot, bytes_needed))
 
     def resume(self) -> None:
         """End its pause."""
         self.source = SleepTier.PAUSED
         self.state = EngineState.RESTORING
         self.claim.measured(self.memory_bytes, awake=True)
-        self._spawn(self._thaw(self.engine))
+        self.spawn(self._thaw(self.engine))
 
-    def lease(self, found: SleepTier, wake_s: float) -> EngineLease:
-        """A new lease on it."""
-        lease = EngineLease(
-            self._parts.spec.id, self.engine.address, found, wake_s, fresh=self.unproven, replica=self.number
-        )
+    def lease(self, found: SleepTier, wake_s: float, adapter: Adapter | None = None) -> EngineLease:
+        """A new lease on it; the adapter must be loaded."""
+        spec, address = self._parts.spec, self.engine.address
+        name, fresh = self.adapters.lend(adapter, fresh=self.unproven)
+        lease = EngineLease(spec.id, address, found, wake_s, fresh, self.number, adapter, name)
         self.leases.add(lease)
         return lease
 
@@ -76,7 +76,12 @@ class Replica(ReplicaView):
         if lease not in self.leases:
             return
         self.leases.discard(lease)
-        if not self.leases:
+        self.adapters.give_back(lease)
+        self.relieved()
+
+    def relieved(self) -> None:
+        """It does something less."""
+        if not self.busy:
             self.idle_since = time.monotonic()
             if self.state is EngineState.DRAINING:
                 self._go()
@@ -85,7 +90,7 @@ class Replica(ReplicaView):
         """A request saw it fail."""
         if self._engine is not None and not self.suspected and not self._stopping:
             self.suspected = True
-            self._spawn(self._examine(self._engine))
+            self.spawn(self._examine(self._engine))
 
     def rest(self, tier: SleepTier) -> None:
         """Let its requests end, for a bounded time, and put it to sleep: paused, or without a process."""
@@ -96,13 +101,11 @@ class Replica(ReplicaView):
                 self._go()
         elif self.state is EngineState.READY:
             self.state = EngineState.DRAINING
-            if not self.leases:
+            if not self.busy:
                 self._go()
                 return
-            loop = asyncio.get_running_loop()
-            self._drain_timer = loop.call_later(
-                self._parts.policy.drain_timeout_s, lambda: self._parts.post(self._cut_off)
-            )
+            loop, patience_s = asyncio.get_running_loop(), self._parts.policy.drain_timeout_s
+            self._drain_timer = loop.call_later(patience_s, lambda: self._parts.post(self._cut_off))
         # While it wakes, or is dumped, it goes on its way first: see `_rise`.
 
     def leave(self) -> None:
@@ -226,7 +229,7 @@ class Replica(ReplicaView):
         _logger.info("%s: awake from %s after %.0f ms", self._parts.spec.id, self.source, total_ms)
         if not proven:
             self.unproven = True
-            self._spawn(self._prove(engine, wake))
+            self.spawn(self._prove(engine, wake))
         self._rise(engine)
 
     async def _prove(self, engine: Engine, wake: Wake) -> None:
@@ -269,9 +272,9 @@ class Replica(ReplicaView):
             on_broken=lambda how: post(lambda: self._break(engine, how)),
             on_measured=lambda size: post(lambda: self._on_measured(engine, size)),
         )
-        self._watches = [self._spawn(watch.end())]
+        self._watches = [self.spawn(watch.end())]
         if not frozen:
-            self._watches.append(self._spawn(watch.health()))
+            self._watches.append(self.spawn(watch.health()))
 
     async def _examine(self, engine: Engine) -> None:
         if await engine.healthy():
@@ -299,12 +302,12 @@ class Replica(ReplicaView):
         words = engine.last_words()
         self.unfit, self.broke_unproven = engine.unfit, self.unproven
         self._dismiss()
-        self._spawn(self._discard(engine))
+        self.spawn(self._discard(engine))
         self.state = EngineState.FAILED
         self._parts.listener.on_broken(self, f"{how}\n{words}")
 
     def _cut_off(self) -> None:
-        if self.state is EngineState.DRAINING and self.leases:
+        if self.state is EngineState.DRAINING and self.busy:
             _logger.warning("%s: %d requests are cut off by the stop", self._parts.spec.id, len(self.leases))
             self._go()
 
@@ -314,14 +317,14 @@ class Replica(ReplicaView):
         if engine is None or goal is None or self._stopping:
             return
         self._unwatch()
-        if goal is SleepTier.PAUSED and not self.leases:
-            self._spawn(self._freeze(engine))
+        if goal is SleepTier.PAUSED and not self.busy:
+            self.spawn(self._freeze(engine))
         else:
             self._stopping = True
             self.claim.leaves()
             gentle = self.state is EngineState.DRAINING and goal is SleepTier.COLD
             self.state = EngineState.DRAINING
-            self._spawn(self._end(engine, self._parts.policy.stop_grace_s if gentle else 0.0))
+            self.spawn(self._end(engine, self._parts.policy.stop_grace_s if gentle else 0.0))
 
     async def _freeze(self, engine: Engine) -> None:
         try:
@@ -337,6 +340,7 @@ class Replica(ReplicaView):
         if engine is not self._engine:
             return
         self.state = EngineState.PAUSED
+        self.adapters.clear()
         self._on_measured(engine, memory)
         self._watch(engine, frozen=True)
         goal, self._goal = self._goal, None
@@ -366,6 +370,7 @@ class Replica(ReplicaView):
         self._engine = None
         self.suspected = self.unproven = False
         self.leases = set()
+        self.adapters.clear()
         self.ready_at = None
         self.memory_bytes = 0
         self.claim.release()
@@ -387,7 +392,7 @@ class Replica(ReplicaView):
         if engine in self._engines:
             self._engines.remove(engine)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -33,10 +33,14 @@ from engines import control, forking
 from engines.command import on_cpu
 from engines.control import Control
 from engines.counter import RequestCounter
+from engines.errors import UNFIT_ADAPTER
+from engines.first_batch import Turn, depends_on
 
 _HEADER = b"x-request-id"
 _HEALTH = "/health"
 _LONGEST_ID = 128
+# The answer in the place of one whose adapter's canary differs.
+_WITHHELD, _UNFIT_ADAPTER = 503, {"error": {"message": "the adapter is not fit", "code": UNFIT_ADAPTER}}
 # vLLM asks for each token of each beam as a request of its own, which repeats the prompt.
 _BEAMS = "-beam-"
 _WATCH_S = 0.1
@@ -50,13 +54,16 @@ _logger = logging.getLogger("vllm.torpor")
 class CountingOutputProcessor(OutputProcessor):  # type: ignore[misc]
     """vLLM's own, reporting each sequence and each of its tokens to a counter."""
 
-    def __init__(self, counter: RequestCounter, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, counter: RequestCounter, control: Control, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._counter = counter
+        self._control = control
 
     def add_request(
         self, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
     ) -> None:
+        if request.lora_request is not None and not self._control.attached(request.lora_request):
+            raise ValueError("the adapter was unloaded meanwhile")
         attempt_id = _attempt.get()
         if attempt_id is not None:
             self._counter.admit(
@@ -90,10 +97,10 @@ class CountingOutputProcessor(OutputProcessor):  # type: ignore[misc]
 class TorporMiddleware:
     """Names the attempt of each HTTP call, and answers what is asked below ``/torpor/``."""
 
-    def __init__(self, app: ASGIApp, counter: RequestCounter) -> None:
+    def __init__(self, app: ASGIApp, counter: RequestCounter, control: Control) -> None:
         self._app = app
         self._counter = counter
-        self._control = Control(counter)
+        self._control = control
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,18 +113,25 @@ class TorporMiddleware:
             await self._app(scope, receive, send)
             return
 
-        held = _Held(self._control, send)
+        turns: list[Turn] = []
+        held = _Held(self._control, turns, send)
+        dependency = depends_on.set(turns)
         attempt_id = _attempt_id(scope)
-        if attempt_id is None:
-            await self._app(scope, receive, held)
-            return
         token = _attempt.set(attempt_id)
-        self._counter.begin(attempt_id)
+        if attempt_id is not None:
+            self._counter.begin(attempt_id)
         try:
             await self._app(scope, receive, held)
+        except* _Withheld:
+            _logger.warning("an answer was withheld: the canary of its adapter differs")
         finally:
-            self._counter.end(attempt_id)
+            if attempt_id is not None:
+                self._counter.end(attempt_id)
             _attempt.reset(token)
+            depends_on.reset(dependency)
+        if held.withheld:
+            self._counter.withdraw(attempt_id or "")
+            await JSONResponse(_UNFIT_ADAPTER, _WITHHELD)(scope, receive, send)
 
     async def _answer(self, request: Request, send: Send) -> None:
         body = await request.body()
@@ -125,23 +139,36 @@ class TorporMiddleware:
         await JSONResponse(value, status)(request.scope, request.receive, send)
 
 
+class _Withheld(Exception):
+    """An answer that must not be sent: what makes it may stop."""
+
+
 class _Held:
-    """Sends nothing before the canary has answered.
+    """Sends nothing before the canaries that the answer depends on have passed, and nothing if one differs.
 
     The head of an answer is put aside until there is a body: a stream asks the engine only once its head has
     been taken, and is to be computed in one batch with the canary.
     """
 
-    def __init__(self, control: Control, send: Send) -> None:
+    def __init__(self, control: Control, turns: list[Turn], send: Send) -> None:
         self._control = control
+        self._turns = turns
         self._send = send
         self._head: Message | None = None
+        self.withheld = False
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and self._control.unproven:
+        if self.withheld:
+            raise _Withheld
+        if message["type"] == "http.response.start" and self._control.holds:
             self._head = message
             return
         await self._control.proven()
+        while self._turns:
+            if not await self._turns[-1].passed():
+                self.withheld = True
+                raise _Withheld
+            self._turns.pop()
         if self._head is not None:
             head, self._head = self._head, None
             await self._send(head)
@@ -173,11 +200,12 @@ async def _end_with(engine: Any) -> None:
     os._exit(_ENGINE_DEAD)
 
 
-def _counted(build_app: Callable[..., Any], counter: RequestCounter) -> Callable[..., Any]:
+def _counted(build_app: Callable[..., Any], counter: RequestCounter, control: Control) -> Callable[..., Any]:
     def build(*args: Any, **kwargs: Any) -> Any:
         app = build_app(*args, **kwargs)
         # vLLM has built the stack of middleware already: this one goes around all of it.
-        app.middleware_stack = TorporMiddleware(app.middleware_stack or app.build_middleware_stack(), counter)
+        stack = app.middleware_stack or app.build_middleware_stack()
+        app.middleware_stack = TorporMiddleware(stack, counter, control)
         return app
 
     return build
@@ -207,8 +235,9 @@ def serve(arguments: Sequence[str]) -> None:
     cli_env_setup()
     args = parse(arguments)
     counter = RequestCounter()
-    async_llm.OutputProcessor = partial(CountingOutputProcessor, counter)
-    entry.build_app = _counted(entry.build_app, counter)
+    asked = Control(counter)
+    async_llm.OutputProcessor = partial(CountingOutputProcessor, counter, asked)
+    entry.build_app = _counted(entry.build_app, counter, asked)
     entry.build_and_serve = _watched(entry.build_and_serve)
     if on_cpu():
         utils.get_mp_context = forking.context

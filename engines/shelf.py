@@ -207,7 +207,8 @@ class Shelf:
                     break
                 await asyncio.sleep(_POLL_S)  # a moment without requests has no event, and is not urgent
             else:
-                return await self._dump_of(replica, canary, ms)
+                if not replica.adapters.tainted:  # the memory of an engine keeps what was in it
+                    return await self._dump_of(replica, canary, ms)
         finally:
             replica.pinned = False
         return await self._of_own()  # somebody waits for it, and the engine is never idle
@@ -277,4 +278,4 @@ def _is_there(replica: Replica) -> bool:
 def started_cold(replicas: Sequence[Replica]) -> Replica | None:
     """A ready engine that a snapshot can be made of."""
     ready = (r for r in replicas if r.state is EngineState.READY and r.source is SleepTier.COLD)
-    return next(ready, None)
+    return next((replica for replica in ready if not replica.adapters.tainted), None)

@@ -6,7 +6,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from engines.errors import InvalidModel
+from engines.adapters import Adapter
+from engines.errors import AdapterRejected, InvalidModel
 
 DEFAULT_KV_CACHE = 1 << 30
 """Bytes of KV cache where nothing else is said."""
@@ -122,6 +123,14 @@ class EngineAddress:
     def __post_init__(self) -> None:
         if (self.uds is None) == (self.url is None):
             raise ValueError("an engine has either a socket or a URL")
+
+
+def servable(spec: ModelSpec, adapter: Adapter) -> None:
+    """Raises `AdapterRejected` unless the model's engines are made for adapters such as this one."""
+    if spec.lora is None:
+        raise AdapterRejected(f"model {spec.id} serves no adapters")
+    if adapter.rank > spec.lora.max_rank:
+        raise AdapterRejected(f"the adapter has rank {adapter.rank}; at most {spec.lora.max_rank} is served")
 
 
 def check_model(spec: ModelSpec) -> None:

@@ -1,5 +1,6 @@
 """A model's engines told as one."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ from coldstart.tiers import SleepTier
 from engines.replica import Replica
 from engines.status import EngineState, EngineStatus, Wake
 
+_UNKNOWN_START_S = 5.0
 _AWAKE_FIRST = {
     state: place
     for place, state in enumerate(
@@ -40,6 +42,17 @@ def tier_of(state: EngineState, replicas: Sequence[Replica], *, shelved: bool) -
     if replicas:
         return replicas[0].source
     return SleepTier.SNAPSHOT if shelved else SleepTier.COLD
+
+
+def expected_start_s(wakes: Sequence[Wake], began: float | None) -> float:
+    """How long it probably takes until an engine is awake.
+
+    ``began``: when a wake that is under way began, in CLOCK_MONOTONIC's seconds.
+    """
+    if not wakes:
+        return _UNKNOWN_START_S
+    elapsed = 0.0 if began is None else time.monotonic() - began
+    return min(60.0, max(1.0, wakes[-1].ms["total"] / 1000 - elapsed))
 
 
 def summary(

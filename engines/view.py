@@ -4,11 +4,14 @@ import time
 
 from coldstart.tiers import SleepTier
 from engines.footprint import Claim
+from engines.residency import Residency
 from engines.status import EngineLease, EngineState, ReplicaStatus, Wake
 
 
 class ReplicaView:
     """Its state, its leases, its memory. `engines.replica.Replica` alone changes them."""
+
+    adapters: Residency
 
     def __init__(self, number: int, claim: Claim) -> None:
         self.number = number
@@ -25,6 +28,7 @@ class ReplicaView:
         self.broke_unproven = False  # it broke before its canary had answered
         self.snapshot_id: str | None = None  # the one that it was restored from
         self.pinned = False  # it must not be put to sleep: a snapshot of it is being made
+        self.condemned = False  # it is not trusted any more, and ends with its last request
         self.claim = claim
         self._awake_at = 0.0
 
@@ -41,7 +45,12 @@ class ReplicaView:
     @property
     def idle(self) -> bool:
         """Whether it could be put to sleep without anybody's noticing."""
-        return not self.leases and self.state in (EngineState.READY, EngineState.PAUSED)
+        return not self.busy and self.state in (EngineState.READY, EngineState.PAUSED)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it does anything for anybody."""
+        return bool(self.leases) or self.adapters.loading
 
     @property
     def waits_for_memory(self) -> bool:
@@ -59,4 +68,8 @@ class ReplicaView:
 
     def status(self) -> ReplicaStatus:
         """As it is now."""
-        return ReplicaStatus(self.number, self.state, self.memory_bytes, len(self.leases), self.ready_at)
+        adapters = self.adapters.status()
+        in_flight = len(self.leases)
+        return ReplicaStatus(
+            self.number, self.state, self.memory_bytes, in_flight, self.ready_at, adapters=adapters
+        )

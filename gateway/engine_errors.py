@@ -5,20 +5,24 @@ from typing import Any
 
 import msgspec
 
+from engines.errors import UNFIT_ADAPTER, AdapterUnfit
 from gateway.errors import ApiError, engine_failed, invalid_request, not_supported
 
 _PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _MAX_MESSAGE = 1000
 
 
-def refusal(status: int, body: bytes) -> ApiError:
+def refusal(status: int, body: bytes) -> ApiError | AdapterUnfit:
     """The error for an answer of the engine that is not 200."""
     try:
         payload = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         payload = None
     error = payload.get("error", payload) if isinstance(payload, dict) else None
-    return engine_error(error if isinstance(error, dict) else {}, status)
+    error = error if isinstance(error, dict) else {}
+    if error.get("code") == UNFIT_ADAPTER:
+        return AdapterUnfit("the engine withheld its answer: the adapter's canary differs")
+    return engine_error(error, status)
 
 
 def engine_error(error: dict[str, Any], status: int | None = None) -> ApiError:

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engines.adapters import Adapter
 from engines.client import EngineClient, EngineClients
-from engines.errors import EngineBroken
+from engines.errors import AdapterUnfit, EngineBroken
 from engines.host import EngineHost
 from gateway.context import RequestRecord
 from gateway.engine_errors import refusal
@@ -33,6 +33,7 @@ T = TypeVar("T")
 UNMETERED_TIMEOUT_S = 30.0
 # How many engines are asked where restored ones turn out not to be fit.
 _MOST_ENGINES = 3
+_MOST_LOADS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,7 @@ class Exchange:
                 except EngineBroken as error:
                     if not self._unfit(error):
                         raise
-                _log.warning("%s: a restored engine was not fit, asking another", self._plan.model_id)
+                _log.warning("%s: an engine or an adapter was not fit, asking again", self._plan.model_id)
 
     def _body(self) -> bytes:
         """What the engine is sent."""
@@ -153,10 +154,13 @@ class Exchange:
         return b'{"model":%s,%s' % (msgspec.json.encode(self._served_name), self._plan.body[1:])
 
     def _unfit(self, error: BaseException | None) -> bool:
-        """Whether an engine that was just restored broke off before it answered.
+        """Whether an engine that was just restored broke off before it answered; or an adapter was not fit.
 
-        It held its answer back until its canary had passed: nothing of it was seen, or is to be paid for.
+        It held its answer back until its canary had passed: nothing of it was seen, or is to be paid for. An
+        adapter is loaded anew once.
         """
+        if isinstance(error, AdapterUnfit):
+            return self._asked < _MOST_LOADS
         answered = self._record.ttft_ms is not None
         return (
             isinstance(error, EngineBroken) and self._fresh and not answered and self._asked < _MOST_ENGINES

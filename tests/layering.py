@@ -42,6 +42,7 @@ BROAD_EXCEPTS = frozenset(
         "engines/waking.py",  # the outermost boundary of the start of an engine
         "engines/shelf.py",  # the outermost boundary of the making of a snapshot
         "engines/control.py",  # a canary that cannot be asked is one that has failed
+        "engines/attached.py",  # likewise; and whatever vLLM has against an adapter
     }
 )
 """Where an exception of any kind may end. One that is raised again, or translated, may be caught anywhere."""

@@ -4,6 +4,9 @@ It knows nothing of models. It is a real server in a real process tree (a child 
 engine core might), so what the host does with processes, sockets and time is real.
 
     standin.py SOCKET [start_s=0.1] [fail=MESSAGE] [deaf=1]
+
+An adapter is the text in its configuration: its canary is this text, and so is every answer of it. A
+configuration may say ``"refuse"`` or ``"crash"``; ``POST /sabotage`` spoils the next loads.
 """
 
 import json
@@ -14,6 +17,73 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+
+class Attached:
+    """The adapters of this engine: ``(text, whether its canary has passed)`` by name."""
+
+    def __init__(self) -> None:
+        self.changing = threading.Lock()
+        self.loaded: dict[str, tuple[str, bool | None]] = {}
+        self.numbers: list[int] = []
+        self.running: list[str] = []  # names, one for each request
+        self.peak = {"loaded": 0, "running": 0, "loads": 0}
+        self.spoiled: list[str] = []  # texts of the next loads
+
+    def load(self, wanted: "dict[str, Any]") -> tuple[int, object]:
+        with self.changing:
+            if wanted["number"] in self.numbers or wanted["name"] in self.loaded:
+                return 500, "a name or a number was used again"
+            self.loaded.pop(wanted["leaver"], None)
+            if not os.path.exists(f"{wanted['folder']}/adapter_model.safetensors"):
+                return 422, {"error": "there are no weights"}
+            with open(f"{wanted['folder']}/adapter_config.json") as file:
+                text = file.read()
+            if "refuse" in text:
+                return 422, {"error": "the stand-in refuses it"}
+            if "crash" in text:
+                os._exit(3)
+            text = self.spoiled.pop(0) if self.spoiled else text
+            fit = None if wanted["canary"] is None else wanted["canary"] == {"text": text}
+            self.numbers.append(wanted["number"])
+            self.loaded[wanted["name"]] = text, fit
+            self.peak["loads"] += 1
+            self.peak["loaded"] = max(self.peak["loaded"], len(self.loaded))
+            return 200, {"ms": 0.0}
+
+    def answer(self, method: str, name: str, what: str) -> tuple[int, object]:
+        if not name:
+            return 200, {"names": sorted(self.loaded), "ids": self.numbers}
+        if name not in self.loaded:
+            return 404, {"error": "unknown adapter"}
+        text, fit = self.loaded[name]
+        if what == "proof" and fit is not None:
+            return 200, {"fit": fit, "deviation": 0.0 if fit else 9.0, "share": None, "ms": 1.0}
+        if what == "canary":
+            return 200, {"text": text}
+        if method == "DELETE" and not what:
+            while name in self.running:
+                time.sleep(0.001)
+            with self.changing:
+                self.loaded.pop(name, None)
+            return 200, None
+        return 404, {"error": "unknown path"}
+
+    def generate(self, body: "dict[str, Any]") -> tuple[int, object]:
+        name, _, public = body["model"].partition("/")
+        text, fit = self.loaded.get(name, ("", None))
+        if fit is None:
+            return 404, {"error": {"message": "no such model", "code": 404}}
+        with self.changing:
+            self.running.append(name)
+            self.peak["running"] = max(self.peak["running"], len(set(self.running)))
+        time.sleep(body.get("takes_s", 0.0))
+        with self.changing:
+            self.running.remove(name)
+        if not fit:
+            return 503, {"error": {"message": "the adapter is not fit", "code": "adapter_unfit"}}
+        return 200, {"model": public, "text": text}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -24,6 +94,7 @@ class Handler(BaseHTTPRequestHandler):
     wanted: "dict[str, int] | None" = None
     deaf = threading.Event()
     gone = threading.Event()
+    adapters = Attached()
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""
@@ -34,11 +105,34 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: bytes, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
-        self.send_header("content-type", "application/json" if "/torpor/" in self.path else "text/plain")
+        self.send_header(
+            "content-type", "application/json" if self.path.startswith(("/torpor/", "/v1/")) else "text/plain"
+        )
         self.end_headers()
         self.wfile.write(body)
 
+    def reply(self, told: "tuple[int, object]") -> None:
+        self.answer(json.dumps(told[1]).encode(), told[0])
+
+    def attached(self, body: bytes = b"") -> bool:
+        """Whether it was a call about adapters."""
+        if not self.path.startswith("/torpor/adapters"):
+            return False
+        name, _, what = self.path.removeprefix("/torpor/adapters").strip("/").partition("/")
+        load = self.command == "POST" and not name
+        told = (
+            self.adapters.load(json.loads(body)) if load else self.adapters.answer(self.command, name, what)
+        )
+        self.reply(told)
+        return True
+
+    def do_DELETE(self) -> None:
+        if not self.attached():
+            self.answer(b"not found", 404)
+
     def do_GET(self) -> None:
+        if self.attached():
+            return
         if self.path == "/health":
             if self.deaf.is_set():
                 time.sleep(60)
@@ -51,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(b'{"deviation": 0.0, "ms": 1.0}')
         elif self.path == "/number":
             self.answer(str(self.number).encode())
+        elif self.path == "/peak":
+            self.answer(json.dumps(self.adapters.peak).encode())
         elif self.path == "/gone":
             self.answer(b"yes" if self.gone.is_set() else b"no")
         else:
@@ -58,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", "0")))
+        if self.attached(body):
+            return
         if self.path == "/echo":
             self.answer(str(self.headers).encode() + b"\n" + body)
         elif self.path == "/die":
@@ -70,7 +168,11 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(60)
         elif self.path == "/stream":
             self.stream()
+        elif self.path == "/sabotage":
+            self.adapters.spoiled = json.loads(body)
+            self.answer(b"")
         elif self.path == "/torpor/sleep":
+            self.adapters.loaded.clear()
             self.answer(b'{"dropped_bytes": 0}')
         elif self.path == "/torpor/canary":
             self.answer(json.dumps({"number": self.number}).encode())
@@ -78,7 +180,8 @@ class Handler(BaseHTTPRequestHandler):
             Handler.wanted = json.loads(body or b"null")
             self.answer(b"null")
         elif self.path.startswith("/v1/"):
-            self.answer(b"{}")
+            asked = json.loads(body or b"{}")
+            self.reply(self.adapters.generate(asked) if "/" in asked.get("model", "") else (200, {}))
         else:
             self.answer(b'"unknown"', 404)
 

@@ -16,6 +16,7 @@ from coldstart.tiers import SleepTier
 from engines.adapters import Adapter
 from engines.client import EngineClient
 from engines.errors import (
+    AdapterRejected,
     EngineBroken,
     EngineUnavailable,
     HostClosing,
@@ -314,7 +315,7 @@ async def test_what_the_host_does_not_have(run_dir: Path) -> None:
     async with host(run_dir) as engines:
         with pytest.raises(UnknownModel):
             await engines.wake("x" * 10_000)
-        with pytest.raises(UnknownModel):
+        with pytest.raises(AdapterRejected, match="model model serves no adapters"):
             async with engines.acquire("model", adapter):
                 pass
         for tier in (SleepTier.HOT, SleepTier.SNAPSHOT):

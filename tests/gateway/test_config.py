@@ -79,11 +79,11 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
         ("[server]\nlog_format = 'xml'\n", "must be json or text"),
         (
             f"{FAR}[[models]]\nid = 'b'\nsource = '.'\n[models.lora]\nslots = 2\ncpu_slots = 1\n",
-            "torpor.toml:8: [models.lora] cpu_slots: must be at least slots (2)",
+            "torpor.toml:9: [models.lora] cpu_slots: must be at least slots (2)",
         ),
         (
             f"{FAR}[[models]]\nid = 'b'\nsource = '.'\n[models.lora]\nslot = 2\n",
-            "torpor.toml:7: [models.lora] slot: unknown key; did you mean slots?",
+            "torpor.toml:8: [models.lora] slot: unknown key; did you mean slots?",
         ),
         ("[[models]]\nid = 'a'\nurl = 'http://a'\n[models.lora]\n", "is for models that Torpor runs"),
         ("[server]\ntls_key = 'key.pem'\n", "tls_certificate and tls_key go together"),
