@@ -119,7 +119,10 @@ async def test_each_answers_its_own_beside_the_others(site: Site) -> None:
 async def test_a_stream_says_the_public_name_in_every_chunk(site: Site) -> None:
     one = site.adapters[0]
     async with site.host.acquire(MODEL.id, one) as lease, EngineClient(lease.address) as client:
-        body: dict[str, Any] = {"model": lease.served_model_name, "messages": [{"role": "user", "content": "Hi"}]}
+        body: dict[str, Any] = {
+            "model": lease.served_model_name,
+            "messages": [{"role": "user", "content": "Hi"}],
+        }
         body |= {"max_tokens": 6, "stream": True}
         async with client.stream("/v1/chat/completions", json.dumps(body).encode(), attempt_id="a") as stream:
             events = (await stream.read()).decode().split("\n\n")
