@@ -16,6 +16,7 @@ from tenants.scopes import FINE_TUNING
 from tenants.types import KeyKind, Principal
 
 _READ = f"{FINE_TUNING}.read"
+_MAX_NAME = 256
 
 
 def adapter_object(adapter: RegisteredAdapter) -> dict[str, Any]:
@@ -95,6 +96,8 @@ async def _found(services: Services, principal: Principal, name: str) -> Registe
         if found is None or not principal.may_use(name, found.base_model):
             raise model_not_found(name)
         return found
+    if len(name) > _MAX_NAME or not name.isprintable():
+        raise model_not_found(name)
     try:
         return await registry.of_organization(principal.organization_id or "", name)
     except NotFound:
