@@ -46,7 +46,7 @@ def tenants(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Two organizations, each with an adapter of the suffix ``support``: one by command, one by HTTP."""
     folder = tmp_path_factory.mktemp("adapters")
     for seed in (1, 2):
-        make_adapter(folder / str(seed), MODELS / CHAT_MODEL, seed=seed)
+        make_adapter(folder / str(seed), MODELS / CHAT_MODEL, seed=seed, strength=1.0)
     added = gateway.torpor(
         "adapter", "add", str(folder / "1"), "--base-model", CHAT_MODEL, "--suffix", "support"
     )
