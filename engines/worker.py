@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy
 import torch
+from vllm.platforms import current_platform
 
-from engines import memory
+from engines import lora_ops, memory
+
+if torch.device(current_platform.device_type).type == "cpu":
+    lora_ops.install()  # vLLM imports this module before it makes the model
 
 
 class WorkerExtension:

@@ -1,0 +1,134 @@
+"""The CPU's LoRA ops against the formula in float32, for every mixture of rows."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.platforms.cpu import CpuPlatform
+
+from engines import lora_ops
+from engines.lora_ops import MaskedPunica
+
+SLOTS, RANK, WIDTH = 4, 8, 48
+SLICES = (32, 16, 16)
+
+ROWS = [
+    [-1, -1, -1],
+    [0],
+    [3, 3, 3, 3],
+    [-1, 2, 2, -1],
+    [0, 1, 2, 3],
+    [0, 1, 2, 3, -1, -1, 0, 3],
+    [3, -1, 0],
+    [-1] * 40 + [1] * 300 + [0] + [-1],
+    [slot for slot in (2, -1, 0, 3, 1) for _ in range(600)],
+]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(7)
+
+
+class Layer:
+    """One layer's weights as vLLM makes them, and the formula."""
+
+    def __init__(self, slices: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.slices = slices
+        self.a = tuple(torch.zeros(SLOTS, 1, RANK, WIDTH, dtype=dtype) for _ in slices)
+        self.b = tuple(torch.zeros(SLOTS, 1, width, RANK, dtype=dtype) for width in slices)
+        for slot in range(SLOTS):
+            self.load(slot)
+
+    def load(self, slot: int, rank: int = RANK) -> None:
+        """As vLLM's layers do: zeros, then the adapter's own rank."""
+        for a, b in zip(self.a, self.b, strict=True):
+            a[slot], b[slot] = 0, 0
+            a[slot, 0, :rank].copy_(torch.randn(rank, WIDTH) / 7)
+            b[slot, 0, :, :rank].copy_(torch.randn(b.shape[2], rank) / 3)
+
+    def formula(self, x: torch.Tensor, y: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        expected = y.float().clone()
+        for number, slot in enumerate(rows):
+            if slot >= 0:
+                added = [
+                    b[slot, 0].float() @ (a[slot, 0].float() @ x[number].float())
+                    for a, b in zip(self.a, self.b, strict=True)
+                ]
+                expected[number] += torch.cat(added)
+        return expected
+
+
+def punica(kind: type[PunicaWrapperCPU], rows: list[int]) -> Any:
+    made = kind(4096, 256, "cpu")
+    ids = tuple(slot + 1 for slot in rows)
+    mapping = LoRAMapping(ids, ids, is_prefill=True)
+    made.update_metadata(mapping, list(range(1, SLOTS + 1)), SLOTS, 1000)
+    return made
+
+
+def close(seen: torch.Tensor, expected: torch.Tensor) -> bool:
+    tolerance = 1e-4 if seen.dtype == torch.float32 else 3e-2
+    return bool(torch.allclose(seen.float(), expected, rtol=tolerance, atol=tolerance))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slices", [SLICES, (32,)])
+@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{len(rows)}-{len(set(rows))}")
+def test_each_row_gets_its_own_adapter_and_no_other(
+    rows: list[int], slices: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    layer, ops = Layer(slices, dtype), punica(MaskedPunica, rows)
+    for _ in range(2):
+        x, y = torch.randn(len(rows), WIDTH).to(dtype), torch.randn(len(rows), sum(slices)).to(dtype)
+        seen = y.clone()
+        ops.add_lora_linear(seen, x, layer.a, layer.b, 1.0, slices)
+        assert close(seen, layer.formula(x, y, rows))
+        without = torch.tensor(rows) < 0
+        assert torch.equal(seen[without], y[without])
+        layer.load(1, rank=3)  # another adapter comes into a slot, with a smaller rank
+
+
+def test_the_logits_go_by_sample() -> None:
+    rows = [3, -1, 0]
+    layer, ops = Layer((64,), torch.float32), punica(MaskedPunica, rows)
+    x, y = torch.randn(3, WIDTH), torch.randn(3, 80)
+    seen = y.clone()
+    ops.add_lora_logits(seen, x, layer.a[0], layer.b[0], 1.0)
+    expected = torch.cat([layer.formula(x, y[:, :64], rows), y[:, 64:]], dim=1)
+    assert close(seen, expected)
+
+
+def test_an_embedding_of_no_adapter_is_the_bases() -> None:
+    rows = [3, -1, 0]
+    layer, ops = Layer((64,), torch.float32), punica(MaskedPunica, rows)
+    gathered, y = torch.randn(3, RANK), torch.randn(3, 64)
+    seen = y.clone()
+    ops.add_lora_embedding(seen, gathered, layer.b[0])
+    expected = y.clone()
+    for number, slot in enumerate(rows):
+        if slot >= 0:
+            expected[number] += layer.b[0][slot, 0] @ gathered[number]
+    assert close(seen, expected)
+
+
+def test_vllms_own_ops_still_need_mending() -> None:
+    """When this fails, the pinned vLLM has the fix, and `engines.lora_ops` is there for speed alone."""
+    rows = [0, 1, 2, 3, -1]
+    layer, ops = Layer((32,), torch.float32), punica(PunicaWrapperCPU, rows)
+    x, y = torch.randn(5, WIDTH), torch.randn(5, 32)
+    seen = y.clone()
+    ops.add_lora_linear(seen, x, layer.a, layer.b, 1.0, (32,))
+    assert not torch.equal(seen[4], y[4])
+
+
+def test_another_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    platform = SimpleNamespace(get_punica_wrapper=CpuPlatform.get_punica_wrapper)
+    monkeypatch.setattr(lora_ops, "CpuPlatform", platform)
+    monkeypatch.setattr(lora_ops, "__version_tuple__", (0, 33, 0))
+    with pytest.raises(RuntimeError, match=r"0\.32"):
+        lora_ops.install()
+    assert platform.get_punica_wrapper == CpuPlatform.get_punica_wrapper
