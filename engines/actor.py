@@ -87,7 +87,9 @@ class EngineActor:
             state = EngineState.FAILED
         shelved = self._shelf is not None and self._shelf.has_snapshot and not self._cold_next
         tier = tier_of(state, self._replicas, shelved=shelved)
-        return summary(self.spec.id, self._replicas, state, tier, self._failure, tuple(self._wakes))
+        return summary(
+            self.spec.id, self._replicas, state, tier, self._failure, self._wakes, self.desk.counts
+        )
 
     def expected_start_s(self) -> float:
         """How long it probably takes until an engine is awake."""
@@ -180,10 +182,8 @@ class EngineActor:
         self._closing = True
 
     def _on_ask(self, waiter: Waiter) -> None:
-        if self._closing:
-            fail(waiter.result, HostClosing())
-            return
-        if self.desk.refuses(waiter):
+        if self._closing or self.desk.refuses(waiter):
+            fail(waiter.result, HostClosing())  # unless it was refused
             return
         self._idling.on_request()
         self._told_to_sleep = False

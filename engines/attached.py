@@ -17,7 +17,7 @@ from typing import Any
 from vllm.lora.request import LoRARequest
 
 from engines import adapter_canary
-from engines.first_batch import FirstBatch, Turn
+from engines.first_batch import FirstBatch, Turn, depends_on
 
 _DRAIN_S = 10.0
 _POLL_S = 0.002
@@ -29,7 +29,15 @@ class _Served(dict[str, LoRARequest]):
     """vLLM's table of adapters by the ``model`` of a request: ours, by the part before the slash."""
 
     def __contains__(self, model: object) -> bool:
-        return isinstance(model, str) and super().__contains__(model.partition("/")[0])
+        """Whether it is served. The answer to a call for a load that is gone is withheld."""
+        if not isinstance(model, str):
+            return False
+        name, of_ours, _ = model.partition("/")
+        known = super().__contains__(name)
+        call = depends_on.get()
+        if of_ours and not known and call is not None:
+            call.append(Turn.failed())
+        return known
 
     def __getitem__(self, model: str) -> LoRARequest:
         name, _, public = model.partition("/")
@@ -137,6 +145,8 @@ class Adapters:
         """Nobody is given it any more; when its last request has ended, its weights leave."""
         name = attached.lora.lora_name
         self._served.pop(name, None)
+        if attached.turn is not None:
+            attached.turn.open()  # its canary waits for no request any more
         deadline = time.monotonic() + _DRAIN_S
         while self._in_use(name):
             if time.monotonic() > deadline:

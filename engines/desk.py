@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from coldstart.tiers import SleepTier
 from engines.adapters import Adapter
 from engines.errors import AdapterRejected, AdapterUnfit, EngineError
 from engines.misfits import Misfits
 from engines.replica import Replica
+from engines.status import AdapterCounts
 from engines.waiting import Waiter, fail
 
 _logger = logging.getLogger("torpor.engine")
@@ -16,7 +18,7 @@ _logger = logging.getLogger("torpor.engine")
 class AdapterDesk:
     """``waiters`` and ``replicas`` are the actor's own; ``settle`` sees what is to be done after a change.
 
-    Its methods but `forget` are called from the actor's task alone.
+    Its methods but `pardon` and `forget` are called from the actor's task alone.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class AdapterDesk:
         self._post = post
         self._settle = settle
         self._misfits = Misfits()
+        self.counts = AdapterCounts()
 
     def refuses(self, waiter: Waiter) -> bool:
         """Fails who asks for an adapter that has cost too many engines."""
@@ -39,8 +42,17 @@ class AdapterDesk:
         fail(waiter.result, _unfit(waiter.adapter))
         return True
 
+    def on_loaded(self) -> None:
+        """An adapter was loaded."""
+        self.counts = replace(self.counts, loads=self.counts.loads + 1)
+        self._settle()
+
+    def on_misfit(self) -> None:
+        """The canary of an adapter differed; it is unloaded."""
+        self.counts = replace(self.counts, misfits=self.counts.misfits + 1)
+
     def on_changed(self) -> None:
-        """An adapter was loaded or unloaded, or its canary has passed."""
+        """An adapter was unloaded, or could not be loaded."""
         self._settle()
 
     def on_proven(self, adapter: Adapter) -> None:
@@ -66,6 +78,7 @@ class AdapterDesk:
         Requests that run on it may end. Nobody is given it any more.
         """
         _logger.error("engine %d is given up: an adapter does not answer as it did", replica.number)
+        self.counts = replace(self.counts, engines_given_up=self.counts.engines_given_up + 1)
         self._misfits.add(adapter.digest)
         if self._misfits.refused(adapter.digest):
             _logger.error(
@@ -75,6 +88,10 @@ class AdapterDesk:
         replica.condemned = True
         replica.rest(SleepTier.COLD)
         self._settle()
+
+    def pardon(self, digest: str) -> None:
+        """The adapter has been examined anew. For everybody."""
+        self._post(lambda: self._misfits.clear(digest))
 
     def forget(self, digest: str) -> None:
         """The adapter is not wanted any more: it is unloaded where nobody uses it. For everybody."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 _CANARY = "torpor-canary-"
 """How the ids of a canary's requests begin."""
@@ -29,7 +29,7 @@ class Turn:
     requests depend on it.
     """
 
-    def __init__(self, batch: "FirstBatch", prefix: str, lora: str | None) -> None:
+    def __init__(self, batch: "FirstBatch | None", prefix: str, lora: str | None) -> None:
         self.prefix = prefix
         self.lora = lora
         self._batch = batch
@@ -37,13 +37,21 @@ class Turn:
         self._sent = asyncio.Event()
         self._verdict: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
+    @classmethod
+    def failed(cls) -> Self:
+        """The turn of a canary that has failed."""
+        turn = cls(None, "", None)
+        turn.close(passed=False)
+        return turn
+
     def open(self) -> None:
         """Nothing more is to be waited for."""
         self._asked.set()
 
     def close(self, *, passed: bool) -> None:
         """The canary has answered, or will not."""
-        self._batch.remove(self)
+        if self._batch is not None:
+            self._batch.remove(self)
         self._asked.set()
         self._sent.set()
         if not self._verdict.done():
@@ -76,7 +84,7 @@ class Turn:
             try:
                 await asyncio.wait_for(self._asked.wait(), _PATIENCE_S)
             except TimeoutError:
-                if not self._batch.expecting:
+                if self._batch is None or not self._batch.expecting:
                     self._asked.set()
 
     def sent(self) -> None:

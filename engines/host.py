@@ -51,8 +51,7 @@ class EngineHost:
     """The engines of this machine. Use it as an async context manager: leaving it ends every engine.
 
     ``snapshot_dir``: where snapshots are kept; None for none. ``criu_dir``: the folder of an unpacked CRIU.
-    ``memory_bytes``: what all engines together may use. ``make`` and ``policy`` are for tests and
-    measurements.
+    ``memory_bytes``: what all engines together may use. ``make`` and ``policy`` are for tests.
     """
 
     def __init__(
@@ -277,12 +276,15 @@ class EngineHost:
         servable(self._spec(model_id), adapter)
         try:
             async with self._leased(self._actor(model_id), timeout_s, None, alone) as lease:
-                return await loading.record(lease)
+                canary = await loading.record(lease)
         except AdapterUnfit as error:
             raise AdapterRejected("the engine fails when it loads the adapter") from error
         except EngineBroken as error:
             self.report_broken(lease)
             raise EngineUnavailable("the engine failed while it examined the adapter", 5.0) from error
+        for actor in self._everyone():
+            actor.desk.pardon(adapter.digest)
+        return canary
 
     def forget(self, digest: str) -> None:
         """The adapter was deleted: engines unload it as soon as nobody uses it."""

@@ -88,6 +88,7 @@ class Weights:
     Their memory is laid out anew; the tensors stay, so that vLLM goes on writing adapters into them.
     """
 
+    @torch.inference_mode(False)  # adapters are written into them outside of it
     def __init__(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> None:
         self.kept = (*a, *b)
         self.slots, _, self.rank, width = a[0].shape

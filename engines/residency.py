@@ -34,9 +34,9 @@ class Residency:
         self._misfits: dict[str, int] = {}  # in a row, by digest
 
     @property
-    def loading(self) -> bool:
-        """Whether a load is under way: the engine must not go to sleep meanwhile."""
-        return any(resident.stage is Stage.LOADING for resident in self.slots)
+    def changing(self) -> bool:
+        """Whether the engine is loading, proving or unloading one: it must not go to sleep meanwhile."""
+        return any(one.stage in (Stage.LOADING, Stage.FRESH, Stage.LEAVING) for one in self.slots)
 
     def status(self) -> tuple[ResidentAdapter, ...]:
         """As they are now, without those that are not given to requests."""
@@ -75,7 +75,7 @@ class Residency:
             resident.stage = Stage.FRESH
             self._replica.spawn(self._prove(engine, resident))
         self._replica.relieved()
-        self._parts.listener.desk.on_changed()
+        self._parts.listener.desk.on_loaded()
 
     def _on_rejected(self, resident: Resident, reason: str) -> None:
         if self._there(resident):
@@ -108,6 +108,7 @@ class Residency:
         self._misfits.pop(resident.adapter.digest, None)
         if self._there(resident) and resident.stage is Stage.FRESH:
             resident.stage, resident.suspected = Stage.PROVEN, False
+            self._replica.relieved()
             self._parts.listener.desk.on_proven(resident.adapter)
 
     def _on_unproven(self, engine: Engine, resident: Resident) -> None:
@@ -120,6 +121,7 @@ class Residency:
             return
         digest = resident.adapter.digest
         _logger.error("%s: %s", resident.name, how)
+        self._parts.listener.desk.on_misfit()
         self._evict(engine, resident)
         self._misfits[digest] = self._misfits.get(digest, 0) + 1
         if self._misfits[digest] >= _MISFITS:

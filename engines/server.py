@@ -160,7 +160,7 @@ class _Held:
     async def __call__(self, message: Message) -> None:
         if self.withheld:
             raise _Withheld
-        if message["type"] == "http.response.start" and self._control.holds:
+        if message["type"] == "http.response.start" and (self._turns or self._control.holds):
             self._head = message
             return
         await self._control.proven()

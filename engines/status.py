@@ -41,6 +41,15 @@ class ResidentAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterCounts:
+    """Since the host was opened: loads into engines, canaries that differed, engines given up for that."""
+
+    loads: int = 0
+    misfits: int = 0
+    engines_given_up: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One of a model's engines as it is now; ``pool`` is for whom alone it is, if not for everybody."""
 
@@ -71,6 +80,7 @@ class EngineStatus:
     failure: str | None = None
     wakes: tuple[Wake, ...] = ()
     replicas: tuple[ReplicaStatus, ...] = ()
+    adapters: AdapterCounts = AdapterCounts()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """A model's engines told as one."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from coldstart.tiers import SleepTier
 from engines.replica import Replica
-from engines.status import EngineState, EngineStatus, Wake
+from engines.status import AdapterCounts, EngineState, EngineStatus, Wake
 
 _UNKNOWN_START_S = 5.0
 _AWAKE_FIRST = {
@@ -61,7 +61,8 @@ def summary(
     state: EngineState,
     tier: SleepTier,
     failure: str | None,
-    wakes: tuple[Wake, ...],
+    wakes: Iterable[Wake],
+    adapters: AdapterCounts,
 ) -> EngineStatus:
     """The sums of the replicas."""
     started = [replica.ready_at for replica in replicas if replica.ready_at]
@@ -73,8 +74,9 @@ def summary(
         in_flight=sum(len(replica.leases) for replica in replicas),
         started_at=min(started) if started else None,
         failure=failure,
-        wakes=wakes,
+        wakes=tuple(wakes),
         replicas=tuple(replica.status() for replica in replicas),
+        adapters=adapters,
     )
 
 
@@ -93,6 +95,11 @@ def joined(shared: EngineStatus, pools: Mapping[str, EngineStatus]) -> EngineSta
         failure=next((part.failure for part in parts if part.failure), None),
         wakes=tuple(sorted((wake for part in parts for wake in part.wakes), key=lambda wake: wake.at)),
         replicas=tuple(replica for part in parts for replica in part.replicas),
+        adapters=AdapterCounts(
+            sum(part.adapters.loads for part in parts),
+            sum(part.adapters.misfits for part in parts),
+            sum(part.adapters.engines_given_up for part in parts),
+        ),
     )
 
 

@@ -50,7 +50,7 @@ class ReplicaView:
     @property
     def busy(self) -> bool:
         """Whether it does anything for anybody."""
-        return bool(self.leases) or self.adapters.loading
+        return bool(self.leases) or self.adapters.changing
 
     @property
     def waits_for_memory(self) -> bool:

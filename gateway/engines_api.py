@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from coldstart.tiers import SleepTier
-from engines.status import EngineStatus
+from engines.status import EngineStatus, ResidentAdapter
 from gateway.authentication import authenticate
 from gateway.bodies import read_json
 from gateway.errors import invalid_request
@@ -20,7 +20,7 @@ def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]
     """Torpor's ``engine`` object. Memory in bytes, times in unix seconds, durations in milliseconds.
 
     Only the operator sees ``failure``: an engine's own words hold paths and stacks. The same holds for whose
-    a dedicated replica is.
+    a dedicated replica is, and for the adapters that an engine holds.
     """
     return {
         "id": status.id,
@@ -36,6 +36,7 @@ def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]
                 "state": replica.state,
                 "memory_bytes": replica.memory_bytes,
                 "in_flight": replica.in_flight,
+                **({"adapters": [_resident(one) for one in replica.adapters]} if for_operator else {}),
                 **({"project_id": replica.pool} if for_operator and replica.pool else {}),
             }
             for replica in status.replicas
@@ -45,6 +46,10 @@ def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]
             for wake in status.wakes
         ],
     }
+
+
+def _resident(adapter: ResidentAdapter) -> dict[str, Any]:
+    return {"digest": adapter.digest, "in_flight": adapter.in_flight, "proven": adapter.proven}
 
 
 async def list_engines(request: Request) -> Response:

@@ -159,6 +159,13 @@ class RequestCounts:
         return project
 
 
+_ADAPTER_COUNTS = (
+    ("torpor_adapter_loads", "Loads of adapters into engines.", "loads"),
+    ("torpor_adapter_misfits", "Canaries of adapters that differed after a load.", "misfits"),
+    ("torpor_engines_given_up", "Engines that were ended for that.", "engines_given_up"),
+)
+
+
 class EngineMetrics:
     """The engines as they are, and their wakes.
 
@@ -182,6 +189,9 @@ class EngineMetrics:
         memory = GaugeMetricFamily("torpor_engine_memory_bytes", "PSS of its processes.", labels=["model"])
         in_flight = GaugeMetricFamily("torpor_in_flight", "Requests at the engine.", labels=["model"])
         replicas = GaugeMetricFamily("torpor_engine_replicas", "Engines of the model.", labels=["model"])
+        resident = GaugeMetricFamily(
+            "torpor_adapters_resident", "Adapters that engines hold, by engine summed.", labels=["model"]
+        )
         for engine in engines:
             for one in EngineState:
                 state.add_metric([engine.id, one], float(engine.state is one))
@@ -190,8 +200,12 @@ class EngineMetrics:
             memory.add_metric([engine.id], engine.memory_bytes)
             in_flight.add_metric([engine.id], engine.in_flight)
             replicas.add_metric([engine.id], len(engine.replicas))
+            resident.add_metric([engine.id], sum(len(replica.adapters) for replica in engine.replicas))
             self._count(engine)
-        yield from (state, tier, memory, in_flight, replicas)
+        yield from (state, tier, memory, in_flight, replicas, resident)
+        for name, text, what in _ADAPTER_COUNTS:
+            counts = {(engine.id,): getattr(engine.adapters, what) for engine in engines}
+            yield _counter(name, text, ("model",), counts)
         labels = ("model", "tier")
         yield _counter("torpor_wakes", "Wakes, by the tier that they were from.", labels, self._wakes)
         yield _counter("torpor_wake_seconds", "How long wakes took, summed.", labels, self._wake_seconds)

@@ -74,7 +74,7 @@ class Attached:
         name, _, public = body["model"].partition("/")
         text, fit = self.loaded.get(name, ("", None))
         if fit is None:
-            return 404, {"error": {"message": "no such model", "code": 404}}
+            return 503, {"error": {"message": "it is not there any more", "code": "adapter_unfit"}}
         with self.changing:
             self.running.append(name)
             self.peak["running"] = max(self.peak["running"], len(set(self.running)))

@@ -15,11 +15,13 @@ from engines.host import EngineHost
 from engines.spec import LoraSettings
 from engines.status import EngineState
 from tests.engines.sleepers import asleep, has_snapshot, snapshot_host
-from tests.engines.support import QUICK, eventually, folders, standin
+from tests.engines.support import QUICK, eventually, folders
 from tests.engines.uploads import (
+    PATIENT,
     ask,
     ask_with,
     base,
+    engine,
     named,
     peak,
     renamed,
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def one_host(run_dir: Path, **changes: object) -> EngineHost:
-    return EngineHost([base(**changes)], run_dir=run_dir, policy=QUICK, make=standin)
+    return EngineHost([base(**changes)], run_dir=run_dir, policy=PATIENT, make=engine)
 
 
 def some(run_dir: Path, count: int) -> list[Adapter]:
@@ -67,8 +69,8 @@ async def test_the_least_recently_used_one_leaves_with_its_files(run_dir: Path) 
         assert residents(host) == named(a, b, c)
         await ask(host, d)
         assert residents(host) == named(a, c, d)
-        (engine,) = folders(run_dir)
-        kept = {path.name.partition(".")[0] for path in (engine / "adapters").iterdir()}
+        (folder,) = folders(run_dir)
+        kept = {path.name.partition(".")[0] for path in (folder / "adapters").iterdir()}
         assert kept == {adapter.digest[:32] for adapter in (a, c, d)}
 
 
@@ -171,7 +173,8 @@ async def test_a_spoiled_load_is_withheld_and_made_anew_under_another_name(run_d
         again = await ask(host, a)
         assert (again.status, again.text, again.lease.replica) == (200, "words of 0", spoiled.lease.replica)
         assert again.lease.served_model_name != spoiled.lease.served_model_name
-        assert (await ask_with(spoiled.lease)).status == 404
+        stale = await ask_with(spoiled.lease)
+        assert (stale.status, stale.body["error"]["code"]) == (503, "adapter_unfit")
 
 
 async def test_an_engine_that_spoils_it_twice_is_given_up(run_dir: Path) -> None:
@@ -206,7 +209,7 @@ async def test_no_third_engine_is_risked_for_one_adapter(run_dir: Path) -> None:
         with pytest.raises(AdapterUnfit):
             await ask(host, a)
         assert (await ask(host, b)).lease.replica == good.lease.replica == 3
-        host.forget(a.digest)  # it was examined anew
+        await host.examine("model", a)
         assert (await ask(host, a)).text == "words of 0"
 
 
@@ -219,8 +222,8 @@ async def test_a_deleted_one_leaves_with_its_last_request(run_dir: Path) -> None
                 host.forget(adapter.digest)
             assert await eventually(lambda: not residents(host))
             assert (await ask_with(lease)).text == "words of 0"
-        (engine,) = folders(run_dir)
-        assert await eventually(lambda: not list((engine / "adapters").iterdir()))
+        (folder,) = folders(run_dir)
+        assert await eventually(lambda: not list((folder / "adapters").iterdir()))
 
 
 async def test_an_engine_that_slept_has_none(run_dir: Path) -> None:
@@ -236,7 +239,7 @@ async def test_an_engine_that_slept_has_none(run_dir: Path) -> None:
 
 async def test_a_restored_engine_loads_it_and_its_snapshot_has_none(run_dir: Path) -> None:
     adapter = uploaded(run_dir, "mine")
-    async with asleep(run_dir, base()) as host:
+    async with asleep(run_dir, base(), policy=PATIENT, make=engine) as host:
         told = await ask(host, adapter)
         assert (told.text, told.lease.tier, told.lease.fresh) == ("mine", SleepTier.SNAPSHOT, True)
         await host.sleep("model", SleepTier.SNAPSHOT)
@@ -250,9 +253,9 @@ async def test_an_engine_that_has_held_one_is_not_dumped(run_dir: Path) -> None:
 
     def counting(*parts: object) -> object:
         made.append(parts)
-        return standin(*parts)  # type: ignore[arg-type]
+        return engine(*parts)  # type: ignore[arg-type]
 
-    async with snapshot_host(run_dir, base(snapshot=True), make=counting) as host:
+    async with snapshot_host(run_dir, base(snapshot=True), policy=PATIENT, make=counting) as host:
         await ask(host, adapter)
         assert await eventually(has_snapshot(host), 20)
         count = len(made)
@@ -263,7 +266,10 @@ async def test_an_engine_that_has_held_one_is_not_dumped(run_dir: Path) -> None:
 
 async def test_requests_prefer_the_engine_that_has_it(run_dir: Path) -> None:
     a, b, c = some(run_dir, 3)
-    async with asleep(run_dir, base(max_replicas=2)) as host, AsyncExitStack() as stack:
+    async with (
+        asleep(run_dir, base(max_replicas=2), policy=PATIENT, make=engine) as host,
+        AsyncExitStack() as stack,
+    ):
         first = await stack.enter_async_context(host.acquire("model", a))
         await stack.enter_async_context(host.acquire("model", b))
         third = await stack.enter_async_context(host.acquire("model", c))
@@ -279,8 +285,8 @@ async def test_examining_records_what_is_compared_and_leaves_nothing(run_dir: Pa
             await ask(host, unexamined)
         recorded = await asyncio.gather(*(host.examine("model", unexamined) for _ in range(4)))
         assert [json.loads(one) for one in recorded] == [{"text": "mine"}] * 4
-        (engine,) = folders(run_dir)
-        assert await eventually(lambda: not list((engine / "adapters").iterdir()))
+        (folder,) = folders(run_dir)
+        assert await eventually(lambda: not list((folder / "adapters").iterdir()))
         with pytest.raises(AdapterRejected, match="refuses"):
             await host.examine("model", uploaded(run_dir, "refuse"))
         with pytest.raises(AdapterRejected, match="rank 64"):

@@ -144,8 +144,8 @@ async def test_a_spoiled_adapter_answers_nobody_and_is_loaded_anew(
     assert lease.fresh
     site.host.report_broken(lease)
     assert await site.text(victim, PROMPTS[0]) == site.own[0][0]
-    status, answer = await site.ask_with(lease)
-    assert status == 404  # the spoiled load is known to nobody any more
+    status, answer = await site.ask_with(lease)  # the spoiled load is known to nobody any more
+    assert (status, answer["error"]["code"]) == (503, "adapter_unfit")
 
 
 async def test_an_engine_that_spoils_it_twice_is_given_up(site: Site) -> None:

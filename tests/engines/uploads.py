@@ -9,11 +9,22 @@ from typing import Any
 from engines.adapters import Adapter
 from engines.client import EngineClient
 from engines.host import EngineHost
+from engines.process import EngineProcess, EngineSite
 from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease
 from tests.engines.sleepers import model
+from tests.engines.support import QUICK, standin_argv
 
 FEW = LoraSettings(slots=2, cpu_slots=3)
+
+
+#: Nothing here is about engines that are slow to answer.
+PATIENT = replace(QUICK, health_failures=100)
+
+
+def engine(spec: ModelSpec, site: EngineSite) -> EngineProcess:
+    """A stand-in that is given time to answer its health check."""
+    return EngineProcess(spec, site, argv=standin_argv, health_timeout_s=5.0)
 
 
 def base(**changes: object) -> ModelSpec:
