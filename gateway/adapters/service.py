@@ -31,6 +31,8 @@ from tenants.types import Principal
 
 _SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FIELDS = frozenset({"base_model", "suffix", "visibility"})
+_PATH = re.compile(r"(?<![\w.])/[^\s'\",;:)\]]+")
+_MAX_REASON = 300
 _CHECKS_AT_ONCE = 2
 """Each reads and hashes whole files in a thread, which other requests need as well."""
 
@@ -96,8 +98,7 @@ class Adapters:
             except InvalidAdapter as error:
                 raise invalid_request(error.message, error.param, "invalid_adapter") from None
             except AdapterRejected as error:
-                message = f"The engine refuses the adapter: {error}"
-                raise invalid_request(message, "file", "invalid_adapter") from None
+                raise invalid_request(_refusal(error), "file", "invalid_adapter") from None
             except OSError as error:
                 raise storage_unavailable() from error
 
@@ -187,6 +188,11 @@ def _is_private(fields: Mapping[str, str], principal: Principal) -> bool:
         message = "Only a token that names a user can upload an adapter with the visibility 'user'."
         raise invalid_request(message, "visibility", "invalid_value")
     return private
+
+
+def _refusal(error: AdapterRejected) -> str:
+    """The engine's reason as its owner may read it: not long, and without any path of this host."""
+    return f"The engine refuses the adapter: {_PATH.sub('...', str(error))[:_MAX_REASON]}"
 
 
 def _check(upload: Upload, wanted: _Wanted, place: Path, most_bytes: int) -> Checked:

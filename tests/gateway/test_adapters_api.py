@@ -209,10 +209,12 @@ async def test_bodies_that_are_no_forms(
 
 
 async def test_a_refusal_of_the_engine_is_told_and_leaves_nothing(stage: AdapterStage) -> None:
-    stage.examiner.refusal = "its answers are not finite"
+    stage.examiner.refusal = "in '/run/torpor/7/adapters/x': its answers are not finite"
     answer = await stage.stage.http.post(ADAPTERS, data=fields(), files=files())
     assert answer.status_code == 400
-    assert (await _error(answer))["message"] == "The engine refuses the adapter: its answers are not finite"
+    assert (await _error(answer))["message"] == (
+        "The engine refuses the adapter: in '...': its answers are not finite"
+    )
     assert stage.contents() == set()
     assert (await stage.stage.http.get(ADAPTERS)).json()["data"] == []
 
