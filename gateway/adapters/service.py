@@ -3,11 +3,11 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
@@ -29,6 +29,7 @@ from tenants.adapter_permissions import AdapterPermissions
 from tenants.adapters import AdapterRegistry, NewAdapter
 from tenants.types import Principal
 
+T = TypeVar("T")
 _SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FIELDS = frozenset({"base_model", "suffix", "visibility"})
 _PATH = re.compile(r"(?<![\w.])/[^\s'\",;:)\]]+")
@@ -105,7 +106,7 @@ class Adapters:
     async def _register(
         self, request: Request, principal: Principal, catalog: Catalog, folder: Path
     ) -> RegisteredAdapter:
-        config, index = self._config, self.registry.index
+        config = self._config
         files = {"file": config.max_upload_bytes, "config": MAX_CONFIG_BYTES}
         upload = await receive(request, Form(_FIELDS, files, config.upload_timeout_s), folder)
         wanted = _wanted(upload, principal, catalog)
@@ -113,7 +114,13 @@ class Adapters:
         async with self._checks:
             checked = await asyncio.to_thread(_check, upload, wanted, place, config.max_upload_bytes)
         self.registry.check_quota(principal.project_id or "", checked.size_bytes)
-        async with self._store.kept(place, checked.digest, index.uses) as kept:
+        return await _unbroken(self._examined(principal, wanted, place, checked))
+
+    async def _examined(
+        self, principal: Principal, wanted: _Wanted, place: Path, checked: Checked
+    ) -> RegisteredAdapter:
+        """Takes what is at the place into the store and, when an engine serves it, into the registry."""
+        async with self._store.kept(place, checked.digest, self.registry.index.uses) as kept:
             new = Adapter(f"examined {wanted.suffix}", checked.digest, kept, checked.rank)
             canary = await self._host.examine(wanted.base.id, new)
             return await self.registry.add(
@@ -158,6 +165,19 @@ class Adapters:
         if not self.registry.index.uses(adapter.digest):
             self._host.forget(adapter.digest)
         await self._store.drop(adapter.digest, self.registry.index.uses)
+
+
+async def _unbroken(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits the work, to its end also where the caller is cancelled meanwhile.
+
+    A commit on its way cannot be recalled: the content must not go before it is known what came of it.
+    """
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _wanted(upload: Upload, principal: Principal, catalog: Catalog) -> _Wanted:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from openai import NotFoundError, PermissionDeniedError
 from sqlalchemy import insert
+from starlette.requests import Request
 
 from gateway.adapters import multipart
 from gateway.adapters.config import AdaptersConfig
@@ -129,6 +130,31 @@ async def test_content_stays_while_it_is_being_registered_again(stage: AdapterSt
     second = await again
     assert stage.contents() == {second["digest"]}
     assert _folder(stage).is_dir()
+
+
+async def test_a_registration_that_is_cancelled_is_whole_or_not_there(stage: AdapterStage) -> None:
+    """As at a shutdown: what has begun to be registered is, with its content."""
+    sent = httpx.Request("POST", "http://gateway", data=fields(), files=files())
+    body = sent.read()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    scope = {"type": "http", "headers": [(b"content-type", sent.headers["content-type"].encode())]}
+    services, tenant = stage.stage.services, stage.stage.tenant
+    who = await services.tenants.authenticate(tenant.key)
+    stage.examiner.go_on.clear()
+    work = asyncio.create_task(stage.adapters.register(Request(scope, receive), who, services.catalog))
+    while not stage.examiner.examined:
+        await asyncio.sleep(0.005)
+    work.cancel()
+    await asyncio.sleep(0.02)
+    assert not work.done()
+    stage.examiner.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    (listed,) = (await stage.stage.http.get(ADAPTERS)).json()["data"]
+    assert stage.contents() == {listed["digest"]}
 
 
 async def test_what_a_crash_leaves_is_removed_at_the_next_start(stage: AdapterStage) -> None:
