@@ -76,7 +76,7 @@ async def test_anothers_adapter_takes_no_longer_than_none(stage: AdapterStage) -
                 assert (await other.post(CHAT, json=_question(name))).status_code == 404
                 took[which].append(time.perf_counter() - began)
     foreign, absent = (statistics.median(took[which]) for which in ("foreign", "absent"))
-    assert abs(foreign - absent) < 0.2 * absent, (foreign, absent)
+    assert abs(foreign - absent) < max(0.2 * absent, 0.0005), (foreign, absent)
 
 
 async def test_nobody_else_sees_it_in_a_list(stage: AdapterStage) -> None:
