@@ -139,18 +139,21 @@ def test_a_model_without_adapters_says_so(gateway: Gateway, tmp_path: Path) -> N
     assert f"The model `{EMBED_MODEL}` takes no adapters" in done.stderr
 
 
-def test_the_commands_list_show_share_and_delete(gateway: Gateway, tmp_path: Path) -> None:
+def test_the_commands_list_show_share_and_delete(
+    gateway: Gateway, tenants: tuple[Tenant, Tenant], tmp_path: Path
+) -> None:
     folder = make_adapter(tmp_path / "a", MODELS / CHAT_MODEL, seed=4)
-    name = gateway.torpor(
-        "adapter", "add", str(folder), "--base-model", CHAT_MODEL, "--suffix", "gone"
-    ).stdout.strip()
-    assert name in gateway.torpor("adapter", "list").stdout
-    assert "rank" in gateway.torpor("adapter", "show", name).stdout
-    project = gateway.torpor("project", "create", "sharer").stdout.strip()
-    assert project in gateway.torpor("adapter", "share", name, project).stdout
+    with gateway.http() as http, gateway.http(gateway.admin_key) as admin:
+        data = {"base_model": CHAT_MODEL, "suffix": "gone"}
+        name = http.post(ADAPTERS, data=data, files={"file": ("a.tar.gz", _archive(folder))}).json()["id"]
+        project = admin.post("/v1/organization/projects", json={"name": "sharer"}).json()["id"]
     client = gateway.client()
     assert client.chat.completions.create(model=name, messages=QUESTION, max_tokens=1).model == name
+    assert name in gateway.torpor("adapter", "list").stdout
+    assert "rank" in gateway.torpor("adapter", "show", name).stdout
+    assert project in gateway.torpor("adapter", "share", name, project).stdout
     assert gateway.torpor("adapter", "delete", name).stdout == f"{name} deleted\n"
-    assert name not in gateway.torpor("adapter", "list").stdout
+    assert name not in [model.id for model in client.models.list()]
     with pytest.raises(NotFoundError):
         client.chat.completions.create(model=name, messages=QUESTION, max_tokens=1)
+    assert tenants[0].answer(), "another adapter is there as before"
