@@ -16,7 +16,7 @@ from typing import Any
 
 from engines.canary import Asker, tokens
 
-_PROMPT_TOKENS = 16
+_PROMPT_TOKENS = 4  # each costs the first request some milliseconds; the last one depends on every module
 _PROBES = 16
 _PROMPTS = (7919, 4409, 1299709)
 _BATCH = 6
@@ -37,11 +37,13 @@ async def record(engine: Any, lora: Any) -> dict[str, Any]:
     size = engine.model_config.get_vocab_size()
     probes = tokens(15485863, _PROBES, size)
     prompts = [tokens(step, _PROMPT_TOKENS, size) for step in _PROMPTS]
-    seen = [(await with_it(prompt, probes), await without(prompt, probes)) for prompt in prompts]
-    if not all(math.isfinite(value) for (_, values), _ in seen for value in values):
+    asked = [measure(prompt, probes) for prompt in prompts for measure in (with_it, without)]
+    answers = [answer for _, answer in await asyncio.gather(*asked)]
+    if not all(math.isfinite(value) for answer in answers for value in answer):
         raise ValueError("with this adapter the model's output is not finite")
-    best = max(range(len(prompts)), key=lambda at: _distance(seen[at][0][1], seen[at][1][1]))
-    prompt, (token, _) = prompts[best], seen[best][0]
+    effects = [_distance(*pair) for pair in zip(answers[::2], answers[1::2], strict=True)]
+    prompt = prompts[effects.index(max(effects))]
+    token, _ = await with_it(prompt, probes)
     probes = [*(probe for probe in probes if probe != token), *([] if token is None else [token])]
     _, values = await with_it(prompt, probes)
     _, base = await without(prompt, probes)

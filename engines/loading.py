@@ -68,6 +68,10 @@ class AdapterDoor:
         told: Mapping[str, Any] = await self._ask("GET", f"{_PATH}/{name}/proof", None, _PROOF_TIMEOUT_S)
         return told
 
+    async def sweep(self) -> None:
+        """The engine has unloaded all of them: so do their files go."""
+        await asyncio.to_thread(shutil.rmtree, self.folder / _FOLDER, ignore_errors=True)
+
     async def _remove(self, name: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self.folder / _FOLDER / name, ignore_errors=True)
 

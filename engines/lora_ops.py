@@ -88,20 +88,18 @@ class Weights:
     Their memory is laid out anew; the tensors stay, so that vLLM goes on writing adapters into them.
     """
 
-    @torch.inference_mode(False)  # adapters are written into them outside of it
     def __init__(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> None:
         self.kept = (*a, *b)
         self.slots, _, self.rank, width = a[0].shape
-        joined = torch.stack([one.squeeze(1) for one in a], dim=1).contiguous()
-        for number, one in enumerate(a):
-            one.data = joined[:, number].unsqueeze(1)
-        # [slots, slices * rank, in], so that those of one slot, and of neighbours, are next to each other.
-        self._a = joined.view(self.slots, len(a) * self.rank, width)
-        self._b = []
-        for one in b:
-            turned = one.squeeze(1).transpose(1, 2).contiguous()
-            one.data = turned.transpose(1, 2).unsqueeze(1)
-            self._b.append(turned)
+        with torch.inference_mode(mode=False):  # adapters are written into them outside of it
+            joined = torch.stack([one.squeeze(1) for one in a], dim=1).contiguous()
+            self._b = [one.squeeze(1).transpose(1, 2).contiguous() for one in b]
+            # [slots, slices * rank, in]: those of one slot, and of neighbours, are next to each other.
+            self._a = joined.view(self.slots, len(a) * self.rank, width)
+            for number, one in enumerate(a):
+                one.data = joined[:, number].unsqueeze(1)
+            for turned, one in zip(self._b, b, strict=True):
+                one.data = turned.transpose(1, 2).unsqueeze(1)
 
     def add(self, y: torch.Tensor, x: torch.Tensor, plan: Plan, widths: Sequence[int], scale: float) -> None:
         """``y``, shape [rows, out], += what the adapters make of ``x``, [rows, in]."""

@@ -245,8 +245,9 @@ class EngineProcess:
             raise EngineBroken(f"the engine has ended: {error}") from error
 
     async def pause(self) -> None:
-        """Freeze it; its KV cache is given back. No request may run. Raises `EngineBroken`."""
+        """Freeze it; its KV cache is given back, its adapters go. No request may run. Raises `EngineBroken`."""
         await self._site.driver.pause(self)
+        await self.adapters.sweep()
 
     async def resume(self) -> None:
         """End a pause: return when it answers. Raises `EngineBroken`."""

@@ -232,6 +232,7 @@ async def test_an_engine_that_slept_has_none(run_dir: Path) -> None:
         first = await ask(host, adapter)
         await host.sleep("model", SleepTier.PAUSED)
         assert not residents(host)
+        assert not (folders(run_dir)[0] / "adapters").exists()
         again = await ask(host, adapter)
         assert (again.text, again.lease.fresh, again.lease.tier) == ("mine", True, SleepTier.PAUSED)
         assert again.lease.internal_name != first.lease.internal_name

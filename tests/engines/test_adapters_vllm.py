@@ -75,7 +75,7 @@ class Site:
             return status, answer, lease
 
     async def ask_with(self, lease: EngineLease, prompt: str = PROMPTS[0]) -> tuple[int, dict[str, Any]]:
-        asked = {"model": lease.served_model_name, "prompt": prompt, "max_tokens": 12, "temperature": 0}
+        asked = {"model": lease.served_model_name, "prompt": prompt, "max_tokens": 6, "temperature": 0}
         async with EngineClient(lease.address) as client:
             reply = await client.request("POST", "/v1/completions", json.dumps(asked).encode(), timeout_s=60)
         return reply.status, json.loads(reply.body)
@@ -86,7 +86,8 @@ class Site:
             self.host.forget(digest)
         async with self.host.acquire(MODEL.id) as lease:
             folder = Path(lease.address.uds or "").parent
-            assert await eventually(lambda: not any((folder / "adapters").glob("*")))
+            left = folder / "adapters"
+            assert await eventually(lambda: not any(left.glob("*"))), [path.name for path in left.glob("*")]
             (folder / ORDERS).write_text(json.dumps(orders))
         return lease
 

@@ -1,0 +1,230 @@
+"""Adapters from a gateway with a real engine: ``python -m loadtest.adapter_serving first-token|many``.
+
+``first-token``: streams to an adapter that is not resident and to its base model in turns, on an engine that
+is hot and on one that sleeps in a snapshot; what counts is the difference of the medians, the machine being
+noisy. ``many``: of the registered adapters some are asked for at random by clients that know what each
+answers alone: the log-probabilities of the five most probable first tokens, by which one adapter is told from
+all others (greedy words alone would differ where two tokens are as probable, and the batch decides). An
+answer that is another's, or none, fails the run.
+"""
+
+import argparse
+import concurrent.futures
+import io
+import json
+import math
+import random
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.adapter_files import make_adapter
+from loadtest.coldstart import MODEL, ROOT, Gateway
+from loadtest.sections import command, write_section
+
+CONFIG = """
+[server]
+port = {port}
+
+[metrics]
+enabled = false
+
+[engines]
+criu = "{root}/.criu"
+
+[[models]]
+id = "{model}"
+source = "{root}/models/{model}"
+idle_pause_s = 3600
+idle_snapshot_s = 7200
+
+[models.lora]
+slots = {slots}
+cpu_slots = {cpu_slots}
+"""
+PROMPT = "The three things that matter most are"
+SETTLE_S = 0.4
+WORDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Milliseconds until the first token, and the most probable tokens at its place."""
+
+    first_ms: float
+    logprobs: dict[str, float]
+
+    def distance(self, other: "Answer") -> float:
+        """The root mean square difference of the log-probabilities that both have; infinite below three."""
+        both = self.logprobs.keys() & other.logprobs.keys()
+        if len(both) < 3:
+            return math.inf
+        return math.sqrt(sum((self.logprobs[one] - other.logprobs[one]) ** 2 for one in both) / len(both))
+
+
+class AdapterGateway(Gateway):
+    """A gateway whose model serves adapters."""
+
+    def __init__(self, folder: Path, slots: int, cpu_slots: int) -> None:
+        super().__init__(folder, 1)
+        text = CONFIG.format(port=self.port, root=ROOT, model=MODEL, slots=slots, cpu_slots=cpu_slots)
+        (folder / "torpor.toml").write_text(text)
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The project's key."""
+        return {"authorization": f"Bearer {self.keys['TORPOR_API_KEY']}"}
+
+    def register(self, folder: Path, seed: int) -> str:
+        """Upload an adapter of random weights. Its name."""
+        make_adapter(folder, ROOT / "models" / MODEL, seed=seed, modules=("q_proj", "v_proj"), strength=1.0)
+        raw = io.BytesIO()
+        with tarfile.open(fileobj=raw, mode="w") as archive:
+            archive.add(folder, "adapter")
+        answer = self.http.post(
+            "/v1/torpor/adapters",
+            headers=self.bearer,
+            data={"base_model": MODEL, "suffix": f"load-{seed}"},
+            files={"file": ("adapter.tar", raw.getvalue())},
+        )
+        if answer.is_error:
+            raise AssertionError(f"adapter {seed} was refused: {answer.text}")
+        name: str = answer.json()["id"]
+        return name
+
+    def answer(self, model: str, words: int = WORDS) -> Answer:
+        """A stream of so many tokens. Raises AssertionError unless every chunk is of that model."""
+        body = {"model": model, "prompt": PROMPT, "max_tokens": words, "temperature": 0, "stream": True}
+        body["logprobs"] = 5
+        began, first_ms = time.perf_counter(), 0.0
+        found: dict[str, float] = {}
+        with self.http.stream("POST", "/v1/completions", headers=self.bearer, json=body) as answer:
+            if answer.is_error:
+                raise AssertionError(f"{answer.status_code}: {answer.read().decode()}")
+            for line in answer.iter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                chunk = json.loads(line.removeprefix("data: "))
+                if "error" in chunk or chunk["model"] != model:
+                    raise AssertionError(f"not an answer of {model}: {line}")
+                if chunk["choices"] and not found:
+                    first_ms = (time.perf_counter() - began) * 1000
+                    found = chunk["choices"][0]["logprobs"]["top_logprobs"][0]
+        return Answer(first_ms, found)
+
+    def leave(self) -> None:
+        """The engine sleeps in its snapshot, without adapters."""
+        self.root("POST", f"engines/{MODEL}/sleep", {"tier": "snapshot"})
+        time.sleep(SETTLE_S)
+
+
+def first_token(folder: Path, rounds: int) -> str:
+    """One adapter more than there is room for, asked for in turns: none is resident when it is asked for."""
+    gateway = AdapterGateway(folder, slots=1, cpu_slots=1)
+    with gateway.running():
+        gateway.root("POST", f"engines/{MODEL}/snapshot")
+        names = [gateway.register(folder / f"adapter-{seed}", seed) for seed in range(2)]
+        hot = _in_turns(gateway, names, rounds, lambda: time.sleep(SETTLE_S))
+        asleep = _in_turns(gateway, names, rounds, gateway.leave)
+    rows = [_row("hot", hot), _row("asleep in a snapshot", asleep)]
+    head = "| engine | base: TTFT | adapter, not resident: TTFT | difference |\n|---|---|---|---|"
+    return "\n".join(
+        [f"{rounds} requests each; medians in milliseconds, with the quartiles.", "", head, *rows]
+    )
+
+
+def _in_turns(
+    gateway: AdapterGateway, names: Sequence[str], rounds: int, prepare: Callable[[], None]
+) -> tuple[list[float], list[float]]:
+    base: list[float] = []
+    adapter: list[float] = []
+    for turn in range(rounds + 1):
+        prepare()
+        base.append(gateway.answer(MODEL).first_ms)
+        prepare()
+        adapter.append(gateway.answer(names[turn % len(names)]).first_ms)
+    return base[1:], adapter[1:]
+
+
+def _row(engine: str, series: tuple[list[float], list[float]]) -> str:
+    told = [statistics.quantiles(one, n=4) for one in series]
+    cells = [f"{median:.0f} ({low:.0f}-{high:.0f})" for low, median, high in told]
+    return f"| {engine} | {cells[0]} | {cells[1]} | {told[1][1] - told[0][1]:+.0f} |"
+
+
+def many(folder: Path, registered: int, used: int, clients: int, seconds: float) -> str:
+    """Raises AssertionError for an answer that is not the adapter's own."""
+    gateway = AdapterGateway(folder, slots=4, cpu_slots=16)
+    chance = random.Random(6)
+    with gateway.running():
+        began = time.perf_counter()
+        names = []
+        for seed in range(registered):
+            names.append(gateway.register(folder / "adapter", seed))
+            if seed % 50 == 49:
+                print(f"  {seed + 1} registered", flush=True)
+        registering_s = time.perf_counter() - began
+        some = chance.sample(names, used)
+        alone = {name: gateway.answer(name) for name in some}
+        until_s = time.monotonic() + seconds
+        with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+            asked = [pool.submit(_ask_at_random, gateway, alone, until_s, seed) for seed in range(clients)]
+            firsts = [first_ms for one in asked for first_ms in one.result()]
+        loads = _loads(gateway)
+    quartiles = statistics.quantiles(firsts, n=20)
+    return (
+        f"{registered} adapters registered in {registering_s:.0f} s, canaries included; {used} of them used"
+        f" at random by {clients} clients over 4 slots for {seconds:.0f} s: {len(firsts)} answers, each the"
+        f" adapter's own, none failed. TTFT, waiting for a slot included: median {quartiles[9]:.0f} ms, 95 %"
+        f" within {quartiles[18]:.0f} ms. {loads} adapters were resident at the end."
+    )
+
+
+def _ask_at_random(
+    gateway: AdapterGateway, alone: dict[str, Answer], until_s: float, seed: int
+) -> list[float]:
+    chance, names, firsts = random.Random(seed), list(alone), []
+    while time.monotonic() < until_s:
+        name = chance.choice(names)
+        answer = gateway.answer(name)
+        nearest = min(names, key=lambda other: answer.distance(alone[other]))
+        if nearest != name:
+            raise AssertionError(f"{name} answered as {nearest}")
+        firsts.append(answer.first_ms)
+    return firsts
+
+
+def _loads(gateway: AdapterGateway) -> int:
+    return sum(len(replica["adapters"]) for replica in gateway.engine()["replicas"])
+
+
+def main() -> None:
+    """Measure, print, and write the section."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("section", choices=["first-token", "many"])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--registered", type=int, default=1000)
+    parser.add_argument("--used", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--write", type=Path)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="torpor-adapters-") as folder:
+        if chosen.section == "first-token":
+            title, text = "First token from an adapter", first_token(Path(folder), chosen.rounds)
+        else:
+            title = "Many adapters"
+            text = many(Path(folder), chosen.registered, chosen.used, chosen.clients, chosen.seconds)
+    print(text)
+    if chosen.write is not None:
+        write_section(chosen.write, title, f"{text}\n\n{command('loadtest.adapter_serving')}")
+
+
+if __name__ == "__main__":
+    main()
