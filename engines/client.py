@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +10,11 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-import httpx
-
+from engines.connection import Connection
 from engines.errors import EngineBroken
+from engines.http import HttpExchange, HttpPool
 from engines.spec import EngineAddress
 
-_CONNECT_TIMEOUT_S = 10.0
-# Between two chunks of a stream; a long prompt computes in silence.
-_READ_TIMEOUT_S = 600.0
-# Shorter than the 5 s after which uvicorn closes an idle connection, so that none is used as it closes.
-_KEEP_ALIVE_S = 3.0
-_IDLE_CONNECTIONS = 64
 # The question waits for its turn in the engine, behind a long step if need be; the caller has its own limit.
 _COUNTS_TIMEOUT_S = 60.0
 _COUNTS_WAIT_S = 30.0
@@ -52,22 +46,22 @@ class EngineCounts:
 class EngineStream:
     """An answer whose body arrives in pieces."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self.status = response.status_code
-        self.content_type = response.headers.get("content-type", "")
+    def __init__(self, exchange: HttpExchange, answer: Connection) -> None:
+        self._exchange, self._answer = exchange, answer
+        self.status = answer.status
+        self.content_type = answer.headers.get("content-type", "")
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body's bytes as they arrive. Raises `EngineBroken` when it breaks off."""
-        try:
-            async for chunk in self._response.aiter_raw():
-                yield chunk
-        except httpx.HTTPError as error:
-            raise _broken(error) from error
+    async def some(self) -> bytes:
+        """What has arrived of the body since the last time; empty at its end. Raises `EngineBroken`."""
+        return await self._answer.read()
 
     async def read(self) -> bytes:
-        """The whole body (what is left of it)."""
-        return b"".join([chunk async for chunk in self.chunks()])
+        """The whole body (what is left of it). Raises `EngineBroken`."""
+        return await _whole(self._answer)
+
+    def over(self) -> None:
+        """Nothing that matters can follow: leaving does not close the connection, which may serve again."""
+        self._exchange.over()
 
 
 class EngineClient:
@@ -82,23 +76,7 @@ class EngineClient:
         headers = {"user-agent": "torpor", "accept-encoding": "identity"}
         if address.api_key is not None:
             headers["authorization"] = f"Bearer {address.api_key}"
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            headers=headers,
-            timeout=httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S, pool=None),
-            transport=httpx.AsyncHTTPTransport(
-                uds=address.uds,
-                # Certificates are read from disk for this: only where they are of use.
-                verify=url.startswith("https:"),
-                trust_env=False,
-                limits=httpx.Limits(
-                    max_connections=None,
-                    max_keepalive_connections=_IDLE_CONNECTIONS,
-                    keepalive_expiry=_KEEP_ALIVE_S,
-                ),
-            ),
-            trust_env=False,
-        )
+        self._http = HttpPool(url, address.uds, headers)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,11 +84,11 @@ class EngineClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        self.close()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close every connection."""
-        await self._http.aclose()
+        self._http.close()
 
     async def request(
         self,
@@ -125,15 +103,12 @@ class EngineClient:
 
         Cancelling it closes the connection, which aborts the work in the engine.
         """
-        request = self._http.build_request(method, path, content=body, headers=_headers(body, attempt_id))
+        headers = _headers(body, attempt_id)
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._http.send(request)
-        except httpx.HTTPError as error:
-            raise _broken(error) from error
+            async with asyncio.timeout(timeout_s), self._http.exchange(method, path, body, headers) as answer:
+                return EngineReply(answer.status, answer.headers, await _whole(answer))
         except TimeoutError as error:
             raise EngineBroken(f"the engine did not answer within {timeout_s:g} s") from error
-        return EngineReply(response.status_code, response.headers, response.content)
 
     @asynccontextmanager
     async def stream(self, path: str, body: bytes, *, attempt_id: str) -> AsyncIterator[EngineStream]:
@@ -141,15 +116,9 @@ class EngineClient:
 
         Leaving the context before the body's end closes the connection, which aborts the work in the engine.
         """
-        request = self._http.build_request("POST", path, content=body, headers=_headers(body, attempt_id))
-        try:
-            response = await self._http.send(request, stream=True)
-        except httpx.HTTPError as error:
-            raise _broken(error) from error
-        try:
-            yield EngineStream(response)
-        finally:
-            await response.aclose()
+        exchange = self._http.exchange("POST", path, body, _headers(body, attempt_id))
+        async with exchange as answer:
+            yield EngineStream(exchange, answer)
 
     async def counts(self, attempt_id: str) -> EngineCounts | None:
         """Ask the engine what it has counted for the attempt.
@@ -179,7 +148,6 @@ class EngineClients:
 
     def __init__(self) -> None:
         self._clients: dict[EngineAddress, EngineClient] = {}
-        self._closing: set[asyncio.Task[None]] = set()
 
     def get(self, address: EngineAddress) -> EngineClient:
         """The client for this address, made when there is none. Call it in a running event loop."""
@@ -192,15 +160,13 @@ class EngineClients:
     def _drop_dead(self) -> None:
         """An engine's socket goes with the engine, and a new engine has a new one."""
         for address in [a for a in self._clients if a.uds is not None and not Path(a.uds).exists()]:
-            task = asyncio.create_task(self._clients.pop(address).aclose())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._clients.pop(address).close()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close them all."""
-        clients = list(self._clients.values())
+        for client in self._clients.values():
+            client.close()
         self._clients.clear()
-        await asyncio.gather(*(client.aclose() for client in clients), *self._closing)
 
 
 def _headers(body: bytes | None, attempt_id: str | None) -> dict[str, str]:
@@ -212,5 +178,8 @@ def _headers(body: bytes | None, attempt_id: str | None) -> dict[str, str]:
     return headers
 
 
-def _broken(error: httpx.HTTPError) -> EngineBroken:
-    return EngineBroken(f"the connection to the engine failed: {type(error).__name__}: {error}")
+async def _whole(answer: Connection) -> bytes:
+    pieces = []
+    while piece := await answer.read():
+        pieces.append(piece)
+    return b"".join(pieces)

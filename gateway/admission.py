@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.bodies import ChatCall, CompletionCall, EmbeddingCall, Generation
@@ -103,8 +104,7 @@ class Admitted:
         self._admission.withdraw()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
+class Asking(msgspec.Struct, frozen=True, kw_only=True):
     """A request that wants to be let in. ``body_bytes`` is the size of what an engine is sent."""
 
     principal: Principal

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from engines.client import EngineClients
 from engines.errors import EngineError
@@ -33,10 +34,11 @@ from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
 from gateway.checkpoint_permissions_api import checkpoint_permission_routes
 from gateway.config import Config
-from gateway.context import record_of
+from gateway.context import RequestContext, record_of
 from gateway.cors import cors
 from gateway.database import open_database
 from gateway.datadir import DataDirectory
+from gateway.direct import DirectRoutes
 from gateway.engine_host import engine_host
 from gateway.engine_watch import watched
 from gateway.errors import ApiError, answer_error, not_supported
@@ -133,7 +135,7 @@ async def open_services(
             )
         )
         clients = EngineClients()
-        stack.push_async_callback(clients.aclose)
+        stack.callback(clients.close)
         host = await stack.enter_async_context(engine_host(config, data, specs))
         await stack.enter_async_context(watched(host, database, ledger.owner))
         yield Services(
@@ -172,6 +174,21 @@ async def _not_yet(request: Request) -> Response:
     raise not_supported(f"{request.method} {request.url.path}")
 
 
+_METERED = (inference.chat_completions, inference.completions, inference.embeddings)
+
+
+def served(app: Starlette) -> ASGIApp:
+    """The application as it is served: requests have their record and their line in the log.
+
+    Where browsers of other origins are answered, every route goes through the middleware that does it.
+    """
+    inner: ASGIApp = app
+    if not app.user_middleware:
+        endpoints = [(Route(one.path, one.__call__, methods=["POST"]), one) for one in _METERED]
+        inner = DirectRoutes(app, endpoints)
+    return RequestContext(inner, app.state.counts.observe)
+
+
 def _routes() -> list[Route]:
     return [
         *_inference_routes(),
@@ -194,9 +211,7 @@ def _inference_routes() -> list[Route]:
         Route("/v1/models", models.list_models, methods=["GET"]),
         Route("/v1/models/{id}", models.retrieve_model, methods=["GET"]),
         Route("/v1/models/{id}", models.delete_model, methods=["DELETE"]),
-        Route("/v1/chat/completions", inference.chat_completions.__call__, methods=["POST"]),
-        Route("/v1/completions", inference.completions.__call__, methods=["POST"]),
-        Route("/v1/embeddings", inference.embeddings.__call__, methods=["POST"]),
+        *[Route(endpoint.path, endpoint.__call__, methods=["POST"]) for endpoint in _METERED],
         Route("/tokenize", inference.tokenize.__call__, methods=["POST"]),
         Route("/detokenize", inference.detokenize.__call__, methods=["POST"]),
         *[

@@ -4,7 +4,7 @@ import math
 
 from starlette.requests import Request
 
-from gateway.context import RequestRecord, record_of
+from gateway.context import RequestRecord, header, record_of
 from gateway.errors import ApiError, insufficient_scope, too_many_failures
 from gateway.services import Services, services_of
 from tenants.audit import Actor, act_as
@@ -56,7 +56,7 @@ def act_as_caller(request: Request, principal: Principal) -> None:
 
 
 async def _principal(request: Request, services: Services) -> Principal:
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    scheme, _, secret = header(request.scope, b"authorization").partition(" ")
     secret = secret.strip()
     if scheme.lower() != "bearer" or not secret:
         raise InvalidCredential("missing")

@@ -7,7 +7,9 @@ import msgspec
 from starlette.requests import Request
 
 from gateway.config import LimitsConfig
+from gateway.context import header
 from gateway.errors import ApiError, invalid_request
+from gateway.link import link_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 MAX_PROMPTS = 2048
@@ -23,7 +25,7 @@ async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) ->
     Raises `ApiError`: 415 for another content type, 413 over ``limits.max_body_bytes``, 408 slower than
     ``timeout_s`` seconds, 400 for what is no JSON object; and ``ClientDisconnect``.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = header(request.scope, b"content-type").partition(";")[0].strip().lower()
     if content_type != "application/json":
         shown = content_type[:80] or "none"
         raise ApiError(
@@ -40,9 +42,15 @@ async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) ->
 
 
 async def _read(request: Request, limit: int, timeout_s: float) -> bytes:
-    declared = request.headers.get("content-length", "")
+    declared = header(request.scope, b"content-length")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
+    link = link_of(request.scope)
+    if link is not None and link.body_here:
+        body: bytes = (await request.receive())["body"]
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
     parts: list[bytes] = []
     size = 0
     try:
@@ -71,7 +79,6 @@ def _too_large(limit: int) -> ApiError:
 
 def parse_object(body: bytes, max_depth: int) -> dict[str, Any]:
     """The JSON object; raises 400 for anything else, nesting deeper than ``max_depth`` included."""
-    too_deep = invalid_request(f"The JSON body is nested deeper than {max_depth} levels.", code="too_deep")
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -79,12 +86,16 @@ def parse_object(body: bytes, max_depth: int) -> dict[str, Any]:
             f"We could not parse the JSON body of your request: {error}.", code="invalid_json"
         ) from None
     except RecursionError:
-        raise too_deep from None
+        raise _too_deep(max_depth) from None
     if not isinstance(value, dict):
         raise invalid_request("The JSON body must be an object.", code="invalid_json")
-    if _deeper_than(value, max_depth):
-        raise too_deep
+    if body.count(b"{") + body.count(b"[") > max_depth and _deeper_than(value, max_depth):
+        raise _too_deep(max_depth)
     return value
+
+
+def _too_deep(max_depth: int) -> ApiError:
+    return invalid_request(f"The JSON body is nested deeper than {max_depth} levels.", code="too_deep")
 
 
 def _deeper_than(value: Any, max_depth: int) -> bool:

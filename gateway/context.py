@@ -1,13 +1,12 @@
 """What is known of a request while it is served, the headers made from it, and its line in the log."""
 
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.rate_headers import rate_headers
@@ -21,7 +20,10 @@ _log = logging.getLogger("torpor.access")
 
 @dataclass(slots=True)
 class RequestRecord:
-    """Facts of one request, filled in on its way. Durations in milliseconds, ``None`` where not reached."""
+    """Facts of one request, filled in on its way. Durations in milliseconds, ``None`` where not reached.
+
+    ``status`` is that of the answer, 0 before it has begun.
+    """
 
     request_id: str
     started: float = field(default_factory=time.perf_counter)
@@ -36,6 +38,7 @@ class RequestRecord:
     ttft_ms: float | None = None
     usage: Usage | None = None
     outcome: str | None = None
+    status: int = 0
     code: str | None = None
     refusal: str | None = None
     client_gone: bool = False
@@ -76,6 +79,10 @@ class RequestRecord:
         known = {name: value for name, value in headers.items() if value}
         return known if self.standings is None else known | rate_headers(self.standings())
 
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The same in ASGI's form."""
+        return [(name.encode(), value.encode("latin-1")) for name, value in self.headers().items()]
+
 
 def record_of(scope: Scope) -> RequestRecord:
     """The record that `RequestContext` put into the scope."""
@@ -102,23 +109,21 @@ class RequestContext:
             return
         record = RequestRecord(request_id(scope["headers"]))
         scope.setdefault("state", {})["record"] = record
-        status = 0
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(raw=message["headers"]).update(record.headers())
+                record.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *record.raw_headers()]
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception:
             _log.exception("a request failed", extra={"fields": {"request_id": record.request_id}})
-            if status == 0:
+            if not record.status:
                 raise
         finally:
-            ended = 499 if record.client_gone else status
+            ended = 499 if record.client_gone else record.status
             log_request(scope, record, ended)
             if self._observe is not None:
                 self._observe(scope, record, ended)
@@ -131,11 +136,25 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
             given: str = value.decode("latin-1")
             if _SANE_ID.fullmatch(given):
                 return given
-    return "req_" + secrets.token_hex(16)
+    return f"req_{random.getrandbits(128):032x}"
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The request's first header of that name, in lower case; empty where there is none."""
+    for given, value in scope["headers"]:
+        if given == name:
+            text: str = value.decode("latin-1")
+            return text
+    return ""
 
 
 def log_request(scope: Scope, record: RequestRecord, status: int) -> None:
-    """The request's one line in the log. Of the scope it takes what is there."""
+    """The request's one line in the log. Of the scope it takes what is there.
+
+    The record is made here, because ``Logger.info`` would first look through the stack for its caller.
+    """
+    if not _log.isEnabledFor(logging.INFO):
+        return
     who, usage = record.principal, record.usage
     client = scope.get("client")
     fields = {
@@ -160,8 +179,9 @@ def log_request(scope: Scope, record: RequestRecord, status: int) -> None:
         "ttft_ms": _rounded(record.ttft_ms),
         "total_ms": _rounded(record.elapsed_ms()),
     }
-    known = {name: value for name, value in fields.items() if value is not None}
-    _log.info("request", extra={"fields": known})
+    line = logging.LogRecord(_log.name, logging.INFO, __file__, 0, "request", None, None)
+    line.fields = {name: value for name, value in fields.items() if value is not None}
+    _log.handle(line)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -3,7 +3,9 @@
 The one place that opens a database; every other folder is handed one.
 """
 
+import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +64,16 @@ def open_database(url: str) -> AsyncEngine:
     return engine
 
 
+_THREAD_S = 5.0
+
+
 async def migrate(url: str) -> None:
     """Brings the schema to the newest revision; nothing happens where it is there already.
 
     On SQLite and PostgreSQL all of it happens in one transaction. Raises `DatabaseError` where the schema
     is of a later version of Torpor.
     """
-    engine = _create(_parsed(url), {})
+    engine, before = _create(_parsed(url), {}), set(threading.enumerate())
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
         event.listen(engine.sync_engine, "connect", _leave_transactions_to_us)
@@ -78,6 +83,10 @@ async def migrate(url: str) -> None:
             await connection.run_sync(_upgrade)
     finally:
         await engine.dispose()
+        # aiosqlite's thread has yet to tell the loop that it ends, where the file cannot be opened.
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.endswith("(_connection_worker_thread)"):
+                await asyncio.to_thread(thread.join, _THREAD_S)
 
 
 async def is_migrated(url: str) -> bool | None:

@@ -6,11 +6,9 @@ is in `gateway.metered`.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +22,7 @@ from engines.host import EngineHost
 from gateway.context import RequestRecord
 from gateway.engine_errors import refusal
 from gateway.errors import JSON, shutting_down, translate
+from gateway.link import ClientLink, link_of
 from gateway.queueing import Ask, ModelQueues, Place
 from metering.ledger import Ledger
 
@@ -36,8 +35,7 @@ _MOST_ENGINES = 3
 _MOST_LOADS = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be asked of which engine, and what turn it wants there; without ``ask`` it needs none."""
 
     model_id: str
@@ -63,6 +61,13 @@ class Door:
     send_timeout_s: float
 
 
+class KeepAlive:
+    """What is done while a request waits for its engine: nothing."""
+
+    async def end(self) -> None:
+        """It waits no more. May be called again."""
+
+
 class Exchange:
     """An ASGI response that works at an engine until it is over or its client is gone."""
 
@@ -70,7 +75,9 @@ class Exchange:
         self._door = door
         self._plan = plan
         self._record = record
-        self._work: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._link: ClientLink | None = None
+        self._ended = False
         self._expired = False
         self._fresh = False  # the engine was restored and its canary has not answered yet
         self._asked = 0
@@ -81,41 +88,57 @@ class Exchange:
         self.started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._work = asyncio.create_task(self._serve(self._bounded(send)))
-        gone = asyncio.create_task(_disconnected(receive))
+        task = self._task = asyncio.current_task()
+        link = self._link = link_of(scope)
+        watcher = None
+        if link is not None:
+            link.on_gone = self._gone
+        else:
+            watcher = asyncio.create_task(_tell_when_gone(receive, self._gone))
         self._door.running.add(self)
         try:
-            await asyncio.wait({self._work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not self._work.done():
-                self._record.client_gone = True
-                self._work.cancel()
-            await asyncio.wait({self._work})
+            await self._serve(self._bounded(send))
+        except asyncio.CancelledError:
+            if not self._ended or (task is not None and task.cancelling() and task.uncancel()):
+                raise
         finally:
             self._door.running.discard(self)
-            self._work.cancel()
-            gone.cancel()
-            await asyncio.wait({self._work, gone})
-        if not self._work.cancelled():
-            self._work.result()
+            if link is not None:
+                link.on_gone = None
+            if watcher is not None:
+                watcher.cancel()
 
-    def _bounded(self, send: Send) -> Send:
-        """A client that takes nothing for too long counts as gone: it holds a lease and an engine's work."""
-
-        async def bounded(message: Message) -> None:
-            try:
-                async with asyncio.timeout(self._door.send_timeout_s):
-                    await send(message)
-            except TimeoutError:
-                self._record.client_gone = True
-                raise asyncio.CancelledError from None
-
-        return bounded
+    def _gone(self) -> None:
+        """The client has left: nobody wants what is being done."""
+        self._record.client_gone = True
+        self._end()
 
     def expire(self) -> None:
         """Ends the exchange because the gateway's time to drain is over."""
         self._expired = True
-        if self._work is not None:
-            self._work.cancel()
+        self._end()
+
+    def _end(self) -> None:
+        if self._task is not None and not self._ended:
+            self._ended = True
+            self._task.cancel()
+
+    def _bounded(self, send: Send) -> Send:
+        """A client that takes nothing for too long counts as gone: it holds a lease and an engine's work."""
+        link = self._link
+
+        async def bounded(message: Message) -> None:
+            if link is not None and not link.congested:
+                await send(message)
+                return
+            try:
+                async with asyncio.timeout(self._door.send_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                self._record.client_gone = self._ended = True
+                raise asyncio.CancelledError from None
+
+        return bounded
 
     async def _serve(self, send: Send) -> None:
         try:
@@ -123,6 +146,8 @@ class Exchange:
         except asyncio.CancelledError:
             if not self._expired:
                 raise
+            if self._task is not None:
+                self._task.uncancel()
             await self._fail(shutting_down(), send)
         except Exception as error:  # noqa: BLE001 - the outermost boundary of a stream that has begun
             await self._fail(error, send)
@@ -136,16 +161,18 @@ class Exchange:
 
         The turn at the model, once it has come, lasts until all of it is over.
         """
-        async with contextlib.AsyncExitStack() as turn:
+        try:
             while True:
                 self._asked += 1
                 try:
-                    async with self._lease(send, turn) as client:
-                        return await work(client)
+                    return await self._with_engine(send, work)
                 except EngineBroken as error:
                     if not self._unfit(error):
                         raise
                 _log.warning("%s: an engine or an adapter was not fit, asking again", self._plan.model_id)
+        finally:
+            if self._place is not None:
+                self._place.leave()
 
     def _body(self) -> bytes:
         """What the engine is sent."""
@@ -166,47 +193,46 @@ class Exchange:
             isinstance(error, EngineBroken) and self._fresh and not answered and self._asked < _MOST_ENGINES
         )
 
-    @asynccontextmanager
-    async def _lease(self, send: Send, turn: contextlib.AsyncExitStack) -> AsyncIterator[EngineClient]:
-        """The client of an awake engine; the heartbeat runs until its turn has come and it is awake."""
-        plan = self._plan
-        acquiring = self._door.host.acquire(
-            plan.model_id, plan.adapter, timeout_s=plan.wake_timeout_s, prefix=plan.prefix, pool=plan.pool
-        )
-        async with contextlib.AsyncExitStack() as stack:
-            async with self._waiting(send):
-                await self._queue(turn)
-                asked = time.perf_counter()
-                lease = await stack.enter_async_context(acquiring)
-            waited_ms = (time.perf_counter() - asked) * 1000
-            record = self._record
-            record.tier = record.tier if self.started else lease.tier
-            self._fresh = lease.fresh
-            self._served_name = lease.served_model_name
-            record.wake_ms = lease.wake_s * 1000
-            record.queue_ms = self._queue_ms + max(0.0, waited_ms - record.wake_ms)
-            try:
-                yield self._door.clients.get(lease.address)
-            except Exception as error:
-                if translate(error).code == "engine_failed":
-                    self._door.host.report_broken(lease)
-                raise
+    async def _with_engine(self, send: Send, work: Callable[[EngineClient], Awaitable[T]]) -> T:
+        """Do the work with an awake engine. A stream is kept alive until there is one."""
+        plan, record, host = self._plan, self._record, self._door.host
+        waiting = self._keep_alive(send)
+        try:
+            await self._queue()
+            asked = time.perf_counter()
+            async with host.acquire(
+                plan.model_id, plan.adapter, timeout_s=plan.wake_timeout_s, prefix=plan.prefix, pool=plan.pool
+            ) as lease:
+                await waiting.end()
+                waited_ms = (time.perf_counter() - asked) * 1000
+                record.tier = record.tier if self.started else lease.tier
+                self._fresh = lease.fresh
+                self._served_name = lease.served_model_name
+                record.wake_ms = lease.wake_s * 1000
+                record.queue_ms = self._queue_ms + max(0.0, waited_ms - record.wake_ms)
+                try:
+                    return await work(self._door.clients.get(lease.address))
+                except Exception as error:
+                    if translate(error).code == "engine_failed":
+                        host.report_broken(lease)
+                    raise
+        finally:
+            await waiting.end()
 
-    async def _queue(self, turn: contextlib.AsyncExitStack) -> None:
+    async def _queue(self) -> None:
         """Wait for the turn, unless it has come already."""
         if not self._queued or self._plan.ask is None:
             return
         asked = time.perf_counter()
         try:
-            self._place = await turn.enter_async_context(self._door.queues.turn(self._plan.ask))
+            self._place = await self._door.queues.enter(self._plan.ask)
         finally:
             self._record.queue_ms = self._queue_ms = (time.perf_counter() - asked) * 1000
         self._queued = False
 
-    @asynccontextmanager
-    async def _waiting(self, send: Send) -> AsyncIterator[None]:
+    def _keep_alive(self, send: Send) -> "KeepAlive":
         """What goes on while the engine is awaited; nothing, unless there is a stream to keep alive."""
-        yield
+        return KeepAlive()
 
     async def _fail(self, error: Exception, send: Send) -> None:
         """Before the answer has begun the error is the answer; afterwards a stream ends with it."""
@@ -241,8 +267,9 @@ class UnmeteredExchange(Exchange):
         await self._answer(await self._ask(send, work), send)
 
 
-async def _disconnected(receive: Receive) -> None:
-    """Returns when the client is gone: the one way in which uvicorn tells."""
+async def _tell_when_gone(receive: Receive, tell: Callable[[], None]) -> None:
+    """For a server that tells of a client that has gone in ASGI's way alone."""
     message: MutableMapping[str, Any] = {}
     while message.get("type") != "http.disconnect":
         message = await receive()
+    tell()

@@ -49,8 +49,7 @@ _OWN_FIELDS = (
 """The gateway's own: a client's value never reaches an engine."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(msgspec.Struct, frozen=True):
     """A call that has been read and found good, but for the length of its prompt."""
 
     services: Services
@@ -102,7 +101,7 @@ class Endpoint:
         admitted = await admit(asked.services.control, asking)
         streamed = isinstance(call, Generation) and bool(call.stream)
         return (StreamExchange if streamed else PlainExchange)(
-            asked.services.door(), plan, asked.record, admitted
+            asked.services.door, plan, asked.record, admitted
         )
 
     def _plan(self, asked: _Asked) -> MeteredPlan:
@@ -247,7 +246,7 @@ class Unmetered:
             wake_timeout_s=_wake_timeout_s(asked),
             pool=_pool(asked),
         )
-        return UnmeteredExchange(asked.services.door(), plan, asked.record)
+        return UnmeteredExchange(asked.services.door, plan, asked.record)
 
 
 tokenize = Unmetered("/tokenize", TokenizeCall)

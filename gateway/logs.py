@@ -1,10 +1,11 @@
 """Structured logs: one JSON object, or one line of ``key=value`` text, for each record."""
 
+import asyncio
 import logging
 import os
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -34,13 +35,53 @@ def configure_logging(level: str, log_format: str, file: LogFile | None = None) 
     uvicorn's own lines keep to warnings: the access line is the gateway's. Raises OSError where the file
     cannot be written.
     """
-    handler = logging.StreamHandler(sys.stderr) if file is None else _RotatedFile(file)
+    handler = Grouped(logging.StreamHandler(sys.stderr) if file is None else _RotatedFile(file))
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    # No line shows them, and each would be asked for at each line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for noisy in ("uvicorn", "uvicorn.error", "httpx", "httpcore", "alembic", "aiosqlite", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class Grouped(logging.Handler):
+    """What is logged in one turn of the event loop goes to ``target`` together, at its end.
+
+    Outside a loop each line goes at once.
+    """
+
+    def __init__(self, target: logging.Handler) -> None:
+        super().__init__()
+        self._target = target
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001 - as every handler does: a line that cannot be made must not raise
+            self.handleError(record)
+            return
+        if len(self._lines) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self.flush)
+        except RuntimeError:
+            self.flush()
+
+    def flush(self) -> None:
+        """What has been logged is with the target."""
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                self._target.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
+            self._target.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self._target.close()
+        super().close()
 
 
 class _RotatedFile(RotatingFileHandler):

@@ -5,13 +5,12 @@ the engine is asked for the tokens that were generated until then.
 """
 
 import asyncio
-import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sse_starlette.event import ServerSentEvent
@@ -24,8 +23,8 @@ from gateway.admission import Admitted
 from gateway.context import RequestRecord
 from gateway.engine_errors import engine_error, refusal
 from gateway.errors import translate
-from gateway.exchange import Door, Exchange, Plan
-from gateway.sse import DONE, EventSplitter, EventTooLarge, StreamTap, usage_of
+from gateway.exchange import Door, Exchange, KeepAlive, Plan
+from gateway.sse import DONE, EventTooLarge, StreamFilter, usage_of
 from metering.ledger import Meter
 from metering.types import Attempt, Outcome, Usage
 
@@ -38,8 +37,7 @@ COUNTS_TIMEOUT_S = 3.0
 ABORTED_COUNTS_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeteredPlan(Plan):
+class MeteredPlan(Plan, frozen=True, kw_only=True):
     """What the ledger is to be told, and what of the answer the client wants to see.
 
     ``estimate`` counts tokens where no engine could say: it takes the text that was relayed, in bytes.
@@ -191,7 +189,11 @@ class StreamExchange(MeteredExchange):
 
     def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord, admitted: Admitted) -> None:
         super().__init__(door, plan, record, admitted)
-        self._tap = StreamTap(include_usage=plan.include_usage, continuous=plan.continuous_usage)
+        self._filter = StreamFilter(
+            include_usage=plan.include_usage,
+            continuous=plan.continuous_usage,
+            several=plan.ask is None or plan.ask.sequences > 1,
+        )
 
     async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
         plan = self._plan
@@ -203,37 +205,34 @@ class StreamExchange(MeteredExchange):
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
     async def _relay(self, upstream: EngineStream, meter: Meter, send: Send) -> None:
-        tap, record, splitter = self._tap, self._record, EventSplitter()
-        async with contextlib.aclosing(upstream.chunks()) as chunks:
-            async for chunk in chunks:
-                events = self._split(splitter, chunk)
-                if not events:
-                    continue
-                onward = b"".join([tap.pass_on(event) for event in events])
-                seen = tap.seen
-                meter.observe(seen)
-                self._admitted.generated(seen.output_tokens)
-                if onward:
-                    if record.ttft_ms is None:
-                        record.ttft_ms = record.elapsed_ms()
-                    await self._open(send)
-                    self._relayed_bytes += len(onward)
-                    await send({"type": "http.response.body", "body": onward, "more_body": True})
-                if tap.error is not None:
-                    raise engine_error(tap.error)
-                if tap.done:
-                    await self._open(send)
-                    return
+        tap, record = self._filter.tap, self._record
+        while chunk := await upstream.some():
+            onward = self._filtered(chunk)
+            seen = tap.seen
+            meter.observe(seen)
+            self._admitted.generated(seen.output_tokens)
+            if onward:
+                if record.ttft_ms is None:
+                    record.ttft_ms = record.elapsed_ms()
+                await self._open(send)
+                self._relayed_bytes += len(onward)
+                await send({"type": "http.response.body", "body": onward, "more_body": True})
+            if tap.error is not None:
+                raise engine_error(tap.error)
+            if tap.done:
+                upstream.over()
+                await self._open(send)
+                return
         raise EngineBroken("the engine's stream ended without [DONE]")
 
-    def _split(self, splitter: EventSplitter, chunk: bytes) -> list[bytes]:
+    def _filtered(self, chunk: bytes) -> bytes:
         try:
-            return splitter.feed(chunk)
+            return self._filter.feed(chunk)
         except EventTooLarge:
             raise EngineBroken("the engine sent an event without an end") from None
 
     def _usage(self) -> Usage:
-        seen = self._tap.seen
+        seen = self._filter.tap.seen
         if seen == Usage():
             return self._plan.estimate(self._relayed_bytes)
         return seen
@@ -251,27 +250,18 @@ class StreamExchange(MeteredExchange):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self.started = True
 
-    @asynccontextmanager
-    async def _waiting(self, send: Send) -> AsyncIterator[None]:
-        heartbeat = asyncio.create_task(self._heartbeat(send))
-        try:
-            yield
-        finally:
-            heartbeat.cancel()
-            await asyncio.wait({heartbeat})
-        if not heartbeat.cancelled():
-            heartbeat.result()
+    def _keep_alive(self, send: Send) -> KeepAlive:
+        return _Heartbeat(lambda: self._heartbeat(send))
 
     async def _heartbeat(self, send: Send) -> None:
-        """Opens a stream that waits, and keeps it alive with comments, at least one a second."""
-        asked = time.perf_counter()
-        await asyncio.sleep(OPEN_AFTER_S)
+        """Opens a stream that has waited, and keeps it alive with comments, at least one a second."""
+        began = time.perf_counter() - OPEN_AFTER_S
         self._record.tier = self._found_tier()
         if self._queued:
-            self._record.queue_ms = (time.perf_counter() - asked) * 1000
+            self._record.queue_ms = (time.perf_counter() - began) * 1000
         await self._open(send)
         while True:
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - began
             what = "queued" if self._queued else "waking"
             text = f"{what} {self._plan.model_id} {self._record.tier} {waited:.1f}s"
             comment = ServerSentEvent(comment=text, sep="\n").encode()
@@ -283,3 +273,25 @@ class StreamExchange(MeteredExchange):
             (engine.tier for engine in self._door.host.status() if engine.id == self._plan.model_id),
             SleepTier.COLD,
         )
+
+
+class _Heartbeat(KeepAlive):
+    """Begins ``beat`` after `OPEN_AFTER_S`, and ends it. Most requests have their engine long before."""
+
+    def __init__(self, beat: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._beat = beat
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(OPEN_AFTER_S, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._beat())
+
+    async def end(self) -> None:
+        self._timer.cancel()
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()

@@ -7,7 +7,8 @@ sees such a request: its headers and its line in the log are made here.
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from starlette.types import Scope
 from uvicorn.config import Config
@@ -16,6 +17,7 @@ from uvicorn.server import ServerState
 
 from gateway.context import RequestRecord, log_request, request_id
 from gateway.errors import JSON, ApiError, invalid_request
+from gateway.link import JoiningTransport, put_link
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -37,14 +39,30 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_began = time.perf_counter()
         self._head_timer: asyncio.TimerHandle | None = None
         self._refusal: ApiError | None = None
+        self.on_gone: Callable[[], None] | None = None
+
+    @property
+    def congested(self) -> bool:
+        """As `ClientLink.congested`."""
+        return self.flow.write_paused
+
+    @property
+    def body_here(self) -> bool:
+        """As `ClientLink.body_here`; a client that waits for 100 Continue has sent nothing yet."""
+        cycle = self.cycle
+        return not cycle.more_body and not cycle.waiting_for_100_continue
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, JoiningTransport(transport, self.loop))
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch_head()
         super().connection_lost(exc)
+        self.scope = {}  # type: ignore[typeddict-item]  # it leads back to the connection
+        if self.on_gone is not None:
+            self.on_gone()
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
@@ -64,6 +82,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        put_link(cast(Scope, self.scope), self)
         self._in_head = True
         self._head_bytes = 0
         self._head_began = time.perf_counter()

@@ -6,9 +6,10 @@ engines are awake; it is told how many requests wait, and tells how many engines
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import msgspec
 
 from engines.host import EngineHost
 from gateway.queue_config import QueueDiscipline, QueueSettings
@@ -29,8 +30,7 @@ _DISCIPLINES: Mapping[QueueDiscipline, Callable[[], Discipline]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """A request that wants a turn. ``input_tokens`` is an estimate, ``sequences`` how many answers it wants,
     and ``max_output`` the most tokens of one of them; None where there is no such limit."""
 
@@ -44,7 +44,7 @@ class Ask:
 
 
 class Place:
-    """A turn at a model, from the grant until `end`, or until the context is left."""
+    """A turn at a model, from the grant until `end` or `leave`."""
 
     __slots__ = ("_outputs", "_turn")
 
@@ -64,6 +64,10 @@ class Place:
             self._outputs.learn(self._turn.ticket.project_id, usage.output_tokens)
             uncached = max(0, usage.input_tokens - usage.cached_tokens)
             self._turn.end(token_cost(uncached, usage.output_tokens))
+
+    def leave(self) -> None:
+        """The turn is over. Where `end` was not called, nothing was done."""
+        self._turn.end(0.0)
 
 
 class _Outputs:
@@ -117,24 +121,21 @@ class ModelQueues:
         """How many requests have their turn at the model."""
         return sum(lane.turnstile.running for (name, _), lane in self._lanes.items() if name == model_id)
 
-    @asynccontextmanager
-    async def turn(self, ask: Ask) -> AsyncIterator[Place | None]:
-        """The request's turn; None where the model has no queue.
+    async def enter(self, ask: Ask) -> Place | None:
+        """The request's turn, to be left whatever comes of it; None where the model has no queue.
 
         Raises `QueueFull` at once, and `QueueTimeout` when it has waited for too long.
         """
         lane = self._lane(ask.model_id, self.pool(ask.model_id, ask.project_id))
         if lane is None:
-            yield None
-            return
+            return None
         ticket = Ticket(
             project_id=ask.project_id,
             cost=token_cost(ask.input_tokens, round(lane.outputs.expect(ask))),
             weight=ask.weight,
             tier=ask.tier,
         )
-        async with lane.turnstile.turn(ticket, lane.settings.timeout_s) as turn:
-            yield Place(turn, lane.outputs)
+        return Place(await lane.turnstile.enter(ticket, lane.settings.timeout_s), lane.outputs)
 
     def _lane(self, model_id: str, pool: str | None) -> _Lane | None:
         lane = self._lanes.get((model_id, pool))

@@ -47,11 +47,12 @@ class Services:
     counts: RequestCounts
     running: set[Exchange] = field(default_factory=set)
     draining: bool = False
+    #: What an exchange goes through.
+    door: Door = field(init=False)
 
-    def door(self) -> Door:
-        """What an exchange goes through."""
+    def __post_init__(self) -> None:
         send_timeout_s = self.config.server.send_timeout_s
-        return Door(self.host, self.clients, self.ledger, self.queues, self.running, send_timeout_s)
+        self.door = Door(self.host, self.clients, self.ledger, self.queues, self.running, send_timeout_s)
 
     def metrics(self) -> Iterator[Metric]:
         """The gateway's own state, as `MetricSource` has it."""

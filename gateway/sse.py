@@ -21,6 +21,22 @@ _ERROR = re.compile(rb'data: ?\{\s*"(?:error"|object":\s*"error")')
 _USAGE = re.compile(rb',\s*"usage":\s*(null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _CHOICE = re.compile(rb'"choices":\s*\[(?:\]|\{"index":\s*(\d+))')
 _MAX_EVENT = 16 * 1024 * 1024
+# How vLLM writes them: what begins like this and holds none of the others is an event with text.
+_TEXT = b'data: {"id":'
+_CLOSING = b'"choices":[]'
+_DONE_LINE = b"data: [DONE]"
+_USAGE_KEY = b',"usage":'
+_OBJECT = rb"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
+_ANY_USAGE = re.compile(rb',"usage":(?:null|' + _OBJECT + rb")")
+_OBJECT_USAGE = re.compile(rb',"usage":' + _OBJECT)
+_NULL_USAGE = re.compile(rb',"usage":null')
+# By whether the client wants the closing usage, and that of every chunk.
+_LEFT_OUT = {
+    (False, False): _ANY_USAGE,
+    (True, False): _OBJECT_USAGE,
+    (False, True): _NULL_USAGE,
+    (True, True): None,
+}
 
 
 class EventTooLarge(Exception):
@@ -96,10 +112,78 @@ class StreamTap:
         if closing:
             self.final = usage
             return event if self._include_usage else b""
-        index = int(choice[1]) if choice is not None else 0
-        self._output_by_choice[index] = usage.output_tokens
-        self._input = max(self._input, usage.input_tokens)
+        self.note(int(choice[1]) if choice is not None else 0, usage)
         return event if self._continuous else without
+
+    def note(self, choice: int, usage: Usage) -> None:
+        """So many tokens have come of the choice by now."""
+        self._output_by_choice[choice] = usage.output_tokens
+        self._input = max(self._input, usage.input_tokens)
+
+
+class StreamFilter:
+    """An engine's stream on its way to the client: `feed` takes bytes as they come, and gives what goes on.
+
+    Whole events only. Those of vLLM with text are dealt with together, without looking at each; for all else,
+    and where a stream is of ``several`` choices, a `StreamTap` looks at one event after the other.
+    """
+
+    def __init__(self, *, include_usage: bool, continuous: bool, several: bool) -> None:
+        self.tap = StreamTap(include_usage=include_usage, continuous=continuous)
+        self._splitter = EventSplitter()
+        self._several = several
+        self._rest = b""
+        self._one_by_one = False
+        self._left_out = _LEFT_OUT[include_usage, continuous]
+
+    def feed(self, data: bytes) -> bytes:
+        """What goes to the client now. Raises `EventTooLarge`."""
+        if self._one_by_one:
+            return self._slowly(data)
+        if self._rest:
+            data = self._rest + data
+        end = data.rfind(b"\n\n") + 2
+        if self._several or b"\r" in data or (end < 2 and len(data) > _MAX_EVENT):
+            self._one_by_one = True
+            return self._slowly(data)
+        self._rest = data[end:] if end >= 2 else data
+        return self._whole(data[:end] if self._rest else data) if end >= 2 else b""
+
+    def _whole(self, events: bytes) -> bytes:
+        last = events.find(_CLOSING)
+        if last < 0:
+            last = events.find(_DONE_LINE)
+        cut = len(events) if last < 0 else events.rfind(b"data:", 0, last + len(_DONE_LINE))
+        text = events[:cut]
+        if text.count(_TEXT) != text.count(b"\n\n"):
+            return self._slowly(events)
+        onward = self._text(text) if text else b""
+        if onward is None:
+            return self._slowly(events)
+        return onward + self._slowly(events[cut:]) if cut < len(events) else onward
+
+    def _text(self, events: bytes) -> bytes | None:
+        """Events with text, without usage unless asked for; None where it is not written as expected."""
+        stated = events.count(_USAGE_KEY)
+        if stated != events.count(_USAGE_KEY[1:]):
+            return None
+        onward = events
+        if self._left_out is not None:
+            onward, taken = self._left_out.subn(b"", events)
+            if taken != stated and self._left_out is _ANY_USAGE:
+                return None
+        newest = events.rfind(_USAGE_KEY + b"{")
+        if newest < 0:
+            return onward
+        found = _OBJECT_USAGE.match(events, newest)
+        if found is None:
+            return None
+        self.tap.note(0, usage_of(msgspec.json.decode(found[0][len(_USAGE_KEY) :])))
+        return onward
+
+    def _slowly(self, data: bytes) -> bytes:
+        tap = self.tap
+        return b"".join([tap.pass_on(event) for event in self._splitter.feed(data)])
 
 
 def usage_of(reported: Any) -> Usage:

@@ -10,6 +10,7 @@ what the rollups are told, in the same transaction.
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from sqlalchemy import ColumnElement, and_, or_
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -31,8 +32,7 @@ _COSTS = tuple(
 Upsert = sqlite.Insert | postgresql.Insert
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """How an attempt ended, ``at_ms`` milliseconds since the epoch, and what it costs."""
 
     outcome: Outcome
@@ -111,7 +111,7 @@ def interrupted(row: Row, at_ms: int, costs: Costs) -> Row:
 def attempt_of(row: Row) -> Attempt:
     """The attempt that a row is of."""
     values = dict(zip(COLUMNS, row, strict=True))
-    names = Attempt.__dataclass_fields__
+    names = Attempt.__struct_fields__
     known = {name: value for name, value in values.items() if name in names}
     return Attempt(**known, started_at=values["started_ms"] / 1000)
 

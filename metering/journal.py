@@ -195,11 +195,10 @@ class Journal:
             current = self._next_segment()
         descriptor = self._descriptor
         if descriptor is None:
-            descriptor = self._descriptor = os.open(current.path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = self._descriptor = os.open(current.path, os.O_RDWR | os.O_DSYNC | os.O_CLOEXEC)
         written = 0
         while written < len(record):
             written += os.pwrite(descriptor, record[written:], current.used + written)
-        os.fdatasync(descriptor)
         current.used += len(record)
         current.last = number
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 
+import msgspec
+
 from metering.types import Usage
 
 DOLLAR = 10**12
@@ -16,8 +18,7 @@ _EPOCH = date(1970, 1, 1)
 _MOST = Decimal(1_000_000)
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
+class Costs(msgspec.Struct, frozen=True):
     """What one attempt costs, in picodollars, and the milliseconds of an engine that it used."""
 
     input: int = 0

@@ -3,8 +3,9 @@
 import os
 import random
 import time
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 _random = random.Random()  # noqa: S311 - unique, not secret
 os.register_at_fork(after_in_child=_random.seed)
@@ -31,8 +32,7 @@ class Operation(StrEnum):
     EMBEDDING = "embedding"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one attempt. ``input_tokens`` includes ``cached_tokens``; ``estimated`` where nobody knew."""
 
     input_tokens: int = 0
@@ -49,8 +49,7 @@ def new_attempt_id() -> str:
     return f"att_{time.time_ns() // 1_000_000:012x}{_random.getrandbits(80):020x}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt of a request at an engine.
 
     ``id`` is the gateway's own and unique; ``request_id`` is the client's, only for finding things again.
@@ -71,8 +70,7 @@ class Attempt:
     service_tier: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations in milliseconds, where known; ``tier`` is the sleep tier that the request found."""
 
     queue_ms: float | None = None

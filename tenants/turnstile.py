@@ -92,13 +92,14 @@ class Turnstile:
         A context that is left before `Turn.end` was called has cost nothing. Raises `QueueFull` at once, and
         `QueueTimeout` after ``timeout_s``.
         """
-        turn = await self._enter(ticket, timeout_s)
+        turn = await self.enter(ticket, timeout_s)
         try:
             yield turn
         finally:
             turn.end(0.0)
 
-    async def _enter(self, ticket: Ticket, timeout_s: float | None) -> Turn:
+    async def enter(self, ticket: Ticket, timeout_s: float | None = None) -> Turn:
+        """As `turn`, for a caller that ends it."""
         if self._queue.waiting(ticket.project_id) >= self._max_queued:
             raise QueueFull(self._max_queued, self._retry_after_s())
         granted: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()

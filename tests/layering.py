@@ -37,6 +37,8 @@ BROAD_EXCEPTS = frozenset(
         "gateway/context.py",  # the outermost boundary of a request
         "gateway/alerts/delivery.py",  # a channel that fails in any way is tried again
         "gateway/alerts/loop.py",  # the outermost boundary of work beside the requests
+        "gateway/direct.py",  # stands for Starlette's handler of errors
+        "gateway/logs.py",  # a line that cannot be made must not raise
         "gateway/exchange.py",  # the outermost boundary of a stream that has begun
         "engines/replica.py",  # the outermost boundary of a wake
         "engines/waking.py",  # the outermost boundary of the start of an engine

@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -72,8 +71,7 @@ async def test_chunks_arrive_as_they_are_sent_and_leaving_early_is_noticed(clien
     async with client.stream("/stream", b"{}", attempt_id="a") as stream:
         assert (stream.status, stream.content_type) == (200, "text/event-stream")
         began = time.monotonic()
-        async with aclosing(stream.chunks()) as chunks:
-            received = [await anext(chunks) for _ in range(5)]
+        received = [await stream.some() for _ in range(5)]
         assert received[0] == b"data: 0\n\n"
         assert time.monotonic() - began < 1
     for _ in range(100):
@@ -97,13 +95,11 @@ async def test_a_dead_engine_is_broken_in_every_way_of_asking(client: EngineClie
     with pytest.raises(EngineBroken, match="within"):
         await client.request("POST", "/hang", b"", timeout_s=0.1)
     async with client.stream("/stream", b"{}", attempt_id="a") as stream:
-        chunks = stream.chunks()
-        await anext(chunks)
+        await stream.some()
         with pytest.raises(EngineBroken):
             await client.request("POST", "/die", b"", timeout_s=5)
         with pytest.raises(EngineBroken):
-            async for _ in chunks:
-                pass
+            await stream.read()
     with pytest.raises(EngineBroken):
         await client.request("GET", "/health", timeout_s=5)
     with pytest.raises(EngineBroken):
@@ -176,4 +172,4 @@ async def test_clients_are_kept_by_address_until_their_engine_is_gone(socket: Pa
     await asyncio.to_thread(socket.unlink)
     clients.get(EngineAddress(url="http://127.0.0.1:1"))
     assert clients.get(EngineAddress(uds=str(socket))) is not client
-    await clients.aclose()
+    clients.close()

@@ -186,7 +186,7 @@ async def test_a_stream_that_is_left_ends_in_the_engine_and_is_counted(chat: Eng
     request = body(prompt="Once", max_tokens=2000, ignore_eos=True, stream=True)
     received = 0
     async with chat.stream("/v1/completions", request, attempt_id="left") as stream:
-        async for chunk in stream.chunks():
+        while chunk := await stream.some():
             received += chunk.count(b'"text":')
             if received >= 10:
                 break
@@ -248,7 +248,7 @@ async def test_a_dead_engine_core_breaks_the_stream_and_the_engine_is_given_up(
     async def read() -> None:
         nonlocal received
         async with chat.stream("/v1/completions", request, attempt_id="dying") as stream:
-            async for chunk in stream.chunks():
+            while chunk := await stream.some():
                 received += chunk
 
     reading = asyncio.create_task(read())

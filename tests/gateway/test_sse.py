@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sse import EventSplitter, EventTooLarge, StreamTap
+from gateway.sse import EventSplitter, EventTooLarge, StreamFilter, StreamTap
 from metering.types import Usage
 
 ROLE = b'data: {"id":"c","choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
@@ -99,3 +99,57 @@ def test_text_comes_through_whatever_it_holds(text: str, output: int) -> None:
     assert forwarded["choices"][0]["delta"]["content"] == text
     assert "usage" not in forwarded
     assert tap.seen.output_tokens == output
+
+
+def _vllm(text: str, usage: object, index: int = 0) -> bytes:
+    payload = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "choices": [{"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": None}],
+        **({} if usage is ... else {"usage": usage}),
+    }
+    return b"data: " + json.dumps(payload, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _counts(output: int) -> dict[str, object]:
+    details = {"cached_tokens": 3}
+    return {"prompt_tokens": 7, "completion_tokens": output, "prompt_tokens_details": details}
+
+
+EVENTS = st.one_of(
+    st.builds(_vllm, st.text(), st.one_of(st.none(), st.just(...), st.builds(_counts, st.integers(0, 99)))),
+    st.sampled_from(
+        [
+            CLOSING,
+            DONE,
+            ROLE,
+            b": a comment\n\n",
+            b": one of old\r\n\r\n",
+            b'data: {"id":"c","usage": {"prompt_tokens":1,"completion_tokens":2},"choices":[]}\n\n',
+            b'data: {"id":"c","choices":[{"index":0}], "usage": {"completion_tokens":9}}\n\n',
+            b'data: {"error": {"message": "no", "code": 500}}\n\n',
+            b'data:{"id":"x","choices":[{"index":0,"text":"t"}]}\n\n',
+        ]
+    ),
+)
+
+
+@given(st.lists(EVENTS, max_size=12), st.booleans(), st.booleans(), st.booleans(), st.data())
+def test_the_filter_does_with_many_events_what_is_done_with_each(
+    events: list[bytes], include_usage: bool, continuous: bool, several: bool, data: st.DataObject
+) -> None:
+    whole = b"".join(events)
+    tap = StreamTap(include_usage=include_usage, continuous=continuous)
+    expected = b"".join(tap.pass_on(event) for event in EventSplitter().feed(whole))
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=5)) | {0, len(whole)})
+    filtered = StreamFilter(include_usage=include_usage, continuous=continuous, several=several)
+    seen = b"".join(filtered.feed(whole[start:end]) for start, end in pairwise(cuts))
+    assert seen == expected
+    assert (filtered.tap.seen, filtered.tap.done, filtered.tap.error) == (tap.seen, tap.done, tap.error)
+
+
+def test_the_filter_gives_up_an_event_without_an_end() -> None:
+    filtered = StreamFilter(include_usage=False, continuous=False, several=False)
+    with pytest.raises(EventTooLarge):
+        for _ in range(20):
+            filtered.feed(b"x" * 1024 * 1024)

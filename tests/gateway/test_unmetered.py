@@ -56,7 +56,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
             _served(Door(host, clients, ledger, ModelQueues(host, {}), set(), 10.0)) as (door, http),
         ):
             yield Stage(door, starts, http)
-    await clients.aclose()
+    clients.close()
     await database.dispose()
 
 

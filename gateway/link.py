@@ -1,0 +1,78 @@
+"""What a connection tells an exchange beyond ASGI, where the server is the gateway's own.
+
+ASGI tells that the client is gone to whoever waits in ``receive``, which takes a task for each request, and
+does not tell whether a ``send`` may have to wait.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from starlette.types import Scope
+
+_NAME = "torpor.link"
+_HEAD = b"HTTP/1.1 "
+
+
+class ClientLink(Protocol):
+    """The connection that a request came on. ``on_gone`` is called once, when it is lost."""
+
+    on_gone: Callable[[], None] | None
+
+    @property
+    def congested(self) -> bool:
+        """Whether the client takes less than it is sent, so that the next ``send`` waits."""
+
+    @property
+    def body_here(self) -> bool:
+        """Whether all of the request has arrived, so that ``receive`` does not wait."""
+
+
+class JoiningTransport:
+    """A transport that sends an answer's head with the first of its body, if that comes at once.
+
+    uvicorn writes the one and then the other. What is not named here is the transport's own.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send it, a head not later than at the end of this turn of the loop."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(_HEAD):
+            self._head = data
+            self._loop.call_soon(self.flush)
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send the head alone."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def is_closing(self) -> bool:
+        """As the transport says."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Once everything has been sent."""
+        self.flush()
+        self._transport.close()
+
+
+def put_link(scope: Scope, link: ClientLink) -> None:
+    """For `link_of`, in the request's scope."""
+    scope["extensions"] = {_NAME: link}
+
+
+def link_of(scope: Scope) -> ClientLink | None:
+    """The connection of a request, where its server has told."""
+    link: ClientLink | None = scope.get("extensions", {}).get(_NAME)
+    return link
