@@ -26,6 +26,14 @@ _SLACK, _LEAST, _MOST = 4.0, 0.1, 1.0
 _SHARE, _STEADY = 0.5, 0.2
 
 
+async def ask(engine: Any, lora: Any) -> None:
+    """The usual question, whatever the answer."""
+    size = engine.model_config.get_vocab_size()
+    await Asker(engine, lora=lora).measure(
+        tokens(_PROMPTS[0], _PROMPT_TOKENS, size), tokens(15485863, _PROBES, size)
+    )
+
+
 async def record(engine: Any, lora: Any) -> dict[str, Any]:
     """Ask the engine with and without the adapter. ``lora``: vLLM's request for it, which must be loaded.
 

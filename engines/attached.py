@@ -10,8 +10,11 @@ alone answers call it.
 import asyncio
 import json
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vllm.lora.request import LoRARequest
@@ -20,6 +23,8 @@ from engines import adapter_canary
 from engines.first_batch import FirstBatch, Turn, depends_on
 
 _DRAIN_S = 10.0
+# No load of the host's has this number.
+_REHEARSAL, _REHEARSED = "rehearsal", 1 << 30
 _POLL_S = 0.002
 _Reply = tuple[int, Any]
 _logger = logging.getLogger("vllm.torpor")
@@ -165,6 +170,18 @@ class Adapters:
     def _in_use(self, name: str) -> bool:
         states = self._engine.output_processor.request_states.values()
         return any(state.lora_name == name for state in states)
+
+    async def rehearse(self) -> None:
+        """Load an adapter of zeros, ask it once, unload it."""
+        folder = Path(os.environ["HOME"]) / _REHEARSAL
+        try:
+            await self._engine.collective_rpc("torpor_write_adapter", args=(str(folder),))
+            await self._load(_REHEARSAL, _REHEARSED, str(folder), None, None)
+            attached = self._attached[_REHEARSAL]
+            await adapter_canary.ask(self._engine, attached.lora)
+            await self._unload(attached)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def attached(self, lora: LoRARequest) -> bool:
         """Whether it is loaded still."""

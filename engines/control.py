@@ -27,6 +27,8 @@
     Answers when its canary has: ``{"fit", "deviation", "share", "ms"}``.
 ``POST /torpor/adapters/{name}/canary``
     Records its canary (`engines.adapter_canary`). 422 where none can be recorded.
+``POST /torpor/rehearse``
+    Loads an adapter of zeros, asks it, and unloads it: what is slow the first time is done then.
 ``DELETE /torpor/adapters/{name}``
     Unloads it when its last request has ended; 409 when one does not.
 """
@@ -89,13 +91,16 @@ class Control:
             return 200, None
         if method == "GET" and what == "proof":
             return await self._tell_proof()
+        if method == "POST" and what == "rehearse":
+            await self._attached(app).rehearse()
+            return 200, None
         if method == "POST" and what == "canary":
             return 200, await canary.record(engine)
         return 404, {"error": "unknown path"}
 
     def _way_in(self, engine: Any) -> FirstBatch:
         if self._batch is None:
-            self._batch = FirstBatch(engine.engine_core)
+            self._batch = FirstBatch(engine.engine_core, lambda: engine.collective_rpc("torpor_occupy"))
         return self._batch
 
     def _attached(self, app: Any) -> Adapters:

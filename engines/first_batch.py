@@ -4,12 +4,13 @@ Each step of the engine core reads all weights, so one for the canary and then o
 twice as long as one for both. They must be in the core's queue before it begins a step: a canary is prepared
 at once, waits for the first request just before it would be sent, and they are sent in a row. The canary of a
 restored engine goes with the first request of all, that of an adapter with the first one for the adapter.
+An idle core begins a step with the first request that it sees: it is kept busy until they are all there.
 """
 
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Self
@@ -66,6 +67,11 @@ class Turn:
         """Wait for the canary's verdict."""
         return await asyncio.shield(self._verdict)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the canary is not in the core's queue yet."""
+        return not self._sent.is_set()
+
     def concerns(self, request: Any) -> bool:
         """Whether the request's answer depends on the canary."""
         if self.lora is None:
@@ -95,11 +101,14 @@ class Turn:
 class FirstBatch:
     """Stands in the way to the engine core as long as there are turns.
 
-    ``core``: vLLM's client of the engine core, whose ``add_request_async`` sends a request.
+    ``core``: vLLM's client of the engine core, whose ``add_request_async`` sends a request. ``occupy`` keeps
+    the core from its next step for a moment.
     """
 
-    def __init__(self, core: Any) -> None:
+    def __init__(self, core: Any, occupy: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         self._core = core
+        self._occupy = occupy
+        self._occupying: asyncio.Task[Any] | None = None
         self._send = core.add_request_async
         self._turns: list[Turn] = []
         self._numbers = itertools.count()
@@ -149,6 +158,9 @@ class FirstBatch:
         call = depends_on.get()
         if call is not None:
             call += turns
+        if any(turn.waiting for turn in turns):
+            self._occupying = asyncio.create_task(self._occupy())
+            await asyncio.sleep(0)  # it has been sent then
         for turn in turns:
             turn.open()
         for turn in turns:

@@ -229,6 +229,10 @@ class EngineProcess:
             raise EngineBroken(f"the engine records no canary: {answer}")
         return dict(answer)
 
+    async def rehearse(self) -> None:
+        """Load an adapter that changes nothing, and unload it. Raises `EngineBroken`."""
+        await self.control("rehearse")
+
     async def control(self, what: str) -> None:
         """Ask something of the engine itself (`engines.control`). Raises `EngineBroken`."""
         status, answer = await call(self._socket, "POST", f"/torpor/{what}", timeout_s=_SLEEP_TIMEOUT_S)
@@ -245,7 +249,7 @@ class EngineProcess:
             raise EngineBroken(f"the engine has ended: {error}") from error
 
     async def pause(self) -> None:
-        """Freeze it; its KV cache is given back, its adapters go. No request may run. Raises `EngineBroken`."""
+        """Freeze it: its KV cache is given back, adapters go. No request may run. Raises `EngineBroken`."""
         await self._site.driver.pause(self)
         await self.adapters.sweep()
 

@@ -117,6 +117,8 @@ class Snapshots:
         await self._usual_request(spec, engine)
         for wanted in _warm_up_calls(spec):
             await self._request(engine, wanted)
+        if spec.lora is not None:
+            await engine.rehearse()
         return await engine.canary()
 
     async def publish(
@@ -186,6 +188,8 @@ class Snapshots:
                 await engine.wake(snapshot.manifest.canary)
                 await engine.proof()
                 await self._usual_request(spec, engine)
+                if spec.lora is not None:
+                    await engine.rehearse()
                 touched = await asyncio.to_thread(observe, engine.pids())
                 await asyncio.to_thread(touched.write, snapshot.layout.folder, awake)
                 return await asyncio.to_thread(engine.memory_bytes)

@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import numpy
 import torch
 from vllm.platforms import current_platform
 
-from engines import lora_ops, memory
+from engines import lora_files, lora_ops, memory
 
 if torch.device(current_platform.device_type).type == "cpu":
     lora_ops.install()  # vLLM imports this module before it makes the model
+
+
+_OCCUPIED_S = 0.003
 
 
 class WorkerExtension:
@@ -44,6 +48,15 @@ class WorkerExtension:
             dropped += size
         memory.trim()
         return dropped
+
+    def torpor_occupy(self) -> None:
+        """Keep the engine core busy while requests that belong into one batch are on their way to it."""
+        time.sleep(_OCCUPIED_S)
+
+    def torpor_write_adapter(self, folder: str) -> None:
+        """An adapter of zeros for every module that may have one, as PEFT writes it, rank 1."""
+        manager = self.model_runner.model.lora_manager
+        lora_files.write_zeros(Path(folder), manager.modules, manager.packed_modules_mapping)
 
     def _kv_storages(self) -> dict[int, int]:
         """Length in bytes by address."""

@@ -171,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/sabotage":
             self.adapters.spoiled = json.loads(body)
             self.answer(b"")
-        elif self.path == "/torpor/sleep":
+        elif self.path in ("/torpor/sleep", "/torpor/rehearse"):
             self.adapters.loaded.clear()
             self.answer(b'{"dropped_bytes": 0}')
         elif self.path == "/torpor/canary":

@@ -26,6 +26,11 @@ class Core:
 
     sent: list[str] = field(default_factory=list)
 
+    occupied: int = 0
+
+    async def occupy(self) -> None:
+        self.occupied += 1
+
     async def add_request_async(self, request: Request) -> None:
         self.sent.append(request.request_id)
 
@@ -49,13 +54,15 @@ async def settle() -> None:
 
 async def test_the_canary_waits_for_the_first_request_and_goes_first() -> None:
     core = Core()
-    turn = FirstBatch(core).turn()
+    turn = FirstBatch(core, core.occupy).turn()
     its = sending(core, canary(turn))
     await settle()
     assert core.sent == []
     await asyncio.gather(its, sending(core, FIRST))
     assert core.sent == [canary(turn).request_id, FIRST.request_id]
+    assert core.occupied == 1
     await sending(core, SECOND)
+    assert core.occupied == 1
     turn.close(passed=True)
     assert await turn.passed()
     await sending(core, canary(turn))
@@ -64,7 +71,7 @@ async def test_the_canary_waits_for_the_first_request_and_goes_first() -> None:
 
 async def test_requests_wait_for_a_canary_that_is_not_yet_prepared() -> None:
     core = Core()
-    turn = FirstBatch(core).turn()
+    turn = FirstBatch(core, core.occupy).turn()
     early = [sending(core, FIRST), sending(core, SECOND)]
     await settle()
     assert core.sent == []
@@ -75,7 +82,7 @@ async def test_requests_wait_for_a_canary_that_is_not_yet_prepared() -> None:
 async def test_a_canary_that_nobody_joins_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_batch, "_PATIENCE_S", 0.01)
     core = Core()
-    turn = FirstBatch(core).turn()
+    turn = FirstBatch(core, core.occupy).turn()
     await asyncio.wait_for(sending(core, canary(turn)), 5)
     assert core.sent == [canary(turn).request_id]
 
@@ -85,7 +92,7 @@ async def test_a_canary_waits_longer_where_a_request_is_certain_to_come(
 ) -> None:
     monkeypatch.setattr(first_batch, "_PATIENCE_S", 0.01)
     core = Core()
-    batch = FirstBatch(core)
+    batch = FirstBatch(core, core.occupy)
     turn = batch.turn()
     with batch.expect():
         its = sending(core, canary(turn))
@@ -96,7 +103,7 @@ async def test_a_canary_waits_longer_where_a_request_is_certain_to_come(
 
 async def test_an_adapters_canary_goes_with_the_first_request_for_it() -> None:
     core = Core()
-    batch = FirstBatch(core)
+    batch = FirstBatch(core, core.occupy)
     engine, adapter = batch.turn(), batch.turn("a")
     canaries = [sending(core, canary(engine)), sending(core, canary(adapter))]
     calls: dict[str, list[Turn]] = {"b": [], "a": []}
@@ -118,7 +125,7 @@ async def test_an_adapters_canary_goes_with_the_first_request_for_it() -> None:
 async def test_who_waits_is_let_go(way: str) -> None:
     """Somebody wants an answer that needs no engine core; or the canary could not be asked at all."""
     core = Core()
-    turn = FirstBatch(core).turn()
+    turn = FirstBatch(core, core.occupy).turn()
     waiting = sending(core, canary(turn) if way == "open" else FIRST)
     await settle()
     assert core.sent == []
