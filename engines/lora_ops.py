@@ -6,25 +6,30 @@ also gather each row's weights, for every layer. Here the slots of a layer are o
 
     y += ((x @ A.T) * mask) @ B
 
-with ``A`` of shape [slots * rank, in], ``B`` [slots * rank, out], and ``mask`` [rows, slots * rank], which is
-1 where a rank is of the row's own adapter and is made once a step. A row without an adapter has zeros there.
-Long batches of several adapters are taken adapter by adapter instead.
+with ``A`` of shape [rank * slots, in], ``B`` [rank * slots, out], and ``mask`` [rows, rank * slots], which is
+1 where a column is of the row's own adapter, and is made once a step. A row without an adapter has zeros.
+The ranks are the outer dimension, so that those beyond the largest adapter of a batch are left out. Long
+batches are taken adapter by adapter instead.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
 from vllm.version import __version_tuple__
 
 MENDED = (0, 32)
 """The version of vLLM whose ops these stand for."""
-# Rows times columns of the mask beyond which multiplying with zeros costs more than gathering rows.
-_MOST_MASKED = 256 * 128
+# So few rows are computed by one thread: to meet another takes longer, and much longer on a busy machine.
+_ALONE = 64
+_UNKNOWN = 1 << 30
+# Rows times slots times ranks beyond which multiplying with zeros costs more than gathering.
+_MOST_MASKED = 64 * 128
 
 
 def install() -> None:
@@ -32,28 +37,47 @@ def install() -> None:
     if tuple(__version_tuple__[:2]) != MENDED:
         known = ".".join(map(str, MENDED))
         raise RuntimeError(f"the LoRA ops of vLLM {known} are mended; this is {__version_tuple__}")
+    LoRAModelManager.activate_adapter = _noting_rank(LoRAModelManager.activate_adapter)
     CpuPlatform.get_punica_wrapper = classmethod(lambda _: f"{__name__}.{MaskedPunica.__name__}")
+
+
+def _noting_rank(activate: Callable[[Any, int], bool]) -> Callable[[Any, int], bool]:
+    """The ops are told the true rank of what comes into a slot."""
+
+    def noting(self: Any, lora_id: int) -> bool:
+        activated = activate(self, lora_id)
+        if activated:
+            weights = self._registered_adapters[lora_id].loras.values()
+            rank = max((one.rank for one in weights), default=1)
+            for punica in self.punica_wrapper_mapping.values():
+                punica.ranks[self.lora_index_to_id.index(lora_id)] = rank
+        return activated
+
+    return noting
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows that are computed together: with the slots from ``first`` to ``end``.
+    """Rows that are computed together: all with all slots where there is a ``mask``, [rows, rank * slots].
 
-    ``rows``: their indices, None for all; ``mask`` of shape [rows, slots * rank], None where all of it is 1.
+    Otherwise those of one ``slot``, whose indices are ``rows``; None for all.
     """
 
-    first: int
-    end: int
-    rows: torch.Tensor | None
-    mask: torch.Tensor | None
+    mask: torch.Tensor | None = None
+    slot: int = -1
+    rows: torch.Tensor | None = None
 
 
 class Plan:
-    """Which rows of a batch are computed with which slots: each row's, shape [rows], -1 for none."""
+    """Which rows of a batch are computed with which slots. ``rows``: each one's slot, -1 for none.
 
-    def __init__(self, slots: torch.Tensor) -> None:
-        self._slots = slots
-        self._used = [slot for slot in torch.unique(slots).tolist() if slot >= 0]
+    ``ranks``: the largest of the adapter in each slot, where it is known.
+    """
+
+    def __init__(self, rows: torch.Tensor, ranks: Mapping[int, int]) -> None:
+        self._rows = rows
+        self._used = [slot for slot in torch.unique(rows).tolist() if slot >= 0]
+        self._rank = max((ranks.get(slot, _UNKNOWN) for slot in self._used), default=0)
         self._parts: dict[tuple[int, int, torch.dtype], list[_Part]] = {}
 
     @property
@@ -61,24 +85,26 @@ class Plan:
         """Whether no row has an adapter."""
         return not self._used
 
-    def parts(self, slots: int, rank: int, dtype: torch.dtype) -> list[_Part]:
-        """For weights of so many slots of that rank."""
-        key = (slots, rank, dtype)
+    def rank(self, most: int) -> int:
+        """How many ranks there are to compute, of weights that have room for so many."""
+        return min(self._rank, most)
+
+    def parts(self, slots: int, most: int, dtype: torch.dtype) -> list[_Part]:
+        """For weights of so many slots and ranks."""
+        key = (slots, most, dtype)
         found = self._parts.get(key)
         if found is None:
-            found = self._parts[key] = self._divide(rank, dtype)
+            found = self._parts[key] = self._divide(slots, self.rank(most), dtype)
         return found
 
-    def _divide(self, rank: int, dtype: torch.dtype) -> list[_Part]:
-        rows, used = self._slots, self._used
-        first, end = used[0], used[-1] + 1
-        if len(used) == 1 and bool((rows == first).all()):
-            return [_Part(first, end, None, None)]
-        width = (end - first) * rank
-        if len(used) == 1 or len(rows) * width <= _MOST_MASKED:
-            owners = torch.arange(first, end).repeat_interleave(rank)
-            return [_Part(first, end, None, (rows.unsqueeze(1) == owners).to(dtype))]
-        return [_Part(slot, slot + 1, (rows == slot).nonzero().squeeze(1), None) for slot in used]
+    def _divide(self, slots: int, rank: int, dtype: torch.dtype) -> list[_Part]:
+        rows, used = self._rows, self._used
+        if len(rows) * slots * rank <= _MOST_MASKED:
+            owns = rows.unsqueeze(1) == torch.arange(slots)
+            return [_Part(mask=owns.to(dtype).repeat(1, rank))]
+        if len(used) == 1 and bool((rows == used[0]).all()):
+            return [_Part(slot=used[0])]
+        return [_Part(slot=slot, rows=(rows == slot).nonzero().squeeze(1)) for slot in used]
 
 
 class Weights:
@@ -90,40 +116,66 @@ class Weights:
 
     def __init__(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> None:
         self.kept = (*a, *b)
-        self.slots, _, self.rank, width = a[0].shape
-        with torch.inference_mode(mode=False):  # adapters are written into them outside of it
-            joined = torch.stack([one.squeeze(1) for one in a], dim=1).contiguous()
-            self._b = [one.squeeze(1).transpose(1, 2).contiguous() for one in b]
-            # [slots, slices * rank, in]: those of one slot, and of neighbours, are next to each other.
-            self._a = joined.view(self.slots, len(a) * self.rank, width)
-            for number, one in enumerate(a):
-                one.data = joined[:, number].unsqueeze(1)
-            for turned, one in zip(self._b, b, strict=True):
-                one.data = turned.transpose(1, 2).unsqueeze(1)
+        self.slots, _, self.rank, _ = a[0].shape
+        # [rank, slots, slices, in]
+        self._a = torch.stack([one.squeeze(1).transpose(0, 1) for one in a], dim=2).contiguous()
+        for number, one in enumerate(a):
+            one.data = self._a[:, :, number].transpose(0, 1).unsqueeze(1)
+        # Each [rank, slots, out]
+        self._b = []
+        for one in b:
+            turned = one.squeeze(1).permute(2, 0, 1).contiguous()
+            one.data = turned.permute(1, 2, 0).unsqueeze(1)
+            self._b.append(turned)
 
     def add(self, y: torch.Tensor, x: torch.Tensor, plan: Plan, widths: Sequence[int], scale: float) -> None:
         """``y``, shape [rows, out], += what the adapters make of ``x``, [rows, in]."""
+        threads = torch.get_num_threads()
+        if len(x) <= _ALONE and threads > 1:
+            torch.set_num_threads(1)
+            self._add_parts(y, x, plan, widths, scale)
+            torch.set_num_threads(threads)
+        else:
+            self._add_parts(y, x, plan, widths, scale)
+
+    def _add_parts(
+        self, y: torch.Tensor, x: torch.Tensor, plan: Plan, widths: Sequence[int], scale: float
+    ) -> None:
+        rank = plan.rank(self.rank)
         for part in plan.parts(self.slots, self.rank, x.dtype):
-            if part.rows is None:
-                self._add_part(y, x, part, widths, scale)
+            if part.mask is not None:
+                self._add_masked(y, x, part.mask, rank, widths, scale)
+            elif part.rows is None:
+                self._add_slot(y, x, part.slot, rank, widths, scale)
             else:
                 some = y[part.rows]
-                self._add_part(some, x[part.rows], part, widths, scale)
+                self._add_slot(some, x[part.rows], part.slot, rank, widths, scale)
                 y[part.rows] = some
 
-    def _add_part(
-        self, y: torch.Tensor, x: torch.Tensor, part: _Part, widths: Sequence[int], scale: float
+    def _add_masked(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        mask: torch.Tensor,
+        rank: int,
+        widths: Sequence[int],
+        scale: float,
     ) -> None:
-        slots = part.end - part.first
-        a = self._a[part.first : part.end]
-        shrunk = torch.mm(x, a.flatten(0, 1).t()).view(len(x), slots, len(self._b), self.rank)
+        a = self._a[:rank].flatten(0, 2)
+        shrunk = torch.mm(x, a.t()).view(len(x), rank * self.slots, len(self._b))
         offset = 0
         for number, (turned, width) in enumerate(zip(self._b, widths, strict=True)):
-            mine = shrunk[:, :, number].reshape(len(x), slots * self.rank)
-            if part.mask is not None:
-                mine = mine * part.mask
-            b = turned[part.first : part.end].flatten(0, 1)
-            y[:, offset : offset + width].addmm_(mine, b[:, :width], alpha=scale)
+            b = turned[:rank].flatten(0, 1)
+            y[:, offset : offset + width].addmm_(shrunk[:, :, number] * mask, b[:, :width], alpha=scale)
+            offset += width
+
+    def _add_slot(
+        self, y: torch.Tensor, x: torch.Tensor, slot: int, rank: int, widths: Sequence[int], scale: float
+    ) -> None:
+        offset = 0
+        for number, (turned, width) in enumerate(zip(self._b, widths, strict=True)):
+            shrunk = torch.mm(x, self._a[:rank, slot, number].t())
+            y[:, offset : offset + width].addmm_(shrunk, turned[:rank, slot, :width], alpha=scale)
             offset += width
 
 
@@ -133,13 +185,14 @@ class MaskedPunica(PunicaWrapperCPU):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._weights: dict[int, Weights] = {}
-        self._tokens = self._samples = Plan(torch.empty(0, dtype=torch.long))
+        self._tokens = self._samples = Plan(torch.empty(0, dtype=torch.long), {})
+        self.ranks: dict[int, int] = {}
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """The batch is another one."""
         super().update_metadata(*args, **kwargs)
-        self._tokens = Plan(self.token_lora_indices.clone())
-        self._samples = Plan(self.sampler_indices.clone())
+        self._tokens = Plan(self.token_lora_indices.clone(), self.ranks)
+        self._samples = Plan(self.sampler_indices.clone(), self.ranks)
 
     def add_lora_linear(
         self,

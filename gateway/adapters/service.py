@@ -1,6 +1,7 @@
 """An adapter from its upload to its end: received, checked, examined on an engine, registered, removed."""
 
 import asyncio
+import logging
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -28,6 +29,8 @@ from tenants.adapter_index import RegisteredAdapter
 from tenants.adapter_permissions import AdapterPermissions
 from tenants.adapters import AdapterRegistry, NewAdapter
 from tenants.types import Principal
+
+_log = logging.getLogger("torpor.adapters")
 
 T = TypeVar("T")
 _SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -101,6 +104,7 @@ class Adapters:
             except AdapterRejected as error:
                 raise invalid_request(_refusal(error), "file", "invalid_adapter") from None
             except OSError as error:
+                _log.error("an upload cannot be stored: %s", error)
                 raise storage_unavailable() from error
 
     async def _register(

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
+from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from engines import lora_ops
 from engines.lora_ops import MaskedPunica
@@ -62,8 +64,10 @@ class Layer:
         return expected
 
 
-def punica(kind: type[PunicaWrapperCPU], rows: list[int]) -> Any:
+def punica(kind: type[PunicaWrapperCPU], rows: list[int], ranks: dict[int, int] | None = None) -> Any:
     made = kind(4096, 256, "cpu")
+    if ranks is not None:
+        made.ranks.update(ranks)
     ids = tuple(slot + 1 for slot in rows)
     mapping = LoRAMapping(ids, ids, is_prefill=True)
     made.update_metadata(mapping, list(range(1, SLOTS + 1)), SLOTS, 1000)
@@ -75,21 +79,43 @@ def close(seen: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool(torch.allclose(seen.float(), expected, rtol=tolerance, atol=tolerance))
 
 
+def test_the_ops_are_told_the_rank_of_what_comes_into_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def activate(self: Any, lora_id: int) -> bool:
+        self.lora_index_to_id[2] = lora_id
+        return True
+
+    monkeypatch.setattr(LoRAModelManager, "activate_adapter", activate)
+    monkeypatch.setattr(CpuPlatform, "get_punica_wrapper", CpuPlatform.get_punica_wrapper)
+    lora_ops.install()
+    ops = punica(MaskedPunica, [2], {2: 1})
+    layers = {"q": SimpleNamespace(rank=4), "k": SimpleNamespace(rank=6)}
+    manager = SimpleNamespace(
+        lora_index_to_id=[None, None, None],
+        _registered_adapters={9: SimpleNamespace(loras=layers)},
+        punica_wrapper_mapping={"language": ops},
+    )
+    assert LoRAModelManager.activate_adapter(manager, 9)
+    assert ops.ranks == {2: 6}
+    assert resolve_obj_by_qualname(CpuPlatform.get_punica_wrapper()) is MaskedPunica
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("slices", [SLICES, (32,)])
 @pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{len(rows)}-{len(set(rows))}")
 def test_each_row_gets_its_own_adapter_and_no_other(
     rows: list[int], slices: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    layer, ops = Layer(slices, dtype), punica(MaskedPunica, rows)
-    for _ in range(2):
+    layer = Layer(slices, dtype)
+    for known in (RANK, 3):
+        ops = punica(MaskedPunica, rows, dict.fromkeys(range(SLOTS), known))
         x, y = torch.randn(len(rows), WIDTH).to(dtype), torch.randn(len(rows), sum(slices)).to(dtype)
         seen = y.clone()
         ops.add_lora_linear(seen, x, layer.a, layer.b, 1.0, slices)
         assert close(seen, layer.formula(x, y, rows))
         without = torch.tensor(rows) < 0
         assert torch.equal(seen[without], y[without])
-        layer.load(1, rank=3)  # another adapter comes into a slot, with a smaller rank
+        for slot in range(SLOTS):
+            layer.load(slot, rank=3)  # others come into the slots, with smaller ranks
 
 
 def test_the_logits_go_by_sample() -> None:
