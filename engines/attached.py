@@ -58,6 +58,7 @@ class _Attached:
         self.lora = lora
         self.turn: Turn | None = None
         self.proof: asyncio.Task[dict[str, Any]] | None = None
+        self.leaving = False
 
 
 class Adapters:
@@ -107,7 +108,7 @@ class Adapters:
                 try:
                     await self._engine.add_lora(lora)
                 except Exception as error:  # noqa: BLE001 - whatever vLLM has against it
-                    return 422, {"error": str(error).strip().rpartition("\n")[2]}
+                    return 422, {"error": _told(error, folder)}
             self._attached[name] = attached
             if canary is not None:
                 attached.turn = turn = self._batch.turn(name)
@@ -157,10 +158,10 @@ class Adapters:
             if time.monotonic() > deadline:
                 return 409, {"error": "requests are running"}
             await asyncio.sleep(_POLL_S)  # vLLM offers no event for it
+        attached.leaving = True
         async with self._changing:
-            await (
-                self._engine.is_paused()
-            )  # the core knows of all aborts then: they came before this question
+            # When the core has answered this, it knows of all aborts: they were sent before.
+            await self._engine.is_paused()
             await self._engine.remove_lora(attached.lora.lora_int_id)
         if attached.turn is not None and attached.turn.pending:
             attached.turn.close(passed=False)
@@ -184,8 +185,14 @@ class Adapters:
             shutil.rmtree(folder, ignore_errors=True)
 
     def attached(self, lora: LoRARequest) -> bool:
-        """Whether it is loaded still."""
-        return lora.lora_name in self._attached
+        """Whether a request may go to the engine core with it: otherwise its answer is withheld."""
+        attached = self._attached.get(lora.lora_name)
+        if attached is not None and not attached.leaving:
+            return True
+        call = depends_on.get()
+        if call is not None:
+            call.append(Turn.failed())
+        return False
 
     async def clear(self) -> None:
         """Unload all of them. No request may run."""
@@ -193,6 +200,12 @@ class Adapters:
             if attached.proof is not None:
                 attached.proof.cancel()
             await self._unload(attached)
+
+
+def _told(error: Exception, folder: str) -> str:
+    """The last line of what the engine core says, without its own words around it, and without the folder."""
+    line = str(error).strip().rpartition("\n")[2]
+    return line.removeprefix("Call to add_lora method failed: ").replace(folder, "the adapter")
 
 
 def _names(model_name: Callable[[Any], str]) -> Callable[[Any], str]:

@@ -21,7 +21,7 @@ from engines.host import EngineHost
 from engines.policy import HostPolicy
 from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease
-from tests.engines import lora_files
+from loadtest.adapter_files import make_adapter
 from tests.engines.saboteur import ORDERS
 from tests.engines.support import CRIU_DIR, ROOT, eventually
 
@@ -39,8 +39,8 @@ MODEL = ModelSpec(
 PROMPTS = ("The capital of France is", "Once upon a time there was", "def main():")
 
 
-def adapter(folder: Path, number: int, scale: float = 0.03) -> Adapter:
-    files = lora_files.write(folder / str(number), MODELS / "smollm2-135m", seed=number, scale=scale)
+def adapter(folder: Path, number: int, strength: float = 0.5) -> Adapter:
+    files = make_adapter(folder / str(number), MODELS / MODEL.id, seed=number, strength=strength)
     return Adapter(f"ft:smollm2-135m:org:suffix:{number}", f"{number:02x}" * 32, files, rank=8)
 
 
@@ -188,7 +188,7 @@ async def test_what_is_unloaded_has_left_the_engine(site: Site) -> None:
 
 
 async def test_an_adapter_that_changes_nothing_is_served(site: Site) -> None:
-    made = adapter(site.folder, 9, scale=0.0)
+    made = adapter(site.folder, 9, strength=0.0)
     canary = await site.host.examine(MODEL.id, made)
     assert json.loads(canary)["share"] is False
     texts = await site.text(replace(made, canary=canary), PROMPTS[0]), await site.text(None, PROMPTS[0])
@@ -197,7 +197,7 @@ async def test_an_adapter_that_changes_nothing_is_served(site: Site) -> None:
 
 async def test_a_weak_adapter_is_told_from_the_base_model(site: Site) -> None:
     """Its effect on each probe is about what bf16 rounds away; the share of all of them shows it."""
-    made = adapter(site.folder, 10, scale=0.004)
+    made = adapter(site.folder, 10, strength=0.03)
     canary = json.loads(await site.host.examine(MODEL.id, made))
     effect = [one - other for one, other in zip(canary["values"], canary["base"], strict=True)]
     print(f"\neffect {math.sqrt(sum(part * part for part in effect) / len(effect)):.3f}")
