@@ -117,16 +117,15 @@ class Weights:
     def __init__(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> None:
         self.kept = (*a, *b)
         self.slots, _, self.rank, _ = a[0].shape
-        # [rank, slots, slices, in]
-        self._a = torch.stack([one.squeeze(1).transpose(0, 1) for one in a], dim=2).contiguous()
-        for number, one in enumerate(a):
-            one.data = self._a[:, :, number].transpose(0, 1).unsqueeze(1)
-        # Each [rank, slots, out]
-        self._b = []
-        for one in b:
-            turned = one.squeeze(1).permute(2, 0, 1).contiguous()
-            one.data = turned.permute(1, 2, 0).unsqueeze(1)
-            self._b.append(turned)
+        with torch.inference_mode(mode=False):  # adapters are written into them outside of it
+            # [rank, slots, slices, in]
+            self._a = torch.stack([one.squeeze(1).transpose(0, 1) for one in a], dim=2).contiguous()
+            for number, one in enumerate(a):
+                one.data = self._a[:, :, number].transpose(0, 1).unsqueeze(1)
+            # Each [rank, slots, out]
+            self._b = [one.squeeze(1).permute(2, 0, 1).contiguous() for one in b]
+            for turned, one in zip(self._b, b, strict=True):
+                one.data = turned.permute(1, 2, 0).unsqueeze(1)
 
     def add(self, y: torch.Tensor, x: torch.Tensor, plan: Plan, widths: Sequence[int], scale: float) -> None:
         """``y``, shape [rows, out], += what the adapters make of ``x``, [rows, in]."""
