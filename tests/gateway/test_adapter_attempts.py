@@ -47,7 +47,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
             _served(Door(host, clients, ledger, ModelQueues(host, {}), set(), 10.0), adapter) as http,
         ):
             yield Stage(host, http, adapter)
-    await clients.aclose()
+    clients.close()
     await database.dispose()
 
 
