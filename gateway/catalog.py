@@ -48,17 +48,26 @@ class Model:
 
     def card(self) -> dict[str, Any]:
         """OpenAI's ``model`` object, with vLLM's ``max_model_len``, and an adapter's ``parent``."""
-        card = {
-            "id": self.name,
+        return self._base_card() if self.adapter is None else self.card_of(self.adapter)
+
+    def card_of(self, adapter: RegisteredAdapter) -> dict[str, Any]:
+        """That of an adapter on this model."""
+        own = {
+            "id": adapter.name,
+            "created": adapter.created_at,
+            "owned_by": adapter.name.split(":")[2],
+            "parent": self.id,
+        }
+        return self._base_card() | own
+
+    def _base_card(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
             "object": "model",
             "created": self.created,
             "owned_by": "torpor",
             "max_model_len": self.max_model_len,
         }
-        if self.adapter is None:
-            return card
-        owner = self.adapter.name.split(":")[2]
-        return card | {"created": self.adapter.created_at, "owned_by": owner, "parent": self.id}
 
 
 class Catalog:

@@ -4,7 +4,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.adapters.resolving import resolve_model, visible_models
+from gateway.adapters.resolving import resolve_model, visible_cards
 from gateway.adapters_api import delete_owned
 from gateway.authentication import authenticate
 from gateway.errors import JSON, ApiError
@@ -16,7 +16,7 @@ from tenants.types import KeyKind
 async def list_models(request: Request) -> Response:
     """``GET /v1/models``."""
     principal = await authenticate(request, KeyKind.PROJECT, scope=MODEL_READ)
-    cards = [model.card() for model in visible_models(services_of(request), principal)]
+    cards = visible_cards(services_of(request), principal)
     return Response(msgspec.json.encode({"object": "list", "data": cards}), media_type=JSON)
 
 

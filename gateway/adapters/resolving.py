@@ -1,7 +1,7 @@
 """The model that a name means for whoever asks: a base model, or an adapter on one."""
 
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from engines.spec import Task
 from gateway.catalog import Model, wrong_task
@@ -27,10 +27,12 @@ def resolve_model(services: Services, principal: Principal, name: str, task: Tas
     return replace(base, adapter=adapter)
 
 
-def visible_models(services: Services, principal: Principal) -> Iterator[Model]:
+def visible_cards(services: Services, principal: Principal) -> list[dict[str, Any]]:
     """What the caller may use: base models in the order of the configuration, then adapters."""
-    yield from services.catalog.visible(principal)
+    catalog = services.catalog
+    cards = [model.card() for model in catalog.visible(principal)]
     for adapter in services.adapters.registry.index.visible(principal):
-        base = services.catalog.get(adapter.base_model)
+        base = catalog.get(adapter.base_model)
         if base is not None and principal.may_use(adapter.name, adapter.base_model):
-            yield replace(base, adapter=adapter)
+            cards.append(base.card_of(adapter))
+    return cards
