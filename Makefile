@@ -48,7 +48,7 @@ down: ## End the gateway and every engine
 
 .PHONY: test
 test: setup node ## Every test, with a gateway and data of its own
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m tests.run $(PYTEST)
 
 .PHONY: soak
 soak: setup ## 200 wakes and sleeps of two models, nothing may leak

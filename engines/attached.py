@@ -197,8 +197,6 @@ class Adapters:
     async def clear(self) -> None:
         """Unload all of them. No request may run."""
         for attached in list(self._attached.values()):
-            if attached.proof is not None:
-                attached.proof.cancel()
             await self._unload(attached)
 
 

@@ -4,18 +4,13 @@ The one place that opens a database; every other folder is handed one.
 """
 
 import asyncio
+import re
 import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.script.revision import ResolutionError
-from alembic.util.exc import CommandError
-from sqlalchemy import URL, Connection, MetaData, event
+from sqlalchemy import URL, Connection, MetaData, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -28,6 +23,8 @@ from metering.tables import metadata as metering_metadata
 from tenants.tables import metadata as tenants_metadata
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_REVISION = re.compile(r'^revision\b[^=]*= "(\w+)"', re.MULTILINE)
+_BUILDS_ON = re.compile(r'^down_revision\b[^=]*= "(\w+)"', re.MULTILINE)
 _POOL = 4
 _BUSY_TIMEOUT_MS = 5_000
 _PRAGMAS = (
@@ -80,7 +77,7 @@ async def migrate(url: str) -> None:
         event.listen(engine.sync_engine, "begin", _begin_immediately)
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(_upgrade)
+            await connection.run_sync(_bring_up)
     finally:
         await engine.dispose()
         # aiosqlite's thread has yet to tell the loop that it ends, where the file cannot be opened.
@@ -100,45 +97,46 @@ async def is_migrated(url: str) -> bool | None:
         if engine.dialect.name == "sqlite" and not _is_file(parsed):
             return None
         async with engine.connect() as connection:
-            present, newest = await connection.run_sync(_revisions)
+            return await connection.run_sync(_state)
     finally:
         await engine.dispose()
-    return present == newest if present else None
 
 
 def _is_file(url: URL) -> bool:
     return url.database is not None and Path(url.database).is_file()
 
 
-def _revisions(connection: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The schema's revisions in the database and in the code; the database's are all known to the code."""
-    scripts = ScriptDirectory(str(_MIGRATIONS))
-    present = MigrationContext.configure(connection).get_current_heads()
-    for revision in present:
-        _check_known(scripts, revision)
-    return present, tuple(scripts.get_heads())
-
-
-def _upgrade(connection: Connection) -> None:
-    present, newest = _revisions(connection)
-    if present == newest:
+def _bring_up(connection: Connection) -> None:
+    if _is_newest(connection):
         return
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    # Alembic takes longer to import than all else that the gateway does at its start.
+    from gateway import schema
+
+    schema.upgrade(connection)
 
 
-def _check_known(scripts: ScriptDirectory, revision: str) -> None:
-    try:
-        known = scripts.get_revision(revision)
-    except (CommandError, ResolutionError):
-        known = None
-    if known is None:
-        raise DatabaseError(
-            f"the database has the schema {revision!r}, which this version of Torpor does not know; "
-            "it was used with a later version: install that one"
-        )
+def _is_newest(connection: Connection) -> bool:
+    """Whether nothing is to be done, or said, about the schema."""
+    if not inspect(connection).has_table("alembic_version"):
+        return False
+    present = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+    return list(present) == newest_revisions()
+
+
+def newest_revisions() -> list[str]:
+    """Of the migrations in this package: those that no other one builds on."""
+    texts = [path.read_text() for path in (_MIGRATIONS / "versions").glob("*.py")]
+    made = {found[1] for each in texts if (found := _REVISION.search(each))}
+    return sorted(made - {found[1] for each in texts if (found := _BUILDS_ON.search(each))})
+
+
+def _state(connection: Connection) -> bool | None:
+    if _is_newest(connection):
+        return True
+    from gateway import schema
+
+    present, _ = schema.revisions(connection)
+    return False if present else None
 
 
 def _parsed(url: str) -> URL:

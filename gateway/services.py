@@ -1,5 +1,6 @@
 """What the endpoints work with, made once and owned by the app's lifespan."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -57,6 +58,7 @@ class Services:
     def metrics(self) -> Iterator[Metric]:
         """The gateway's own state, as `MetricSource` has it."""
         yield gauge("torpor_exchanges", "Inference requests that are being worked on.", len(self.running))
+        yield gauge("torpor_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
         yield gauge("torpor_ledger_open_entries", "Attempts that are not settled.", self.ledger.open_entries)
         yield gauge("torpor_ledger_backlog", "Writes that wait to be durable.", self.ledger.backlog)
         yield gauge(

@@ -3,7 +3,7 @@
     python -m loadtest.crash_metering --help
 
 A real gateway in a process of its own, in front of a stand-in engine that knows what it has generated for
-each request (`loadtest.standin_engine`), and streams that know what they have received and when. What the
+each request (`loadtest.standin`), and streams that know what they have received and when. What the
 ledger says afterwards, read from its file, is held against both::
 
     missing   answers that came to their [DONE] without a completed entry of the right tokens, and streams of
@@ -31,9 +31,10 @@ import httpx
 
 from loadtest.crash_site import Site, free_port
 from loadtest.sections import command, write_section
-from loadtest.standin_engine import PACE_S, PROMPT_TOKENS
+from loadtest.wire import PROMPT_TOKENS
 
 GRACE_S = 0.25
+PACE_S = 0.04
 AWAY_S = 10.0
 DISK_MIB = 96
 _TABLE = (
@@ -70,11 +71,8 @@ class Stream:
 
 
 async def _stream(http: httpx.AsyncClient, stream: Stream) -> None:
-    body = {
-        "model": "standin",
-        "stream": True,
-        "messages": [{"role": "user", "content": f"{stream.number} {stream.wanted}"}],
-    }
+    words = f"number={stream.number} tokens={stream.wanted} pace={PACE_S * 1000:g}"
+    body = {"model": "standin", "stream": True, "messages": [{"role": "user", "content": words}]}
     try:
         headers = {"x-request-id": stream.request_id}
         async with http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
@@ -84,7 +82,7 @@ async def _stream(http: httpx.AsyncClient, stream: Stream) -> None:
             async for line in response.aiter_lines():
                 if line == "data: [DONE]":
                     stream.done = True
-                elif '"content"' in line:
+                elif '"delta":{"content"' in line:
                     stream.times.append(time.monotonic())
     except (httpx.TransportError, asyncio.CancelledError):
         pass

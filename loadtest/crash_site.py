@@ -55,8 +55,9 @@ class Site:
 
     def start_engine(self) -> None:
         """And waits until it listens."""
-        arguments = ["-m", "loadtest.standin_engine", str(self.engine_port), str(self.counts_file)]
-        self.engine = subprocess.Popen([sys.executable, *arguments])
+        arguments = ["--tcp", str(self.engine_port), "--counts", str(self.counts_file), "--continuous-usage"]
+        command = [sys.executable, "-m", "loadtest.standin", *arguments]
+        self.engine = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _wait_for(f"http://127.0.0.1:{self.engine_port}/v1/models", self.engine)
 
     def start_gateway(self) -> None:

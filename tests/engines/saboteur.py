@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.worker import WorkerExtension
-
-ORDERS = "sabotage"
+from tests.engines.orders import ORDERS
 
 
 class Saboteur(WorkerExtension):

@@ -22,7 +22,7 @@ from engines.policy import HostPolicy
 from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease
 from loadtest.adapter_files import make_adapter
-from tests.engines.saboteur import ORDERS
+from tests.engines.orders import ORDERS
 from tests.engines.support import CRIU_DIR, ROOT, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]

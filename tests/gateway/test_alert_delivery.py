@@ -129,6 +129,7 @@ async def test_what_another_gateway_has_settled_counts(stage: Stage) -> None:
             assert (await stage.ask(max_tokens=20)).status_code == 200
         assert own.spent(stage.tenant.project_id) == 0
         assert not await outbox_rows(stage)
+        assert await stage.services.ledger.applied()
         stage.services.alerts.watch(own, stage.services.alerts._read)
         (row,) = await outbox_when_over(stage, 1)
         assert (row["threshold_cents"], row["spent_cents"]) == (3 * COST_CENTS, 15)

@@ -9,7 +9,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from gateway.database import DatabaseError, declared, is_migrated, migrate, open_database
+import gateway.migrations
+from gateway.database import DatabaseError, declared, is_migrated, migrate, newest_revisions, open_database
 
 
 def _url(folder: Path) -> str:
@@ -87,11 +88,11 @@ async def test_looking_at_the_schema_changes_nothing(tmp_path: Path) -> None:
     assert await is_migrated(_url(tmp_path)) is True
 
 
-async def test_a_schema_of_an_earlier_version_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_schema_of_an_earlier_version_is_told(tmp_path: Path) -> None:
     await migrate(_url(tmp_path))
-    monkeypatch.setattr(ScriptDirectory, "get_heads", lambda _scripts: ["0000"])
+    with sqlite3.connect(tmp_path / "torpor.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    connection.close()
     assert await is_migrated(_url(tmp_path)) is False
 
 
@@ -129,3 +130,8 @@ def test_url_that_cannot_be_used_is_told_in_one_line(url: str, message: str) -> 
         open_database(url)
     assert "hidden" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_newest_revision_is_known_without_alembic() -> None:
+    scripts = ScriptDirectory(str(Path(gateway.migrations.__file__).parent))
+    assert newest_revisions() == list(scripts.get_heads())

@@ -1,0 +1,133 @@
+"""Several gateways measured in turn, over several rounds in alternating order, in front of one engine."""
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadtest.histogram import Histogram
+from loadtest.measure import Load, Measured, Series, measure
+from loadtest.processes import NotReady
+from loadtest.report import Progress
+from loadtest.targets import Engine, Target
+
+_REST_S = 0.5
+
+Figure = Callable[[Measured], float]
+"""A number of a measurement."""
+
+
+def per_second(measured: Measured) -> float:
+    """Good answers."""
+    return measured.run.per_second
+
+
+def cpu_us(measured: Measured) -> float:
+    """Microseconds of CPU for each good answer."""
+    return measured.cpu_us
+
+
+def p50_ms(measured: Measured) -> float:
+    """Milliseconds until half of the answers were whole."""
+    return _ms(measured.run.tally.total, 50)
+
+
+def ttft_ms(measured: Measured) -> float:
+    """Milliseconds until half of the streams had their first token."""
+    return _ms(measured.run.tally.ttft, 50)
+
+
+def delay_ms(measured: Measured) -> float:
+    """Milliseconds from the engine's writing of a token to its arrival that 99 % do not exceed."""
+    return _ms(measured.run.tally.delay, 99)
+
+
+def _ms(durations: Histogram, share: float) -> float:
+    return durations.percentile(share) / 1e6 if durations.count else float("nan")
+
+
+def memory_mb(measured: Measured) -> float:
+    """Megabytes at most."""
+    return measured.memory_bytes / 1e6
+
+
+def failed(measured: Measured) -> float:
+    """Requests without a good answer."""
+    return float(measured.run.tally.failed)
+
+
+@dataclass(slots=True)
+class Results:
+    """What was measured, by gateway and load; a gateway that failed has its reason instead."""
+
+    measured: dict[tuple[str, str], list[Measured]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def series(self, target: str, load: Load, figure: Figure) -> Series | None:
+        """A figure of each round; None where there is none."""
+        values = self.measured.get((target, load.name), [])
+        return Series(tuple(figure(one) for one in values)) if values else None
+
+    def median(self, target: str, load: Load, figure: Figure) -> float:
+        """Of the rounds; not a number where there is none."""
+        series = self.series(target, load, figure)
+        return series.median if series is not None else float("nan")
+
+    def told(self, target: str, load: Load, figure: Figure, digits: int = 0) -> str:
+        """For a table."""
+        series = self.series(target, load, figure)
+        return series.told(digits) if series is not None else "–"
+
+    def summary(self) -> list[dict[str, object]]:
+        """For the JSON: every single measurement."""
+        return [one.summary() for rounds in self.measured.values() for one in rounds]
+
+
+async def alternate(
+    engine: Engine,
+    targets: Sequence[Target],
+    loads: Sequence[Load],
+    *,
+    rounds: int,
+    seconds: float,
+    progress: Progress,
+    warm_up_s: float = 1.0,
+) -> Results:
+    """Each round starts every gateway anew, in turn, and puts all loads on it; every other round backwards.
+
+    A gateway that does not start is not tried again.
+    """
+    results = Results()
+    for number in range(rounds):
+        for target in targets if number % 2 == 0 else reversed(targets):
+            if target.name in results.failed:
+                continue
+            try:
+                await _one(engine, target, loads, results, (seconds, warm_up_s), progress)
+            except (NotReady, OSError, TimeoutError) as error:
+                results.failed[target.name] = str(error) or type(error).__name__
+    return results
+
+
+async def _one(
+    engine: Engine,
+    target: Target,
+    loads: Sequence[Load],
+    results: Results,
+    times: tuple[float, float],
+    progress: Progress,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix=f"load-{target.name}-") as folder:
+        progress.step(f"{target.name}: start")
+        with target.start(engine, Path(folder)) as running:
+            for load in loads:
+                progress.step(f"{target.name}: {load.name}")
+                measured = await measure(running, load, seconds=times[0], warm_up_s=times[1])
+                results.measured.setdefault((target.name, load.name), []).append(measured)
+                await asyncio.sleep(_REST_S)
+
+
+def steps(targets: Sequence[Target], loads: Sequence[Load], rounds: int) -> int:
+    """Of the progress."""
+    return rounds * len(targets) * (1 + len(loads))

@@ -1,0 +1,266 @@
+"""Mixed traffic for half an hour: nothing may grow, and the ledger must be exact at the end."""
+
+import argparse
+import asyncio
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+
+import httpx
+
+from loadtest.client import Connection, Outcome, Tally
+from loadtest.generator import Run, open_loop
+from loadtest.processes import REPOSITORY, NotReady, usage_of
+from loadtest.report import Goal, Panel, Progress, Report, figure, table
+from loadtest.targets import Engine, Running, Site, models_of, prepare, set_limits, standin
+from loadtest.traffic import MIX, Traffic, entries_of, unsettled, wrong
+
+_SLEEPER = "smollm2-135m"
+_CONNECTIONS = 256
+_SAMPLES = 120
+_SETTLE_S = 60.0
+_TASKS = re.compile(r"^torpor_tasks (\S+)", re.MULTILINE)
+ABOUT = """Torpor with everything on (as in [overhead](overhead.md)) in front of the stand-in engine and of
+a real one that is paused after two seconds without a request, and asked less often than that: each of its
+requests wakes it. Requests arrive at a fixed rate, chosen by chance from the mix. *Drift* is the mean of the
+last quarter of the samples less that of the second one. The process is the gateway's own, its engines not
+counted. At the end each request's entry in the ledger is held against what its client received, and
+`torpor usage verify` holds the rollups against the entries."""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Those of this test."""
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--rate", type=float, default=50, help="requests a second")
+    parser.add_argument("--wake-every", type=float, default=6, help="seconds between requests to the sleeper")
+    parser.add_argument("--models", type=Path, default=REPOSITORY / "models", help="of the sleeper")
+    parser.add_argument("--no-wakes", action="store_true", help="leave the real engine out")
+    parser.add_argument(
+        "--also", nargs="*", default=[], help="adapters of the sleeper, asked in turn with it"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The gateway's own process at a time, seconds from the start."""
+
+    at_s: float
+    memory_mb: float
+    descriptors: int
+    threads: int
+    tasks: float
+
+
+class _Samples:
+    """Looks at the gateway 120 times."""
+
+    def __init__(self, running: Running, metrics_url: str) -> None:
+        self._pid = running.child.pid
+        self._url = metrics_url
+        self._begun = time.monotonic()
+        self.all: list[Sample] = []
+
+    async def take(self, every_s: float, progress: Progress) -> None:
+        """Until it is cancelled."""
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+            while True:
+                await asyncio.sleep(every_s)
+                used = usage_of(self._pid, below=False)
+                found = _TASKS.search((await http.get(self._url)).text)
+                self.all.append(
+                    Sample(
+                        time.monotonic() - self._begun,
+                        used.memory_bytes / 1e6,
+                        used.descriptors,
+                        used.threads,
+                        float(found[1]) if found else 0.0,
+                    )
+                )
+                progress.step(f"{self.all[-1].at_s / 60:.1f} min, {self.all[-1].memory_mb:.0f} MB")
+
+    def drift(self, name: str) -> float:
+        """What a figure has grown by, from the second quarter to the last."""
+        values = [float(getattr(sample, name)) for sample in self.all]
+        quarter = len(values) // 4
+        if not quarter:
+            return float("nan")
+        return mean(values[-quarter:]) - mean(values[quarter : 2 * quarter])
+
+
+async def run(arguments: argparse.Namespace) -> Report:
+    """The report. Raises `NotReady`."""
+    source = arguments.models / _SLEEPER
+    wakes = not arguments.no_wakes
+    if wakes and not source.is_dir():
+        raise NotReady(f"{_SLEEPER} is missing: make setup, or --no-wakes")
+    progress = Progress(_SAMPLES + 2)
+    with tempfile.TemporaryDirectory(prefix="load-") as name, standin(Path(name)) as engine:
+        folder = Path(name) / "torpor"
+        folder.mkdir()
+        sleeper = (
+            f'[[models]]\nid = "{_SLEEPER}"\nsource = "{source.resolve()}"\nidle_pause_s = 2\n'
+            if wakes
+            else ""
+        )
+        site = prepare(folder, f"{sleeper}{models_of(engine)}", "[engines]\nsnapshots = false")
+        progress.step("start")
+        with site.serving() as running:
+            set_limits(site)
+            return await _soak(arguments, engine, site, running, progress, wakes=wakes)
+
+
+async def _soak(
+    arguments: argparse.Namespace,
+    engine: Engine,
+    site: Site,
+    running: Running,
+    progress: Progress,
+    *,
+    wakes: bool,
+) -> Report:
+    traffic, woken = Traffic(running.endpoint, arguments.seed), Tally()
+    seconds = arguments.minutes * 60
+    if wakes:  # the cold start is no part of it
+        await _wake(running, traffic, Tally(), _SLEEPER)
+    await engine.state(forget=True)
+    samples = _Samples(running, site.metrics_url)
+    beside = [asyncio.create_task(samples.take(seconds / _SAMPLES, progress))]
+    if wakes:
+        models = [_SLEEPER, *arguments.also]
+        beside.append(asyncio.create_task(_wakes(running, traffic, woken, models, arguments.wake_every)))
+    try:
+        done = await open_loop(
+            running.endpoint,
+            traffic.next,
+            rate=arguments.rate,
+            connections=_CONNECTIONS,
+            seconds=seconds,
+            watch=traffic.watch,
+        )
+    finally:
+        for task in beside:
+            task.cancel()
+        ended = await asyncio.gather(*beside, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):
+            raise error
+    progress.step("the ledger")
+    mistakes = await _mistakes(site, engine, traffic)
+    progress.over()
+    return _report(done, woken, samples, traffic, mistakes)
+
+
+async def _wakes(running: Running, traffic: Traffic, tally: Tally, models: list[str], every_s: float) -> None:
+    number = 0
+    while True:
+        await asyncio.sleep(every_s)
+        await _wake(running, traffic, tally, models[number % len(models)])
+        number += 1
+
+
+async def _wake(running: Running, traffic: Traffic, tally: Tally, model: str) -> None:
+    """One request to a model that may be asleep, over a connection of its own."""
+    connection = await running.endpoint.connect()
+    answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ended(_connection: Connection, outcome: Outcome) -> None:
+        traffic.watch(outcome)
+        tally.record(outcome)
+        if not answered.done():
+            answered.set_result(None)
+
+    connection.ask(traffic.wake(model), ended, tally)
+    try:
+        await answered
+    finally:
+        connection.close()
+
+
+async def _mistakes(site: Site, engine: Engine, traffic: Traffic) -> Counter[str]:
+    """What is wrong with the ledger, once everything in it is settled or a minute is over."""
+    entries = entries_of(site.database)
+    deadline = time.monotonic() + _SETTLE_S
+    while unsettled(traffic.sent, entries) and time.monotonic() < deadline:
+        await asyncio.sleep(0.5)
+        entries = entries_of(site.database)
+    found = wrong(traffic.sent, entries, await engine.state())
+    with suppress(NotReady):
+        site.torpor("usage", "verify")
+        return found
+    found["rollups that are not what the entries say"] += 1
+    return found
+
+
+_LIMITS: Mapping[str, tuple[str, str, float]] = {
+    "memory_mb": ("drift of memory", "MB", 5.0),
+    "descriptors": ("drift of file descriptors", "", 8.0),
+    "threads": ("drift of threads", "", 1.0),
+    "tasks": ("drift of tasks", "", 8.0),
+}
+
+
+def _report(done: Run, woken: Tally, samples: _Samples, traffic: Traffic, mistakes: Counter[str]) -> Report:
+    goals = [
+        Goal("requests with another answer than they should have", done.tally.failed + woken.failed, "", 0),
+        *(Goal(what, samples.drift(name), unit, most) for name, (what, unit, most) in _LIMITS.items()),
+        Goal("entries of the ledger that are wrong", sum(mistakes.values()), "", 0),
+    ]
+    sent = Counter(one.kind for one in traffic.sent.values())
+    rows = [[kind, f"{sent[kind]:,}"] for kind in (*MIX, "wake")]
+    sections = [table(["requests", "sent"], rows), _samples_table(samples.all)]
+    if woken.good:
+        middle, most = (woken.total.percentile(share) / 1e6 for share in (50, 99))
+        sections.append(f"{woken.good:,} wakes, answered in {middle:.0f} ms (median), {most:.0f} ms (p99).")
+    if mistakes:
+        sections.append("\n".join(f"- {what}: {count}" for what, count in mistakes.items()))
+    if done.tally.failed + woken.failed:
+        errors = done.tally.errors + woken.errors
+        sections.append("\n".join(f"- {what}: {count}" for what, count in errors.items()))
+    times = [sample.at_s / 60 for sample in samples.all]
+    return Report(
+        name="soak",
+        title="A soak",
+        about=ABOUT,
+        sections=sections,
+        data={
+            **done.summary(),
+            "sent": dict(sent),
+            "wakes": woken.summary(),
+            "mistakes": dict(mistakes),
+            "samples": [asdict(sample) for sample in samples.all],
+        },
+        panels=[
+            Panel(title, {"torpor": [float(getattr(one, name)) for one in samples.all]}, times, "minutes")
+            for name, title in (
+                ("memory_mb", "memory, MB"),
+                ("descriptors", "file descriptors"),
+                ("threads", "threads"),
+                ("tasks", "tasks"),
+            )
+        ],
+        goals=goals,
+    )
+
+
+def _samples_table(samples: list[Sample]) -> str:
+    """Ten of them."""
+    head = ["minutes", "memory MB", "descriptors", "threads", "tasks"]
+    shown = samples[:: max(1, len(samples) // 10)]
+    rows = [
+        [
+            f"{one.at_s / 60:.1f}",
+            figure(one.memory_mb),
+            str(one.descriptors),
+            str(one.threads),
+            figure(one.tasks),
+        ]
+        for one in shown
+    ]
+    return table(head, rows)
