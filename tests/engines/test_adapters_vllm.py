@@ -22,7 +22,6 @@ from engines.policy import HostPolicy
 from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease
 from loadtest.adapter_files import make_adapter
-from tests.engines.saboteur import ORDERS
 from tests.engines.support import CRIU_DIR, ROOT, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -36,6 +35,7 @@ MODEL = ModelSpec(
     idle_pause_s=1e6,
     idle_snapshot_s=1e6,
 )
+ORDERS = "sabotage"  # the saboteur's file, in the engine's folder; its module is for the engine alone
 PROMPTS = ("The capital of France is", "Once upon a time there was", "def main():")
 
 
