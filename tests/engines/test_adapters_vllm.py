@@ -120,13 +120,13 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
 
 
 def distance(one: dict[str, float], other: dict[str, float]) -> float:
-    """The largest difference of two answers' log-probabilities; infinite where they share fewer than three."""
+    """The largest difference of the log-probabilities; infinite where they share fewer than three."""
     both = one.keys() & other.keys()
     return max(abs(one[token] - other[token]) for token in both) if len(both) > 2 else math.inf
 
 
 async def test_each_answers_its_own_beside_the_others(site: Site) -> None:
-    """Told by log-probabilities: greedy words differ where two tokens are as probable, and the batch decides."""
+    """Told by log-probabilities: where two tokens are as probable, the batch decides on the words."""
     models = (*site.adapters, None)
     for prompt in PROMPTS:
         alone = [await site.logprobs(model, prompt) for model in models]
