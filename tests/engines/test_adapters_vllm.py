@@ -22,7 +22,6 @@ from engines.policy import HostPolicy
 from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease
 from loadtest.adapter_files import make_adapter
-from tests.engines.orders import ORDERS
 from tests.engines.support import CRIU_DIR, ROOT, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -36,7 +35,7 @@ MODEL = ModelSpec(
     idle_pause_s=1e6,
     idle_snapshot_s=1e6,
 )
-TOLERANCE = 0.5
+ORDERS = "sabotage"  # the saboteur's file, in the engine's folder; its module is for the engine alone
 PROMPTS = ("The capital of France is", "Once upon a time there was", "def main():")
 
 
@@ -68,14 +67,16 @@ class Site:
         text: str = answer["choices"][0]["text"]
         return text
 
-    async def likelihoods(self, adapter: Adapter | None, prompt: str) -> list[dict[str, float]]:
-        """Logarithms, of the likeliest tokens at each place, the chosen one first."""
+    async def logprobs(self, adapter: Adapter | None, prompt: str) -> dict[str, float]:
+        """The most probable first tokens."""
         async with self.host.acquire(MODEL.id, adapter, timeout_s=60) as lease:
-            status, answer = await self.ask_with(lease, prompt, logprobs=5)
+            asked = {"model": lease.served_model_name, "prompt": prompt, "max_tokens": 1, "logprobs": 10}
+            status, answer = await call(
+                Path(lease.address.uds or ""), "POST", "/v1/completions", asked, timeout_s=60
+            )
         assert status == 200, answer
-        told = answer["choices"][0]["logprobs"]
-        places = zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True)
-        return [{token: chance, **others} for token, chance, others in places]
+        told: dict[str, float] = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+        return told
 
     async def ask(
         self, adapter: Adapter | None, prompt: str = PROMPTS[0]
@@ -84,16 +85,8 @@ class Site:
             status, answer = await self.ask_with(lease, prompt)
             return status, answer, lease
 
-    async def ask_with(
-        self, lease: EngineLease, prompt: str = PROMPTS[0], **fields: Any
-    ) -> tuple[int, dict[str, Any]]:
-        asked = {
-            "model": lease.served_model_name,
-            "prompt": prompt,
-            "max_tokens": 6,
-            "temperature": 0,
-            **fields,
-        }
+    async def ask_with(self, lease: EngineLease, prompt: str = PROMPTS[0]) -> tuple[int, dict[str, Any]]:
+        asked = {"model": lease.served_model_name, "prompt": prompt, "max_tokens": 6, "temperature": 0}
         async with EngineClient(lease.address) as client:
             reply = await client.request("POST", "/v1/completions", json.dumps(asked).encode(), timeout_s=60)
         return reply.status, json.loads(reply.body)
@@ -108,20 +101,6 @@ class Site:
             assert await eventually(lambda: not any(left.glob("*"))), [path.name for path in left.glob("*")]
             (folder / ORDERS).write_text(json.dumps(orders))
         return lease
-
-
-def alike(alone: list[dict[str, float]], beside: list[dict[str, float]]) -> bool:
-    """Whether two answers are one, but for what bf16 makes of another batch: as long as they say the same.
-
-    Of each token the likeliest ones, the chosen first.
-    """
-    for one, other in zip(alone, beside, strict=True):
-        token, chosen = next(iter(one)), next(iter(other))
-        if abs(one[token] - other.get(token, -99.0)) > TOLERANCE:
-            return False
-        if token != chosen:
-            return True
-    return True
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -140,17 +119,22 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
         yield made
 
 
+def distance(one: dict[str, float], other: dict[str, float]) -> float:
+    """The largest difference of the log-probabilities; infinite where they share fewer than three."""
+    both = one.keys() & other.keys()
+    return max(abs(one[token] - other[token]) for token in both) if len(both) > 2 else math.inf
+
+
 async def test_each_answers_its_own_beside_the_others(site: Site) -> None:
-    """Two of them and the base fill each batch, and every slot; alone each was the only one."""
-    everyone = (*site.adapters, None)
-    alone = [[await site.likelihoods(one, prompt) for prompt in PROMPTS] for one in everyone]
-    asked = [(one, prompt) for prompt in PROMPTS for one in everyone]
-    answers = iter(await asyncio.gather(*(site.likelihoods(one, prompt) for one, prompt in asked)))
-    beside = list(zip(*[[next(answers) for _ in everyone] for _ in PROMPTS], strict=True))
-    for number, seen in enumerate(beside):
-        for other, expected in enumerate(alone):
-            same = all(alike(one, two) for one, two in zip(expected, seen, strict=True))
-            assert same == (number == other), (number, other)
+    """Told by log-probabilities: where two tokens are as probable, the batch decides on the words."""
+    models = (*site.adapters, None)
+    for prompt in PROMPTS:
+        alone = [await site.logprobs(model, prompt) for model in models]
+        together = await asyncio.gather(*(site.logprobs(model, prompt) for model in models * 2))
+        for at, seen in enumerate(together):
+            distances = [distance(seen, own) for own in alone]
+            assert distances.index(min(distances)) == at % len(models), (prompt, at, distances)
+            assert min(distances) < 0.5
 
 
 async def test_a_stream_says_the_public_name_in_every_chunk(site: Site) -> None:
