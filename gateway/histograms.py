@@ -50,9 +50,8 @@ class Histogram:
 def histogram(
     name: str, told: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], Histogram]]
 ) -> Metric:
-    """A family of those that have observed anything, each with the values of the labels."""
+    """A family of them, each with the values of the labels."""
     family = HistogramMetricFamily(name, told, labels=labels)
     for key, value in values:
-        if not value.empty:
-            value.add_to(family, list(key))
+        value.add_to(family, list(key))
     return family

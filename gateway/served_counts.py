@@ -101,4 +101,5 @@ class ServedCounts:
         yield family
         for attribute, name, told in _HISTOGRAMS:
             of = attrgetter(attribute)
-            yield histogram(name, told, _LABELS, ((key, of(one)) for key, one in self._served.items()))
+            found = ((key, of(served)) for key, served in self._served.items())
+            yield histogram(name, told, _LABELS, [(key, one) for key, one in found if not one.empty])

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from coldstart.tiers import SleepTier
 from engines.status import EngineStatus, Wake
 from gateway.histograms import Histogram, histogram
 
 _TOTAL = "total"
+_ASLEEP = (SleepTier.PAUSED, SleepTier.SNAPSHOT, SleepTier.COLD)
 
 
 class _Counted:
@@ -34,11 +36,19 @@ class WakeCounts:
     def look(self, engines: Iterable[EngineStatus]) -> None:
         """Counts what is new. To be called before the host has forgotten it: it keeps 20 wakes of a model."""
         for engine in engines:
+            if engine.id not in self._counted:
+                self._begin(engine.id)
             earlier = {id(counted.wake): counted for counted in self._counted.get(engine.id, ())}
             now = [earlier.get(id(wake)) or _Counted(wake) for wake in engine.wakes]
             for counted in now:
                 self._count(engine.id, counted)
             self._counted[engine.id] = now
+
+    def _begin(self, model: str) -> None:
+        """With zeros: Prometheus sees no increase where a series begins with 1."""
+        for tier in _ASLEEP:
+            self._wakes[model, tier] = 0
+            self._durations[model, tier] = Histogram()
 
     def _count(self, model: str, counted: _Counted) -> None:
         wake = counted.wake
