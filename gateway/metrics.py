@@ -45,7 +45,7 @@ class RequestCounts:
     _requests: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     _codes: set[str] = field(default_factory=set)
     _authentications: Counter[str] = field(default_factory=Counter)
-    _refusals: Counter[str] = field(default_factory=Counter)
+    _refusals: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_REFUSALS, 0)))
     _errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     _projects: Counter[tuple[str, str]] = field(default_factory=Counter)
     _seen_projects: set[str] = field(default_factory=set)

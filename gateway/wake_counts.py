@@ -11,7 +11,12 @@ from engines.status import EngineStatus, Wake
 from gateway.histograms import Histogram, histogram
 
 _TOTAL = "total"
-_ASLEEP = (SleepTier.PAUSED, SleepTier.SNAPSHOT, SleepTier.COLD)
+_PHASES: dict[SleepTier, tuple[str, ...]] = {
+    SleepTier.PAUSED: (),
+    SleepTier.SNAPSHOT: ("sandbox", "restore", "answer", "canary"),
+    SleepTier.COLD: ("sandbox", "start"),
+}
+"""By the tier that a wake is from, as `engines.process` tells them."""
 
 
 class _Counted:
@@ -46,9 +51,11 @@ class WakeCounts:
 
     def _begin(self, model: str) -> None:
         """With zeros: Prometheus sees no increase where a series begins with 1."""
-        for tier in _ASLEEP:
+        for tier, phases in _PHASES.items():
             self._wakes[model, tier] = 0
             self._durations[model, tier] = Histogram()
+            for phase in phases:
+                self._phase_s[model, tier, phase] = 0.0
 
     def _count(self, model: str, counted: _Counted) -> None:
         wake = counted.wake
