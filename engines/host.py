@@ -78,7 +78,7 @@ class EngineHost:
         self._actors: dict[str, EngineActor] = {}
         self._pools: dict[str, dict[str, EngineActor]] = {}  # by model, then by pool
         self._site: EngineSite | None = None
-        self._on_awake: OnAwake | None = None
+        self._watchers: list[OnAwake] = []
         self._remote = {spec.id: RemoteEngine(spec) for spec in self.specs if spec.remote}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: list[asyncio.Task[None]] = []
@@ -138,8 +138,8 @@ class EngineHost:
         return actor
 
     def _tell(self, model_id: str, pool: str | None, awake: int) -> None:
-        if self._on_awake is not None:
-            self._on_awake(model_id, pool, awake)
+        for watcher in self._watchers:
+            watcher(model_id, pool, awake)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -299,7 +299,7 @@ class EngineHost:
 
     def watch(self, on_awake: OnAwake) -> None:
         """Be told, from now on, of every change in how many engines are awake."""
-        self._on_awake = on_awake
+        self._watchers.append(on_awake)
 
     def awake(self, model_id: str, pool: str | None = None) -> int:
         """How many of the model's engines requests may be sent to now; 1 where somebody else runs it."""

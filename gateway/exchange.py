@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +24,7 @@ from gateway.engine_errors import refusal
 from gateway.errors import JSON, shutting_down, translate
 from gateway.link import ClientLink, link_of
 from gateway.queueing import Ask, ModelQueues, Place
+from gateway.served_counts import ServedCounts
 from metering.ledger import Ledger
 
 _log = logging.getLogger("torpor.exchange")
@@ -51,7 +52,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What an exchange goes through: the models' queues, the host's engines, their clients, the ledger."""
+    """What an exchange goes through: the models' queues, the host's engines, their clients, the ledger.
+
+    ``served`` is told of a stream's tokens.
+    """
 
     host: EngineHost
     clients: EngineClients
@@ -59,6 +63,7 @@ class Door:
     queues: ModelQueues
     running: "set[Exchange]"
     send_timeout_s: float
+    served: ServedCounts = field(default_factory=ServedCounts)
 
 
 class KeepAlive:

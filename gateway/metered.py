@@ -206,14 +206,20 @@ class StreamExchange(MeteredExchange):
 
     async def _relay(self, upstream: EngineStream, meter: Meter, send: Send) -> None:
         tap, record = self._filter.tap, self._record
+        served, told_at = self._door.served.of(self._plan.model_id, record.tier), 0.0
         while chunk := await upstream.some():
             onward = self._filtered(chunk)
             seen = tap.seen
             meter.observe(seen)
             self._admitted.generated(seen.output_tokens)
             if onward:
-                if record.ttft_ms is None:
-                    record.ttft_ms = record.elapsed_ms()
+                now = time.perf_counter()
+                if told_at:
+                    served.gaps.observe(now - told_at)
+                elif record.ttft_ms is None:
+                    record.ttft_ms = (now - record.started) * 1000
+                    served.first.observe(now - record.started)
+                told_at = now
                 await self._open(send)
                 self._relayed_bytes += len(onward)
                 await send({"type": "http.response.body", "body": onward, "more_body": True})

@@ -4,27 +4,30 @@ Nothing is computed on the way of a request but a few additions. Labels are of b
 classes, codes, models of the configuration; a project's id only where that is configured.
 """
 
-from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
 from coldstart.tiers import SleepTier
-from engines.status import EngineState, EngineStatus, Wake
+from engines.host import OnAwake
+from engines.status import EngineState, EngineStatus
 from gateway.context import RequestRecord
+from gateway.histograms import Histogram, histogram
+from gateway.served_counts import ServedCounts
+from gateway.wake_counts import WakeCounts
 
 _MAX_CODES = 64
 _MAX_PROJECTS = 1_000
 _OTHER = "other"
 _REFUSALS = frozenset({"rate_limit_exceeded", "insufficient_quota", "queue_full", "queue_timeout"})
-_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_STATUS_CLASSES = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
 class MetricSource(Protocol):
@@ -32,30 +35,6 @@ class MetricSource(Protocol):
 
     def metrics(self) -> Iterable[Metric]:
         """Families as they are now: ``prometheus_client.core`` has them. Names begin with ``torpor_``."""
-
-
-class Durations:
-    """A histogram of seconds by one label."""
-
-    def __init__(self) -> None:
-        self._counts: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(_BOUNDS_S) + 1))
-        self._sums: defaultdict[str, float] = defaultdict(float)
-
-    def observe(self, label: str, seconds: float) -> None:
-        """One more of that duration."""
-        self._counts[label][bisect_left(_BOUNDS_S, seconds)] += 1
-        self._sums[label] += seconds
-
-    def family(self, name: str, help_text: str, label: str) -> Metric:
-        """Prometheus' own form: each bucket holds those below it as well."""
-        family = HistogramMetricFamily(name, help_text, labels=[label])
-        for value, counts in self._counts.items():
-            buckets, total = [], 0
-            for bound, count in zip((*map(str, _BOUNDS_S), "+Inf"), counts, strict=True):
-                total += count
-                buckets.append((bound, total))
-            family.add_metric([value], buckets, self._sums[value])
-        return family
 
 
 @dataclass(slots=True)
@@ -66,34 +45,34 @@ class RequestCounts:
     _requests: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     _codes: set[str] = field(default_factory=set)
     _authentications: Counter[str] = field(default_factory=Counter)
-    _refusals: Counter[str] = field(default_factory=Counter)
-    _tiers: Counter[tuple[str, str]] = field(default_factory=Counter)
-    _tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _refusals: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_REFUSALS, 0)))
+    _errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     _projects: Counter[tuple[str, str]] = field(default_factory=Counter)
     _seen_projects: set[str] = field(default_factory=set)
-    _durations: Durations = field(default_factory=Durations)
-    _first_tokens: Durations = field(default_factory=Durations)
+    _durations: dict[str, Histogram] = field(default_factory=dict)
+    #: By model and tier; streams add their tokens' times to it as they come.
+    served: ServedCounts = field(default_factory=ServedCounts)
 
     def observe(self, scope: Scope, record: RequestRecord, status: int) -> None:
         """A request has been answered, or its client has gone (499)."""
         endpoint = getattr(scope.get("route"), "path", _OTHER)
-        outcome = f"{status // 100}xx"
-        self._requests[endpoint, outcome, self._code(record.code)] += 1
-        self._durations.observe(endpoint, record.elapsed_ms() / 1000)
+        outcome = _STATUS_CLASSES[status // 100]
+        code = self._code(record.code)
+        self._requests[endpoint, outcome, code] += 1
+        elapsed_s = record.elapsed_ms() / 1000
+        durations = self._durations.get(endpoint)
+        if durations is None:
+            durations = self._durations[endpoint] = Histogram()
+        durations.observe(elapsed_s)
         if record.principal is not None and self.by_project:
             self._projects[self._project(record.principal.project_id), outcome] += 1
         if record.model is None:
             return
-        if record.code in _REFUSALS:
-            self._refusals[record.code] += 1
-        if record.tier is not None:
-            self._tiers[record.model, record.tier] += 1
-        if record.ttft_ms is not None:
-            self._first_tokens.observe(record.model, record.ttft_ms / 1000)
-        if record.usage is not None:
-            self._tokens[record.model, "input"] += record.usage.input_tokens
-            self._tokens[record.model, "cached"] += record.usage.cached_tokens
-            self._tokens[record.model, "output"] += record.usage.output_tokens
+        if code:
+            self._errors[record.model, code] += 1
+            if code in _REFUSALS:
+                self._refusals[code] += 1
+        self.served.observe(record, elapsed_s)
 
     def authentication(self, result: str) -> None:
         """A credential was taken (``ok``), or refused for that reason."""
@@ -107,21 +86,19 @@ class RequestCounts:
             ("endpoint", "status", "code"),
             self._requests,
         )
-        yield self._durations.family(
-            "torpor_request_duration_seconds", "From the headers of a request to its end.", "endpoint"
-        )
-        yield self._first_tokens.family(
-            "torpor_time_to_first_token_seconds",
-            "From the headers of a request to the first of its answer, a wake included.",
-            "model",
-        )
         yield _counter(
-            "torpor_requests_by_tier",
-            "Requests by the tier in which they found the engine.",
-            ("model", "tier"),
-            self._tiers,
+            "torpor_request_errors",
+            "Requests for a model that ended in an error, by its code.",
+            ("model", "code"),
+            self._errors,
         )
-        yield _counter("torpor_tokens", "Tokens that were metered.", ("model", "kind"), self._tokens)
+        yield histogram(
+            "torpor_request_duration_seconds",
+            "From the headers of a request to its end.",
+            ("endpoint",),
+            (((endpoint,), durations) for endpoint, durations in self._durations.items()),
+        )
+        yield from self.served.metrics()
         yield _counter(
             "torpor_authentications",
             "Credentials that were looked at, by result.",
@@ -167,17 +144,12 @@ _ADAPTER_COUNTS = (
 
 
 class EngineMetrics:
-    """The engines as they are, and their wakes.
-
-    The host remembers the newest wakes of each model: those that are new since Prometheus last asked are
-    added to the counters, so that it must ask before there are more of them than are remembered.
-    """
+    """The engines as they are, and their wakes: looked at when their number changes, and when it is asked."""
 
     def __init__(self, host: "Engines") -> None:
         self._host = host
-        self._wakes: Counter[tuple[str, str]] = Counter()
-        self._wake_seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
-        self._counted: dict[str, tuple[Wake, ...]] = {}
+        self._wakes = WakeCounts()
+        host.watch(lambda _model, _pool, _awake: self._wakes.look(host.status()))
 
     def metrics(self) -> Iterator[Metric]:
         """As `MetricSource.metrics`."""
@@ -201,22 +173,12 @@ class EngineMetrics:
             in_flight.add_metric([engine.id], engine.in_flight)
             replicas.add_metric([engine.id], len(engine.replicas))
             resident.add_metric([engine.id], sum(len(replica.adapters) for replica in engine.replicas))
-            self._count(engine)
         yield from (state, tier, memory, in_flight, replicas, resident)
         for name, text, what in _ADAPTER_COUNTS:
             counts = {(engine.id,): getattr(engine.adapters, what) for engine in engines}
             yield _counter(name, text, ("model",), counts)
-        labels = ("model", "tier")
-        yield _counter("torpor_wakes", "Wakes, by the tier that they were from.", labels, self._wakes)
-        yield _counter("torpor_wake_seconds", "How long wakes took, summed.", labels, self._wake_seconds)
-
-    def _count(self, engine: EngineStatus) -> None:
-        earlier = self._counted.get(engine.id, ())
-        for wake in engine.wakes:
-            if not any(wake is counted for counted in earlier):
-                self._wakes[engine.id, wake.source] += 1
-                self._wake_seconds[engine.id, wake.source] += wake.ms.get("total", 0.0) / 1000
-        self._counted[engine.id] = engine.wakes
+        self._wakes.look(engines)
+        yield from self._wakes.metrics()
 
 
 class Engines(Protocol):
@@ -224,6 +186,9 @@ class Engines(Protocol):
 
     def status(self) -> list[EngineStatus]:
         """As `EngineHost.status`."""
+
+    def watch(self, on_awake: OnAwake) -> None:
+        """As `EngineHost.watch`."""
 
 
 class _Collected(Collector):
@@ -239,8 +204,9 @@ class _Collected(Collector):
 
 
 def registry_of(sources: Iterable[MetricSource]) -> CollectorRegistry:
-    """A registry that asks the sources each time that it is asked."""
+    """A registry that asks the sources each time that it is asked, and the kernel about this process."""
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     for source in sources:
         registry.register(_Collected(source))
     return registry

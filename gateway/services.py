@@ -53,7 +53,15 @@ class Services:
 
     def __post_init__(self) -> None:
         send_timeout_s = self.config.server.send_timeout_s
-        self.door = Door(self.host, self.clients, self.ledger, self.queues, self.running, send_timeout_s)
+        self.door = Door(
+            self.host,
+            self.clients,
+            self.ledger,
+            self.queues,
+            self.running,
+            send_timeout_s,
+            self.counts.served,
+        )
 
     def metrics(self) -> Iterator[Metric]:
         """The gateway's own state, as `MetricSource` has it."""
@@ -63,6 +71,12 @@ class Services:
         yield gauge("torpor_ledger_backlog", "Writes that wait to be durable.", self.ledger.backlog)
         yield gauge(
             "torpor_ledger_journal_bytes", "Of the local journal that are taken.", self.ledger.journal_bytes
+        )
+        yield gauge_by(
+            "torpor_ledger_lag_seconds",
+            "How long the oldest write has waited that is not there yet, or a little more.",
+            "stage",
+            self.ledger.lags_s,
         )
         yield gauge("torpor_ledger_writable", "1 while the ledger takes entries.", self.ledger.accepts)
         yield gauge(

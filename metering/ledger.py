@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -94,6 +94,14 @@ class Ledger:
     def backlog(self) -> int:
         """Writes that somebody waits for."""
         return 0 if self._recorder is None else self._recorder.waiting
+
+    @property
+    def lags_s(self) -> Mapping[str, float]:
+        """How long the oldest write waits, in seconds: for the ``journal``, and then for the ``database``."""
+        recorder = self._recorder
+        if recorder is None:
+            return {}
+        return {"journal": recorder.journal_lag_s, "database": recorder.database_lag_s}
 
     @property
     def journal_bytes(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from metering.entries import Write, is_storable
 from metering.errors import InvalidEntry, MeteringError, StorageUnavailable
 from metering.journal import Group, Journal
+from metering.lag import Lag
 from metering.tickets import Ticket
 from metering.writers import MAX_BATCH, MAX_QUEUED, RETRY_S, DatabaseWriter, Listener
 
@@ -51,6 +52,8 @@ class Recorder:
         self._recorded = 0
         self._applied = 0
         self._last = 0
+        self._journal_lag = Lag()
+        self._database_lag = Lag()
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     def start(self) -> None:
@@ -74,6 +77,16 @@ class Recorder:
     def waiting(self) -> int:
         """Writes that somebody waits for."""
         return self._pending
+
+    @property
+    def journal_lag_s(self) -> float:
+        """How long the oldest write has waited that the journal does not have; 0 where it has them all."""
+        return self._journal_lag.seconds(self._loop.time())
+
+    @property
+    def database_lag_s(self) -> float:
+        """The same of what the journal has, and the database does not."""
+        return self._database_lag.seconds(self._loop.time())
 
     @property
     def journal_bytes(self) -> int:
@@ -100,6 +113,7 @@ class Recorder:
         if self._gathered:
             self._many = len(self._gathered) >= _MANY
             self._handed_over_at = self._loop.time()
+            self._journal_lag.leads(self._put, self._handed_over_at)
             self._queue.put(self._gathered)
             self._gathered = []
 
@@ -243,8 +257,11 @@ class Recorder:
         self._given.append(group)
         if len(self._given) == 1:
             self._loop.call_later(GIVE_S, self._give)
+        now = self._loop.time()
         self._recorded += len(writes)
+        self._journal_lag.follows(self._recorded, now)
         self._last = group.number
+        self._database_lag.leads(group.number, now)
         for write in writes:
             for ticket in write.tickets:
                 self._pending -= 1
@@ -253,6 +270,7 @@ class Recorder:
 
     def _has_refused(self, tickets: list[Ticket], error: MeteringError, gone: int) -> None:
         self._recorded += gone
+        self._journal_lag.follows(self._recorded, self._loop.time())
         for ticket in tickets:
             self._pending -= 1
             ticket.resolve(error)
@@ -260,6 +278,7 @@ class Recorder:
 
     def _has_applied(self, number: int) -> None:
         self._applied = number
+        self._database_lag.follows(number, self._loop.time())
         if self._journal.used_bytes > _SPARSE * self._journal.max_bytes:
             self._queue.put(number)  # the thread has room to make
         self._wake(number)
