@@ -229,7 +229,7 @@ def throughput(folder: Path, rounds: int, streams: int = 8, words: int = 96) -> 
     head = "| streams | tokens/s | ratio |\n|---|---:|---:|"
     rows = [
         f"| {streams}, the base model alone | {base:.0f} | 1 |",
-        f"| {streams}, four adapters of rank 8 on all linear layers | {adapters:.0f} | {adapters / base:.2f} |",
+        f"| {streams}, four adapters of rank 8, all layers | {adapters:.0f} | {adapters / base:.2f} |",
     ]
     told = f"{rounds} rounds in turns, {words} tokens each; medians. Wanted: at least 0.70."
     return "\n".join([told, "", head, *rows])
