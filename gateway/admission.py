@@ -13,6 +13,7 @@ from gateway.bodies import ChatCall, CompletionCall, EmbeddingCall, Generation
 from gateway.catalog import Model
 from gateway.config import Config
 from gateway.context import RequestRecord
+from gateway.estimates import Estimate, RelayedText
 from gateway.price_config import price_list
 from gateway.prompt_length import PromptTokens, check_prompt_length, prompts_of
 from metering.prices import FREE, Price, PriceList
@@ -112,7 +113,7 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
     call: Any
     body: dict[str, Any]
     body_bytes: int
-    estimate: Callable[[int], Usage]
+    estimate: Estimate
     record: RequestRecord
 
 
@@ -140,7 +141,7 @@ async def admit(control: AdmissionControl, asking: Asking) -> Admitted:
 
 def _estimated(asking: Asking) -> PromptTokens:
     """Where the gateway cannot count: what the ledger would enter, within what the request allows itself."""
-    tokens = asking.estimate(0).input_tokens
+    tokens = asking.estimate(RelayedText()).input_tokens
     truncated = asking.body.get("truncate_prompt_tokens")
     if isinstance(truncated, int) and truncated > 0:
         tokens = min(tokens, truncated * _number_of_prompts(asking.call))

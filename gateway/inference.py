@@ -1,6 +1,5 @@
 """The inference endpoints: authenticate, read, resolve, check, and hand over to an exchange."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +24,13 @@ from gateway.bodies import (
 from gateway.catalog import Model
 from gateway.context import RequestRecord, record_of
 from gateway.errors import invalid_request, not_supported, shutting_down
+from gateway.estimates import estimator
 from gateway.exchange import Exchange, Plan, UnmeteredExchange
 from gateway.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.openai_fields import OPENAI_FIELDS
 from gateway.queueing import Ask
 from gateway.services import Services, services_of
-from metering.types import Attempt, Operation, Usage, new_attempt_id
+from metering.types import Attempt, Operation, new_attempt_id
 from tenants.adapter_index import RegisteredAdapter
 from tenants.fairness import ServiceTier
 from tenants.scopes import MODEL_REQUEST
@@ -134,7 +134,7 @@ class Endpoint:
             prefix=_prefix(asked),
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
-            estimate=_estimator(asked.body, call),
+            estimate=estimator(asked.model, call, asked.body),
         )
 
 
@@ -206,21 +206,6 @@ def _ask(asked: _Asked, body_bytes: int) -> Ask:
         sequences=sequences,
         max_output=most,
     )
-
-
-def _estimator(body: dict[str, Any], call: Call) -> Callable[[int], Usage]:
-    """Counts tokens where nobody could say: four bytes of text a token, the entry marked estimated."""
-
-    def estimate(relayed_bytes: int) -> Usage:
-        sent = msgspec.json.encode(body.get("messages") or body.get("prompt") or body.get("input"))
-        generates = isinstance(call, Generation)
-        return Usage(
-            input_tokens=-(-len(sent) // _BYTES_A_TOKEN),
-            output_tokens=-(-relayed_bytes // _BYTES_A_TOKEN) if generates else 0,
-            estimated=True,
-        )
-
-    return estimate
 
 
 chat_completions = Endpoint("/v1/chat/completions", ChatCall, Operation.CHAT, Task.GENERATE)

@@ -23,6 +23,7 @@ from gateway.admission import Admitted
 from gateway.context import RequestRecord
 from gateway.engine_errors import engine_error, refusal
 from gateway.errors import translate
+from gateway.estimates import Estimate, RelayedText
 from gateway.exchange import Door, Exchange, KeepAlive, Plan
 from gateway.sse import DONE, EventTooLarge, StreamFilter, usage_of
 from metering.ledger import Meter
@@ -40,13 +41,13 @@ ABORTED_COUNTS_TIMEOUT_S = 60.0
 class MeteredPlan(Plan, frozen=True, kw_only=True):
     """What the ledger is to be told, and what of the answer the client wants to see.
 
-    ``estimate`` counts tokens where no engine could say: it takes the text that was relayed, in bytes.
+    ``estimate`` counts tokens where no engine could say.
     ``prioritized``: the engine is told the request's place in the model's queue; ``body`` is a JSON object
     with at least one field then.
     """
 
     attempt: Attempt
-    estimate: Callable[[int], Usage]
+    estimate: Estimate
     prioritized: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
@@ -60,6 +61,7 @@ class _Ending:
     status: int
 
 
+_NOTHING = Usage()
 _COMPLETED = _Ending(Outcome.COMPLETED, 200)
 
 
@@ -72,7 +74,7 @@ class MeteredExchange(Exchange):
         super().__init__(door, plan, record)
         self._admitted = admitted
         self._meter: Meter | None = None
-        self._relayed_bytes = 0
+        self._relayed = RelayedText()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -139,9 +141,13 @@ class MeteredExchange(Exchange):
         except (EngineBroken, TimeoutError):
             told = False
             _log.info("no count from the engine; settled with what was relayed, or estimated")
-        if not told and usage == Usage() and ending.outcome is not Outcome.FAILED:
-            usage = self._plan.estimate(self._relayed_bytes)
+        charged = ending.outcome is not Outcome.FAILED or self._relayed.texts()
+        if not told and charged and usage == _NOTHING:
+            usage = await self._estimated()
         await self._settle_with(meter, ending, usage)
+
+    async def _estimated(self) -> Usage:
+        return await asyncio.to_thread(self._plan.estimate, self._relayed)
 
     async def _settle_with(self, meter: Meter, ending: "_Ending", usage: Usage) -> None:
         self._record.usage, self._record.outcome = usage, ending.outcome
@@ -170,17 +176,18 @@ class PlainExchange(MeteredExchange):
             body = await upstream.read()
         if upstream.status != 200:
             raise refusal(upstream.status, body)
-        await self._settle_with(meter, _COMPLETED, self._usage_in(body))
+        await self._settle_with(meter, _COMPLETED, await self._usage_in(body))
         await self._answer(body, send)
 
-    def _usage_in(self, body: bytes) -> Usage:
+    async def _usage_in(self, body: bytes) -> Usage:
         try:
             answer = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise EngineBroken("the engine's answer is no JSON") from None
         reported = answer.get("usage") if isinstance(answer, dict) else None
         if reported is None:
-            return self._plan.estimate(len(body))
+            self._relayed.add_answer(body)
+            return await self._estimated()
         return usage_of(reported)
 
 
@@ -201,7 +208,7 @@ class StreamExchange(MeteredExchange):
             if upstream.status != 200:
                 raise refusal(upstream.status, await upstream.read())
             await self._relay(upstream, meter, send)
-        await self._settle_with(meter, _COMPLETED, self._usage())
+        await self._settle_with(meter, _COMPLETED, await self._usage())
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
     async def _relay(self, upstream: EngineStream, meter: Meter, send: Send) -> None:
@@ -221,7 +228,8 @@ class StreamExchange(MeteredExchange):
                     served.first.observe(now - record.started)
                 told_at = now
                 await self._open(send)
-                self._relayed_bytes += len(onward)
+                if seen == _NOTHING:
+                    self._relayed.add_events(onward)
                 await send({"type": "http.response.body", "body": onward, "more_body": True})
             if tap.error is not None:
                 raise engine_error(tap.error)
@@ -237,10 +245,10 @@ class StreamExchange(MeteredExchange):
         except EventTooLarge:
             raise EngineBroken("the engine sent an event without an end") from None
 
-    def _usage(self) -> Usage:
+    async def _usage(self) -> Usage:
         seen = self._filter.tap.seen
-        if seen == Usage():
-            return self._plan.estimate(self._relayed_bytes)
+        if seen == _NOTHING:
+            return await self._estimated()
         return seen
 
     async def _open(self, send: Send) -> None:

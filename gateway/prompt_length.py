@@ -41,9 +41,9 @@ async def check_prompt_length(
     if fits and not count:
         return None
     if body_bytes > _IN_THREAD_BYTES:
-        prompts = await asyncio.to_thread(_count, model, call, body)
+        prompts = await asyncio.to_thread(count_prompts, model, call, body)
     else:
-        prompts = _count(model, call, body)
+        prompts = count_prompts(model, call, body)
     if limit is not None:
         least = max(answer, 1 if isinstance(call, Generation) else 0)
         if prompts.longest + least > limit:
@@ -68,7 +68,8 @@ def _answer_tokens(call: Any) -> int:
     return call.max_completion_tokens or call.max_tokens or 0
 
 
-def _count(model: Model, call: Any, body: dict[str, Any]) -> PromptTokens:
+def count_prompts(model: Model, call: Any, body: dict[str, Any]) -> PromptTokens:
+    """With the model's own tokenizer; 0 where the engine alone can tell."""
     if isinstance(call, ChatCall):
         tokens = _chat_tokens(model, body)
         return PromptTokens(tokens, tokens)
