@@ -247,9 +247,11 @@ def listing(folder: Path, registered: int, rounds: int) -> str:
         values = dict(zip(names, row, strict=True))
         for number in range(registered - 1):
             values |= {"id": f"{number:022d}", "suffix": f"s{number}"}
+            values["name"] = f"ft:{MODEL}:copies:{values['suffix']}:{values['id']}"
             marks = ", ".join("?" * len(names))
             connection.execute(f"INSERT INTO adapters VALUES ({marks})", tuple(values.values()))
     pages: dict[str, list[float]] = {"/v1/torpor/adapters?limit=100": [], "/v1/models": []}
+    gateway = AdapterGateway(folder, slots=1, cpu_slots=1)
     with gateway.running():
         for path, series in pages.items():
             for _ in range(rounds + 1):

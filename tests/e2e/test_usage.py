@@ -104,7 +104,12 @@ def test_the_official_client_pages_through_usage_and_reads_costs(
     }
     assert len({one.api_key_id for one in found} - {None}) == 1
 
-    span = {"start_time": since, "end_time": since + 600, "bucket_width": "1m", "group_by": "model"}
+    span: dict[str, Any] = {
+        "start_time": since,
+        "end_time": since + 600,
+        "bucket_width": "1m",
+        "group_by": "model",
+    }
     with gateway.http(key) as own, gateway.http(gateway.admin_key) as admin:
         for kind in ("completions", "embeddings"):
             seen = own.get(f"/v1/torpor/usage/{kind}", params=span).json()
