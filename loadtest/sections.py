@@ -29,4 +29,5 @@ def write_section(page: Path, title: str, text: str) -> None:
     before, found, after = known.partition(f"\n{head}\n")
     following = after.find("\n## ") if found else -1
     rest = after[following:] if following >= 0 else ""
-    page.write_text(f"{before.rstrip()}\n\n{head}\n\n{text.strip()}\n{rest}")
+    lines = text.strip("\n")
+    page.write_text(f"{before.rstrip()}\n\n{head}\n\n{lines}\n{rest}")
