@@ -21,8 +21,8 @@ class Connection(asyncio.Protocol):
 
     An exchange is `begin`, `head`, then `read` until it gives nothing; then the answer is ``whole``, and
     ``reusable`` tells whether there may be another one. ``on_idle`` is called when an answer that was left
-    before its end has come to it, ``on_lost`` when the connection is gone. ``since`` is the loop's time at
-    which something was last sent or received.
+    before its end has come to it, ``on_lost`` when the connection is gone. ``paused``: a slow reader keeps
+    the engine waiting. ``since`` is the loop's time at which something was last sent or received.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._pieces: list[bytes] = []
         self._unread = 0
-        self._paused = False
+        self.paused = False
         self._error: EngineBroken | None = None
         self._busy = False
         self.left = False
@@ -79,8 +79,8 @@ class Connection(asyncio.Protocol):
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._unread = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
+        if self.paused and self._transport is not None:
+            self.paused = False
             self._transport.resume_reading()
         return data
 
@@ -146,8 +146,8 @@ class Connection(asyncio.Protocol):
             if self._head_bytes > _MAX_HEAD:
                 self.fail(f"the head of the engine's answer is larger than {_MAX_HEAD} bytes")
                 return
-        if self._unread > _HIGH_WATER and not self._paused and self._transport is not None:
-            self._paused = True
+        if self._unread > _HIGH_WATER and not self.paused and self._transport is not None:
+            self.paused = True
             self._transport.pause_reading()
         self._wake()
         if self.left:
@@ -182,6 +182,8 @@ class Connection(asyncio.Protocol):
             self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        if self.whole:  # a second answer changes nothing of the first
+            return
         self.status = self._parser.get_status_code()
         if self._interim():
             return

@@ -126,7 +126,7 @@ class HttpPool:
                 if quiet_s > _KEEP_ALIVE_S:
                     self._idle.remove(connection)
                     connection.close()
-            elif quiet_s > (_LEAVE_S if connection.left else _SILENCE_S):
+            elif not connection.paused and quiet_s > (_LEAVE_S if connection.left else _SILENCE_S):
                 connection.fail(f"the engine said nothing for {quiet_s:.0f} s")
         self._look = None
         if self._open:

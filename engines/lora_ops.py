@@ -27,6 +27,8 @@ MENDED = (0, 32)
 """The version of vLLM whose ops these stand for."""
 # So few rows are computed by one thread: to meet another takes longer, and much longer on a busy machine.
 _ALONE = 64
+# vLLM takes ``torch.set_num_threads`` away, so that no thread is made that is bound to no core. None is here.
+_set_threads = torch._C.set_num_threads  # noqa: SLF001 - the public name is taken away
 _UNKNOWN = 1 << 30
 # Rows times slots times ranks beyond which multiplying with zeros costs more than gathering.
 _MOST_MASKED = 64 * 128
@@ -131,9 +133,9 @@ class Weights:
         """``y``, shape [rows, out], += what the adapters make of ``x``, [rows, in]."""
         threads = torch.get_num_threads()
         if len(x) <= _ALONE and threads > 1:
-            torch.set_num_threads(1)
+            _set_threads(1)
             self._add_parts(y, x, plan, widths, scale)
-            torch.set_num_threads(threads)
+            _set_threads(threads)
         else:
             self._add_parts(y, x, plan, widths, scale)
 

@@ -11,8 +11,9 @@ import numpy
 import torch
 from vllm.platforms import current_platform
 
-from engines import lora_files, lora_ops, memory
+from engines import logprobs, lora_files, lora_ops, memory
 
+logprobs.install()
 if torch.device(current_platform.device_type).type == "cpu":
     lora_ops.install()  # vLLM imports this module before it makes the model
 

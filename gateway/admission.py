@@ -124,16 +124,18 @@ async def admit(control: AdmissionControl, asking: Asking) -> Admitted:
     """
     principal, model = asking.principal, asking.model
     admissions = control.admissions
-    asking.record.standings = partial(admissions.standings, principal, model.id)
-    price = control.prices.price(model.id, None, asking.record.started_at)
-    matters = price != FREE or admissions.counts_tokens(principal, model.id)
+    adapter = model.adapter_name
+    asking.record.standings = partial(admissions.standings, principal, model.id, adapter)
+    price = control.prices.price(model.id, adapter, asking.record.started_at)
+    matters = price != FREE or admissions.counts_tokens(principal, model.id, adapter)
     prompts = await check_prompt_length(model, asking.call, asking.body, asking.body_bytes, count=matters)
     input_tokens = cost = 0
     if matters:
         prompts = prompts if prompts is not None and prompts.total else _estimated(asking)
         input_tokens = prompts.total
         cost = price.most(input_tokens, _most_output(asking, prompts.longest))
-    return Admitted(admissions.admit(principal, model.id, input_tokens, cost=cost), price)
+    admission = admissions.admit(principal, model.id, input_tokens, cost=cost, adapter=adapter)
+    return Admitted(admission, price)
 
 
 def _estimated(asking: Asking) -> PromptTokens:

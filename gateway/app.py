@@ -25,11 +25,14 @@ from gateway import (
     usage,
     weights_api,
 )
+from gateway.adapters.open import open_adapters
+from gateway.adapters_api import adapter_routes
 from gateway.administration import administration_routes
 from gateway.admission import open_admission
 from gateway.alerts.service import open_alerts
 from gateway.authentication import authenticate
 from gateway.catalog import Catalog, load_model
+from gateway.checkpoint_permissions_api import checkpoint_permission_routes
 from gateway.config import Config
 from gateway.context import RequestContext, record_of
 from gateway.cors import cors
@@ -148,6 +151,7 @@ async def open_services(
             control=control,
             queues=ModelQueues(host, {model.id: queue_of(model, config.limits) for model in config.models}),
             weights=await open_weights(database),
+            adapters=await open_adapters(database, data.adapter_folder, host, config.adapters),
             alerts=alerts,
             failures=FailureLimit(config.authentication.failures_per_minute),
             counts=counts,
@@ -194,6 +198,8 @@ def _routes() -> list[Route]:
         *limit_routes(),
         *spend_limit_routes(),
         *spend_alert_routes(),
+        *adapter_routes(),
+        *checkpoint_permission_routes(),
         *openapi_routes(),
     ]
 

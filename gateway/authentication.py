@@ -46,8 +46,13 @@ async def authenticate(request: Request, *kinds: KeyKind, scope: str | None = No
         raise insufficient_scope(f"This key lacks the scope {scope!r}.")
     services.counts.authentication("ok")
     if principal.kind is not KeyKind.PROJECT:
-        act_as(Actor(principal.key_id, principal.kind, _address(request), request.headers.get("user-agent")))
+        act_as_caller(request, principal)
     return principal
+
+
+def act_as_caller(request: Request, principal: Principal) -> None:
+    """What the request changes is recorded as the principal's act."""
+    act_as(Actor(principal.key_id, principal.kind, _address(request), request.headers.get("user-agent")))
 
 
 async def _principal(request: Request, services: Services) -> Principal:

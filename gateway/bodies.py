@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from gateway.config import LimitsConfig
 from gateway.context import header
@@ -47,7 +47,10 @@ async def _read(request: Request, limit: int, timeout_s: float) -> bytes:
         raise _too_large(limit)
     link = link_of(request.scope)
     if link is not None and link.body_here:
-        body: bytes = (await request.receive())["body"]
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body: bytes = message["body"]
         if len(body) > limit:
             raise _too_large(limit)
         return body

@@ -10,6 +10,7 @@ from gateway.errors import ApiError, invalid_request, model_not_found
 from metering.errors import TemplateError
 from metering.prompts import ChatTemplate
 from metering.tokens import TokenCounter
+from tenants.adapter_index import RegisteredAdapter
 from tenants.types import Principal
 
 _log = logging.getLogger("torpor.catalog")
@@ -20,7 +21,7 @@ class Model:
     """A model with what the gateway itself knows of its tokens.
 
     ``max_model_len`` is in tokens. ``counter`` and ``template`` are ``None`` for a model that somebody else
-    runs, and ``template`` for one that has none.
+    runs, and ``template`` for one that has none. ``adapter`` is what is put upon the base model.
     """
 
     spec: ModelSpec
@@ -28,13 +29,38 @@ class Model:
     max_model_len: int | None
     counter: TokenCounter | None
     template: ChatTemplate | None
+    adapter: RegisteredAdapter | None = None
 
     @property
     def id(self) -> str:
+        """The base model's id."""
         return self.spec.id
 
+    @property
+    def name(self) -> str:
+        """What a client calls it."""
+        return self.spec.id if self.adapter is None else self.adapter.name
+
+    @property
+    def adapter_name(self) -> str | None:
+        """The adapter's, where it is one."""
+        return None if self.adapter is None else self.adapter.name
+
     def card(self) -> dict[str, Any]:
-        """OpenAI's ``model`` object, with vLLM's ``max_model_len``."""
+        """OpenAI's ``model`` object, with vLLM's ``max_model_len``, and an adapter's ``parent``."""
+        return self._base_card() if self.adapter is None else self.card_of(self.adapter)
+
+    def card_of(self, adapter: RegisteredAdapter) -> dict[str, Any]:
+        """That of an adapter on this model."""
+        own = {
+            "id": adapter.name,
+            "created": adapter.created_at,
+            "owned_by": adapter.name.split(":")[2],
+            "parent": self.id,
+        }
+        return self._base_card() | own
+
+    def _base_card(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": "model",
@@ -54,6 +80,10 @@ class Catalog:
         """What the caller may use, in the order of the configuration."""
         return [model for model in self._models.values() if principal.may_use(model.id)]
 
+    def get(self, model_id: str) -> Model | None:
+        """The model of that id."""
+        return self._models.get(model_id)
+
     def ids(self) -> list[str]:
         """Every model, in the order of the configuration."""
         return list(self._models)
@@ -64,11 +94,12 @@ class Catalog:
         if model is None or not principal.may_use(name):
             raise model_not_found(name)
         if task is not None and model.spec.task is not task:
-            raise _wrong_task(name, task)
+            raise wrong_task(name, task)
         return model
 
 
-def _wrong_task(name: str, wanted: Task) -> ApiError:
+def wrong_task(name: str, wanted: Task) -> ApiError:
+    """400: the model is there, but not for this."""
     does = "generate text" if wanted is Task.GENERATE else "make embeddings"
     return invalid_request(f"The model `{name}` does not {does}.", "model", "model_not_supported")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from engines.errors import InvalidModel
 from engines.spec import LoraSettings, ModelSpec, Task, check_model
+from gateway.adapters.config import AdaptersConfig
 from gateway.alerts.config import AlertsConfig, alerts_fault
 from gateway.config_loader import ConfigError as ConfigError
 from gateway.config_loader import Loader, Wanted, all_tables, read_source, some_tables
@@ -149,6 +150,7 @@ class Config:
     authentication: AuthenticationConfig = field(default_factory=AuthenticationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     models: tuple[ModelConfig, ...] = ()
     prices: tuple[PriceConfig, ...] = ()
     issuers: tuple[IssuerConfig, ...] = ()
@@ -163,6 +165,7 @@ SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
         "authentication": AuthenticationConfig,
         "metrics": MetricsConfig,
         "alerts": AlertsConfig,
+        "adapters": AdaptersConfig,
         "models": ModelConfig,
         "prices": PriceConfig,
         "issuers": IssuerConfig,
@@ -198,6 +201,7 @@ def load_config(
         authentication=loader.table(AuthenticationConfig, "authentication", tables["authentication"]),
         metrics=loader.table(MetricsConfig, "metrics", tables["metrics"]),
         alerts=loader.table(AlertsConfig, "alerts", tables["alerts"]),
+        adapters=loader.table(AdaptersConfig, "adapters", tables["adapters"]),
         models=loader.array(ModelConfig, "models", document if only is None else {}),
         prices=loader.array(PriceConfig, "prices", document if only is None else {}),
         issuers=loader.array(IssuerConfig, "issuers", document if only is None else {}),
@@ -242,6 +246,7 @@ def _check_positive(config: Config, loader: Loader) -> None:
         ("authentication", config.authentication),
         ("metrics", config.metrics),
         ("alerts", config.alerts),
+        ("adapters", config.adapters),
     ):
         for item in fields(table):
             value = getattr(table, item.name)

@@ -30,6 +30,7 @@ class RequestRecord:
     started_at: float = field(default_factory=time.time)
     principal: Principal | None = None
     model: str | None = None
+    adapter: str | None = None
     tier: str | None = None
     auth_ms: float | None = None
     queue_ms: float | None = None
@@ -166,6 +167,7 @@ def log_request(scope: Scope, record: RequestRecord, status: int) -> None:
         "project": who.project_id if who else None,
         "key": who.key_id if who else None,
         "model": record.model,
+        "adapter": record.adapter,
         "outcome": record.outcome,
         "refusal": record.refusal,
         "input_tokens": usage.input_tokens if usage else None,

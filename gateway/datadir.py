@@ -75,6 +75,11 @@ class DataDirectory:
         return self.path / "ledger"
 
     @property
+    def adapter_folder(self) -> Path:
+        """The content of adapters."""
+        return self.path / "adapters"
+
+    @property
     def pid_file(self) -> Path:
         """The running gateway's process id, and its port."""
         return self.path / "gateway.pid"

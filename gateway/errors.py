@@ -36,6 +36,7 @@ from tenants.errors import (
     NotFound,
     QueueFull,
     QueueTimeout,
+    QuotaExceeded,
     RateLimitExceeded,
     RequestTooLarge,
 )
@@ -147,7 +148,8 @@ def internal_error() -> ApiError:
     )
 
 
-def _storage_unavailable() -> ApiError:
+def storage_unavailable() -> ApiError:
+    """503: the database or the disk fails."""
     return ApiError(
         503,
         "server_error",
@@ -227,6 +229,15 @@ def _dollars(picodollars: int) -> str:
     return f"${cents // 100}.{fraction}"
 
 
+def _over_quota(error: QuotaExceeded) -> ApiError:
+    message = (
+        f"Your project has {error.used} {error.name} of the {error.limit} that it may have, and this needs "
+        f"{error.requested} more. Delete some first."
+    )
+    headers = {"x-should-retry": "false"}
+    return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=headers)
+
+
 def _queue_full(error: QueueFull) -> ApiError:
     message = (
         f"{error.limit} requests of your project wait for this model already, as many as may. "
@@ -283,12 +294,14 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return _too_large(error)
         case BudgetExceeded():
             return _over_budget(error)
+        case QuotaExceeded():
+            return _over_quota(error)
         case QueueFull():
             return _queue_full(error)
         case QueueTimeout():
             return _queue_timeout(error)
         case TenantStorageUnavailable() | LedgerUnavailable():
-            return _storage_unavailable()
+            return storage_unavailable()
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code, "invalid_request")
             headers = dict(error.headers or {})

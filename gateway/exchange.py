@@ -98,6 +98,8 @@ class Exchange:
         watcher = None
         if link is not None:
             link.on_gone = self._gone
+            if link.gone:  # while it was admitted, when nobody was to be told
+                self._gone()
         else:
             watcher = asyncio.create_task(_tell_when_gone(receive, self._gone))
         self._door.running.add(self)

@@ -8,6 +8,7 @@ import msgspec
 from starlette.requests import Request
 
 from engines.spec import Task
+from gateway.adapters.resolving import resolve_model
 from gateway.admission import Asking, admit
 from gateway.authentication import authenticate
 from gateway.bodies import (
@@ -30,6 +31,7 @@ from gateway.openai_fields import OPENAI_FIELDS
 from gateway.queueing import Ask
 from gateway.services import Services, services_of
 from metering.types import Attempt, Operation, Usage, new_attempt_id
+from tenants.adapter_index import RegisteredAdapter
 from tenants.fairness import ServiceTier
 from tenants.scopes import MODEL_REQUEST
 from tenants.types import KeyKind, Principal
@@ -67,9 +69,10 @@ async def _read(request: Request, kind: type[Call], task: Task | None = None) ->
     config = services.config
     body = await read_json(request, config.limits, config.server.body_timeout_s)
     call = check_call(body, kind)
-    model = services.catalog.resolve(principal, call.model, task)
+    model = resolve_model(services, principal, call.model, task)
     record = record_of(request.scope)
     record.model = model.id
+    record.adapter = model.adapter_name
     return _Asked(services, principal, body, call, model, record)
 
 
@@ -104,13 +107,15 @@ class Endpoint:
     def _plan(self, asked: _Asked) -> MeteredPlan:
         principal, call = asked.principal, asked.call
         options = call.stream_options if isinstance(call, Generation) else None
-        body = _engine_body(asked)
+        body = _engine_body(asked, asked.model.adapter)
+        adapter = asked.model.adapter
         return MeteredPlan(
             model_id=asked.model.id,
             path=self.path,
             body=body,
             pool=_pool(asked),
             ask=_ask(asked, len(body)),
+            adapter=None if adapter is None else asked.services.adapters.for_engine(adapter),
             prioritized=asked.model.spec.url is None,
             attempt=Attempt(
                 id=new_attempt_id(),
@@ -120,6 +125,7 @@ class Endpoint:
                 api_key_id=principal.key_id,
                 user_id=principal.user_id,
                 model=asked.model.id,
+                adapter=asked.model.adapter_name,
                 operation=self.operation,
                 started_at=asked.record.started_at,
                 service_tier=call.service_tier,
@@ -132,15 +138,20 @@ class Endpoint:
         )
 
 
-def _engine_body(asked: _Asked) -> bytes:
-    """What the engine is sent. The salt keeps a project's prefix cache from being timed by another's."""
+def _engine_body(asked: _Asked, adapter: RegisteredAdapter | None = None) -> bytes:
+    """What the engine is sent, without ``model`` where its own name for the adapter is still to be added.
+
+    The salt keeps a project's prefix cache from being timed by another's.
+    """
     call, remote = asked.call, asked.model.spec.url is not None
     sent = {
         name: value
         for name, value in asked.body.items()
         if name not in _OWN_FIELDS and (not remote or name in OPENAI_FIELDS)
     }
-    sent["model"] = asked.model.id
+    sent.pop("model", None)
+    if adapter is None:
+        sent["model"] = asked.model.id
     if isinstance(call, Generation) and call.stream:
         sent["stream_options"] = {"include_usage": True}
         if not remote:
@@ -161,7 +172,9 @@ def _prefix(asked: _Asked) -> int:
     body = asked.body
     said = body.get("messages") or body.get("prompt") or body.get("input")
     beginning = said[:2] if isinstance(said, list) else said
-    return hash((asked.principal.project_id, msgspec.json.encode(beginning)[:_PREFIX_BYTES]))
+    return hash(
+        (asked.principal.project_id, asked.model.name, msgspec.json.encode(beginning)[:_PREFIX_BYTES])
+    )
 
 
 def _wake_timeout_s(asked: _Asked) -> float:

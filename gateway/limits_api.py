@@ -11,6 +11,7 @@ from gateway.admin_requests import admin_of, cursor_of, page, path_id
 from gateway.bodies import read_json
 from gateway.errors import invalid_request
 from gateway.services import services_of
+from tenants.adapters import PREFIX
 from tenants.errors import NotFound
 from tenants.limits import MOST, RateLimit, SubjectLimit, SubjectType
 
@@ -78,11 +79,16 @@ def rate_limit_object(model: str, limit: RateLimit) -> dict[str, Any]:
 
 
 async def list_rate_limits(request: Request) -> Response:
-    """``GET /v1/organization/projects/{project}/rate_limits``: one for each model of the catalog."""
+    """``GET /v1/organization/projects/{project}/rate_limits``: one for each model of the catalog.
+
+    After those come the adapters for which the project has limits of their own.
+    """
     services, organization_id = await admin_of(request)
     project_id = path_id(request, "project")
     await services.tenants.get_project(organization_id, project_id)
-    shown, has_more = _window(services.catalog.ids(), request)
+    named = services.control.limits.adapters(project_id, PREFIX)
+    adapters = [name for name in named if services.adapters.usable(project_id, name)]
+    shown, has_more = _window([*services.catalog.ids(), *adapters], request)
     limits = [await services.control.limits.of_model(organization_id, project_id, model) for model in shown]
     return page([rate_limit_object(*pair) for pair in zip(shown, limits, strict=True)], has_more)
 
@@ -111,7 +117,8 @@ async def update_rate_limit(request: Request) -> Response:
     sizes = _sizes(await body_of(request), MODEL_SIZES)
     model = limit_id.removeprefix(_ID_PREFIX)
     await services.tenants.get_project(organization_id, project_id)
-    if not limit_id.startswith(_ID_PREFIX) or model not in services.catalog.ids():
+    known = model in services.catalog.ids() or services.adapters.usable(project_id, model)
+    if not limit_id.startswith(_ID_PREFIX) or not known:
         raise NotFound("No such rate limit.")
     limit = await services.control.limits.update_model(organization_id, project_id, model, sizes)
     return JSONResponse(rate_limit_object(model, limit))

@@ -20,6 +20,10 @@ class ClientLink(Protocol):
     on_gone: Callable[[], None] | None
 
     @property
+    def gone(self) -> bool:
+        """Whether it is lost."""
+
+    @property
     def congested(self) -> bool:
         """Whether the client takes less than it is sent, so that the next ``send`` waits."""
 

@@ -40,6 +40,8 @@ def price_fault(prices: Sequence[PriceConfig], index: int, models: Collection[st
     price = prices[index]
     if price.model not in models:
         return "model", f"there is no model {price.model!r}"
+    if price.adapter is not None and not price.adapter.startswith(f"ft:{price.model}:"):
+        return "adapter", f"must be the name of an adapter of the model, which begins with ft:{price.model}:"
     same = (price.model, price.adapter, price.since)
     if any((other.model, other.adapter, other.since) == same for other in prices[:index]):
         return "model", "there are two prices for the same model, adapter and day"

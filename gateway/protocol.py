@@ -40,6 +40,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._refusal: ApiError | None = None
         self.on_gone: Callable[[], None] | None = None
+        self.gone = False
 
     @property
     def congested(self) -> bool:
@@ -61,6 +62,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unwatch_head()
         super().connection_lost(exc)
         self.scope = {}  # type: ignore[typeddict-item]  # it leads back to the connection
+        self.gone = True
         if self.on_gone is not None:
             self.on_gone()
 

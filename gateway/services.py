@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from engines.client import EngineClients
 from engines.host import EngineHost
+from gateway.adapters.service import Adapters
 from gateway.admission import AdmissionControl
 from gateway.alerts.service import Alerts
 from gateway.catalog import Catalog
@@ -41,6 +42,7 @@ class Services:
     control: AdmissionControl
     queues: ModelQueues
     weights: ProjectWeights
+    adapters: Adapters
     alerts: Alerts
     failures: FailureLimit
     counts: RequestCounts
@@ -83,6 +85,7 @@ class Services:
             self.tenants.storage.silent_s(),
         )
 
+        yield gauge("torpor_adapters", "Adapters that are registered.", len(self.adapters))
         yield gauge(
             "torpor_limits_in_memory",
             "Limits that have been charged, and counters of what runs.",

@@ -1,17 +1,19 @@
 """``/v1/torpor/tokens``: a project's key mints a token that is safe to give to a browser."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from gateway.adapters.resolving import resolve_model
 from gateway.authentication import authenticate
 from gateway.bodies import read_json
 from gateway.errors import insufficient_scope, invalid_request
 from gateway.services import services_of
 from tenants.scopes import MODEL_REQUEST
-from tenants.tokens.minting import MAX_LIFETIME_S, MAX_MODELS
+from tenants.tokens.minting import ISSUER, MAX_LIFETIME_S, MAX_MODELS
 from tenants.types import KeyKind
 
 _FIELDS = frozenset({"user", "scopes", "models", "expires_in_seconds"})
@@ -34,12 +36,13 @@ async def create_token(request: Request) -> Response:
     for name in body:
         if name not in _FIELDS:
             raise invalid_request(f"'{name}' is not known here.", name[:64], "unknown_parameter")
-    models = _texts(body, "models", MAX_MODELS)
+    models, user = _texts(body, "models", MAX_MODELS), _user(body)
+    bearer = replace(principal, issuer=ISSUER, user_id=user or principal.user_id)
     for name in models or ():
-        services.catalog.resolve(principal, name)
+        resolve_model(services, bearer, name)
     value, expires_at = services.tenants.mint_token(
         principal,
-        user_id=_user(body),
+        user_id=user,
         scopes=_texts(body, "scopes", _MAX_SCOPES) or frozenset({MODEL_REQUEST}),
         models=models,
         expires_in_s=_lifetime_s(body),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, func, literal, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, case, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from metering.rollups import NULLABLE
@@ -20,6 +20,8 @@ HOUR_S = 3_600
 DAY_S = 86_400
 _DETAILS = frozenset({"api_key_id", "user_id"})
 _MONEY = frozenset({"input_cost", "cached_cost", "output_cost", "engine_cost"})
+SERVED_MODEL = "served_model"
+"""To group and to filter by: the adapter, where one was asked for, and else the model."""
 _MICRO = 1_000_000
 """Money is summed in two parts: SQLite's sum has 64 bits, which are nine million dollars."""
 
@@ -141,6 +143,9 @@ def _time(table: Table) -> tuple[int, ColumnElement[int]]:
 
 
 def _group(table: Table, name: str) -> ColumnElement[Any]:
+    if name == SERVED_MODEL:
+        adapter = func.coalesce(table.c.adapter, literal("", literal_execute=True))
+        return case((adapter != literal("", literal_execute=True), adapter), else_=table.c.model)
     column = table.c[name]
     if table is ledger_entries and name in NULLABLE:
         return func.coalesce(column, literal("", literal_execute=True))

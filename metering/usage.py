@@ -3,6 +3,7 @@
 What counts: an entry that is settled, in the bucket of its start, if it ``completed`` or has any tokens,
 whatever its outcome. So a request that was refused before any token was computed is no request made to a
 model, and an answer that its client did not wait for is one. Open entries count once they are settled.
+A request for an adapter is one to the model of that name, and none to its base model.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from metering.buckets import WIDTHS, Width
 from metering.pages import Reader, page_of, page_start
 from metering.parameters import Parameters
-from metering.sums import Selection, sums
+from metering.sums import SERVED_MODEL, Selection, sums
 from metering.types import Operation
 
 API_SOURCE = "unlabeled"
@@ -111,14 +112,15 @@ class UsageReports(Reader):
                     "project_id": query.project_ids,
                     "user_id": query.user_ids,
                     "api_key_id": query.api_key_ids,
-                    "model": query.models,
+                    SERVED_MODEL: query.models,
                 },
                 query.batch,
             )
             groups = [name for name in query.group_by if name != "api_source"]
+            columns = [SERVED_MODEL if name == "model" else name for name in groups]
             async with self.connection() as connection:
                 summed = await sums(
-                    connection, selection, width.seconds, (span.buckets[0][0], end), groups, _MEASURES
+                    connection, selection, width.seconds, (span.buckets[0][0], end), columns, _MEASURES
                 )
             for (bucket, *values), measures in summed.items():
                 grouped = dict(zip(groups, values, strict=True))

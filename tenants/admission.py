@@ -42,20 +42,29 @@ class Admissions:
         """Entries in memory: limits that have been charged, and counters of what runs."""
         return len(self._gcra) + len(self._running)
 
-    def counts_tokens(self, principal: Principal, model: str) -> bool:
+    def counts_tokens(self, principal: Principal, model: str, adapter: str | None = None) -> bool:
         """Whether `admit` needs to know the tokens of the input for a limit."""
-        return bool(self._book.applicable(principal, model).tokens)
+        return bool(self._book.applicable(principal, model, adapter).tokens)
 
     def admit(
-        self, principal: Principal, model: str, input_tokens: int, *, cost: int = 0, batch: bool = False
+        self,
+        principal: Principal,
+        model: str,
+        input_tokens: int,
+        *,
+        cost: int = 0,
+        batch: bool = False,
+        adapter: str | None = None,
     ) -> "Admission":
         """Charges one request and its input; the caller settles the admission, whatever the ending.
+
+        A request for an adapter is held to the limits of its base model and to its own.
 
         ``cost`` is the most that the request can cost, in picodollars. A request of a batch is held to the
         limit of batch tokens and to the budget alone. Raises `BudgetExceeded`, `RequestTooLarge` or
         `RateLimitExceeded`; then nothing has been charged.
         """
-        applicable = self._book.applicable(principal, model)
+        applicable = self._book.applicable(principal, model, adapter)
         project_id, organization_id = principal.project_id or "", principal.organization_id or ""
         self._budgets.check(project_id, organization_id, cost)
         if batch:
@@ -74,9 +83,9 @@ class Admissions:
         reservation = self._budgets.reserve(project_id, organization_id, cost)
         return Admission(self, applicable, input_tokens, charges, reservation, charges_output=not batch)
 
-    def standings(self, principal: Principal, model: str) -> Standings:
+    def standings(self, principal: Principal, model: str, adapter: str | None = None) -> Standings:
         """How the caller's tightest limits for the model stand: those of which the least is left."""
-        applicable = self._book.applicable(principal, model)
+        applicable = self._book.applicable(principal, model, adapter)
         now_ns, gcra = self._clock_ns(), self._gcra
         return Standings(gcra.tightest(applicable.requests, now_ns), gcra.tightest(applicable.tokens, now_ns))
 

@@ -9,6 +9,7 @@ TenantError
 ├── RateLimitExceeded   a limit has no room now; ``retry_after_s`` says when it has
 ├── RequestTooLarge     more tokens than a limit has in all: never will there be room
 ├── BudgetExceeded      the month's spend limit does not cover the request
+├── QuotaExceeded       the project has as many adapters, or bytes of them, as it may
 ├── QueueFull           too many requests of the project wait for the model
 ├── QueueTimeout        a request waited for its turn for too long
 └── StorageUnavailable  the database is away, locked or full
@@ -95,6 +96,17 @@ class BudgetExceeded(TenantError):
         self.limit_cents = limit_cents
         self.spent = spent
         self.reserved = reserved
+        self.requested = requested
+
+
+class QuotaExceeded(TenantError):
+    """The project has ``used`` of the quota ``name``, of ``limit`` in all, and wants ``requested`` more."""
+
+    def __init__(self, name: str, limit: int, used: int, requested: int) -> None:
+        super().__init__(f"no room in the quota of {name}")
+        self.name = name
+        self.limit = limit
+        self.used = used
         self.requested = requested
 
 

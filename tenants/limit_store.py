@@ -52,6 +52,10 @@ class LimitStore:
             await projects.fetch(connection, organization_id, project_id)
         return self._book.of_model(project_id, model)
 
+    def adapters(self, project_id: str, prefix: str) -> list[str]:
+        """As `LimitBook.adapters`."""
+        return self._book.adapters(project_id, prefix)
+
     async def update_model(
         self, organization_id: str, project_id: str, model: str, changes: Changes
     ) -> RateLimit:

@@ -8,7 +8,7 @@ rate_limits = Table(
     "rate_limits",
     metadata,
     Column("project_id", String(64), ForeignKey("projects.id"), primary_key=True),
-    Column("model", String(64), primary_key=True),
+    Column("model", String(256), primary_key=True),
     Column("requests_per_minute", Integer),
     Column("tokens_per_minute", Integer),
     Column("requests_per_day", Integer),

@@ -12,6 +12,8 @@ MOST = 2**31 - 1
 _MINUTE_NS = 60 * 10**9
 _DAY_NS = 24 * 60 * _MINUTE_NS
 _MAX_RESOLVED = 100_000
+_Asked = tuple[str | None, str, str | None, str, str | None]
+"""Project, key, user, model and adapter."""
 
 
 class SubjectType(StrEnum):
@@ -94,7 +96,7 @@ class LimitBook:
     defaults: RateLimit = NO_LIMIT
     _of_models: dict[tuple[str, str], RateLimit] = field(default_factory=dict)
     _of_subjects: dict[tuple[str, SubjectType, str], RateLimit] = field(default_factory=dict)
-    _resolved: dict[tuple[str | None, str, str | None, str], Applicable] = field(default_factory=dict)
+    _resolved: dict[_Asked, Applicable] = field(default_factory=dict)
 
     def load(
         self,
@@ -123,22 +125,30 @@ class LimitBook:
             self._of_subjects[key] = limit
         self._resolved.clear()
 
-    def applicable(self, principal: Principal, model: str) -> Applicable:
-        """What applies to a request of this principal to this model."""
-        key = (principal.project_id, principal.key_id, principal.user_id, model)
+    def adapters(self, project_id: str, prefix: str) -> list[str]:
+        """The names that begin with the prefix and for which the project has limits, in order."""
+        mine = (name for owner, name in self._of_models if owner == project_id)
+        return sorted(name for name in mine if name.startswith(prefix))
+
+    def applicable(self, principal: Principal, model: str, adapter: str | None = None) -> Applicable:
+        """What applies to a request of this principal to this model, or to this adapter of it."""
+        key = (principal.project_id, principal.key_id, principal.user_id, model, adapter)
         found = self._resolved.get(key)
         if found is None:
             if len(self._resolved) >= _MAX_RESOLVED:
                 self._resolved.clear()
-            found = self._resolved[key] = self._resolve(principal, model)
+            found = self._resolved[key] = self._resolve(principal, model, adapter)
         return found
 
-    def _resolve(self, principal: Principal, model: str) -> Applicable:
+    def _resolve(self, principal: Principal, model: str, adapter: str | None) -> Applicable:
         organization_id, project_id = principal.organization_id or "", principal.project_id or ""
         held = _Held()
         held.add(
             self.of_model(project_id, model), f"model/{project_id}/{model}", f"the project for `{model}`"
         )
+        own = None if adapter is None else self._of_models.get((project_id, adapter))
+        if own is not None:
+            held.add(own, f"model/{project_id}/{adapter}", f"the project for `{adapter}`")
         subjects = (
             (SubjectType.PROJECT, principal.project_id),
             (SubjectType.KEY, principal.key_id),

@@ -96,9 +96,10 @@ class ModelPermissions:
     mode: PermissionMode
     models: frozenset[str]
 
-    def permit(self, model: str) -> bool:
-        """Whether the project may use the model."""
-        return (model in self.models) == (self.mode is PermissionMode.ALLOW)
+    def permit(self, model: str, base: str | None = None) -> bool:
+        """Whether the project may use the model. An adapter is named by its own name or by its ``base``."""
+        named = model in self.models or base in self.models
+        return named == (self.mode is PermissionMode.ALLOW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +122,13 @@ class Principal:
     models: frozenset[str] | None = None
     permissions: ModelPermissions | None = None
 
-    def may_use(self, model: str) -> bool:
-        """Whether the model is there for whoever makes the request."""
-        if self.permissions is not None and not self.permissions.permit(model):
+    def may_use(self, model: str, base: str | None = None) -> bool:
+        """Whether the model is there for whoever makes the request.
+
+        An adapter, on the ``base`` model, follows the project's permission for either; a credential that is
+        for certain models alone must name it.
+        """
+        if self.permissions is not None and not self.permissions.permit(model, base):
             return False
         return self.models is None or model in self.models
 

@@ -28,6 +28,7 @@ REAL_MODELS = f"""
 [[models]]
 id = "{CHAT_MODEL}"
 source = "{MODELS / CHAT_MODEL}"
+[models.lora]
 
 [[models]]
 id = "{EMBED_MODEL}"

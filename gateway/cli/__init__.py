@@ -5,6 +5,7 @@ import sys
 import click
 
 from gateway.cli.accounts import key, org, project
+from gateway.cli.adapters import adapter
 from gateway.cli.advise import advise_command
 from gateway.cli.chat import chat
 from gateway.cli.common import CommandError
@@ -37,6 +38,7 @@ for command in (
     org,
     project,
     key,
+    adapter,
 ):
     torpor.add_command(command)
 

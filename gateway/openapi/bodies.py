@@ -8,6 +8,7 @@ from gateway.bodies import MAX_CHOICES, MAX_PROMPTS
 from gateway.limits_api import MODEL_SIZES, SUBJECT_SIZES
 from gateway.openapi.operations import (
     ANYTHING,
+    BINARY,
     BOOLEAN,
     INTEGER,
     NUMBER,
@@ -100,6 +101,13 @@ BODIES: Mapping[str, Schema] = {
     "NewOrganization": closed(
         {"name": nullable(_NAME)}, slug={"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}
     ),
+    "NewAdapter": closed(
+        {"visibility": choice("project", "user"), "config": BINARY},
+        base_model=text(64),
+        suffix={"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+        file=BINARY,
+    ),
+    "NewPermissions": closed(project_ids=array(text(256), 100, 1)),
     "Name": closed(name=_NAME),
     "NewAdminKey": closed({"expires_in_seconds": nullable(_LIFETIME)}, name=_NAME),
     "NewServiceAccount": closed({"create_service_account_only": nullable(BOOLEAN), **_NEW_KEY}, name=_NAME),

@@ -61,7 +61,7 @@ def _described(operation: Operation) -> dict[str, Any]:
         "responses": _answers(operation),
     }
     if operation.body is not None:
-        content = {JSON: {"schema": ref(operation.body)}}
+        content = {operation.body_type: {"schema": ref(operation.body)}}
         described["requestBody"] = {"required": True, "content": content}
     return described
 

@@ -95,6 +95,21 @@ _ITEMS: Mapping[str, Schema] = {
     "AuditLog": named(
         "organization.audit_log", id=STRING, type=STRING, effective_at=TIME, actor=nullable(ANYTHING)
     ),
+    "Adapter": named(
+        "torpor.adapter",
+        id=STRING,
+        created_at=TIME,
+        base_model=STRING,
+        suffix=STRING,
+        visibility=choice("project", "user"),
+        project_id=STRING,
+        user_id=nullable(STRING),
+        rank=INTEGER,
+        bytes=INTEGER,
+        digest=STRING,
+        status=choice("ready"),
+    ),
+    "Permission": named("checkpoint.permission", id=STRING, created_at=TIME, project_id=STRING),
     "RateLimit": named(
         "project.rate_limit",
         id=STRING,
@@ -180,11 +195,13 @@ OBJECTS: Mapping[str, Schema] = {
     "Embeddings": named("list", data=array(ANYTHING), model=STRING),
     "Tokens": record(tokens=array(INTEGER)),
     "Text": record(prompt=STRING),
+    "DeletedModel": named("model", id=STRING, deleted={"const": True}),
+    "DeletedPermission": named("checkpoint.permission", id=STRING, deleted={"const": True}),
     "Error": record(error=record(message=STRING, type=STRING, param=nullable(STRING), code=nullable(STRING))),
     **{
         f"Deleted{name}": deleted(kind)
         for name, kind in {
-            "Model": "model",
+            "Adapter": "torpor.adapter",
             "ServiceAccount": "organization.project.service_account",
             "ProjectKey": "organization.project.api_key",
             "AdminKey": "organization.admin_api_key",

@@ -9,6 +9,7 @@ Schema = Mapping[str, Any]
 STRING: Schema = {"type": "string"}
 INTEGER: Schema = {"type": "integer"}
 NUMBER: Schema = {"type": "number"}
+BINARY: Schema = {"type": "string", "format": "binary"}
 BOOLEAN: Schema = {"type": "boolean"}
 TIME: Schema = {"type": "integer", "description": "Unix seconds."}
 ANYTHING: Schema = {"type": "object"}
@@ -33,6 +34,7 @@ class Operation:
     answer: str | None
     body: str | None = None
     query: Sequence[Mapping[str, Any]] = ()
+    body_type: str = "application/json"
     streams: bool = False
     unsupported: bool = False
 

@@ -26,6 +26,8 @@ _ORGANIZATION = "/v1/organization"
 _OF_PROJECT = f"{_ORGANIZATION}/projects/{{project}}"
 _OWN = "/v1/torpor"
 _ARCHIVED = query("include_archived", BOOLEAN)
+_ADAPTERS = f"{_OWN}/adapters"
+_SHARING = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
 
 
@@ -84,6 +86,7 @@ _INFERENCE: Sequence[Row] = (
     ("POST", "/tokenize", "Turn a text into tokens", "TokenizeCall", "Tokens"),
     ("POST", "/detokenize", "Turn tokens into a text", "DetokenizeCall", "Text"),
     ("POST", f"{_OWN}/tokens", "Mint a short-lived token", "NewToken", "Token"),
+    ("POST", _ADAPTERS, "Upload an adapter", "NewAdapter", "Adapter"),
     ("GET", f"{_OWN}/usage", "The project's own usage", None, "UsagePage", _COMPLETIONS),
     ("GET", f"{_OWN}/usage/completions", "The same", None, "UsagePage", _COMPLETIONS),
     ("GET", f"{_OWN}/usage/embeddings", "The project's own embeddings", None, "UsagePage", _usage(*_ALWAYS)),
@@ -167,6 +170,19 @@ _ADMINISTRATION: Sequence[Row] = (
     ("GET", f"{_ORGANIZATION}/usage/embeddings", "Usage of embeddings", None, "UsagePage", _usage(*_ALWAYS)),
     ("GET", f"{_ORGANIZATION}/costs", "Costs by day", None, "UsagePage", _COSTS),
 )
+_OF_BOTH: Sequence[Row] = (
+    ("GET", _ADAPTERS, "List adapters", None, "AdapterList", PAGING),
+    ("GET", f"{_ADAPTERS}/{{adapter}}", "One adapter", None, "Adapter"),
+    ("DELETE", f"{_ADAPTERS}/{{adapter}}", "Delete an adapter", None, "DeletedAdapter"),
+)
+_PERMISSIONS: Sequence[Row] = (
+    ("POST", _SHARING, "Share an adapter with projects", "NewPermissions", "PermissionList"),
+    (
+        "GET", _SHARING, "With whom it is shared", None, "PermissionList",
+        (*PAGING, query("order", choice("ascending", "descending")), query("project_id", STRING)),
+    ),
+    ("DELETE", f"{_SHARING}/{{permission}}", "Share it no more", None, "DeletedPermission"),
+)  # fmt: skip
 _LIMITS: Sequence[Row] = (
     (
         "GET", f"{_OF_PROJECT}/rate_limits", "A project's limits by model", None, "RateLimitList",
@@ -195,6 +211,7 @@ def _spend() -> Iterator[Row]:
 
 
 _STREAMS = ("/v1/chat/completions", "/v1/completions")
+_FORMS = ("NewAdapter",)
 _MAY_LACK = ("/spend_alerts", "/engines", "/snapshots", "/tokenize", "/detokenize", "/v1/embeddings")
 """Parts of paths of what not every installation has: a mail server, snapshots, an engine that can do it."""
 
@@ -204,6 +221,8 @@ def operations() -> list[Operation]:
     groups: Sequence[tuple[str, Sequence[str], Sequence[Row]]] = (
         ("health", (), _OPEN),
         ("inference", (PROJECT,), _INFERENCE),
+        ("adapters", (PROJECT, ADMIN), _OF_BOTH),
+        ("adapters", (ADMIN,), _PERMISSIONS),
         ("host", (ROOT,), _HOST),
         ("host", (ROOT, ADMIN), _BOTH),
         ("projects", (ADMIN,), _PROJECTS),
@@ -233,6 +252,7 @@ def _operation(
         body=body,
         answer=answer,
         query=parameters,
+        body_type="multipart/form-data" if body in _FORMS else "application/json",
         streams=path in _STREAMS,
         unsupported=any(part in path for part in _MAY_LACK),
     )

@@ -10,8 +10,9 @@ from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.import_utils import resolve_obj_by_qualname
+from vllm.v1.sample.sampler import Sampler
 
-from engines import lora_ops
+from engines import logprobs, lora_ops
 from engines.lora_ops import MaskedPunica
 
 SLOTS, RANK, WIDTH = 4, 8, 48
@@ -158,3 +159,38 @@ def test_another_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RuntimeError, match=r"0\.32"):
         lora_ops.install()
     assert platform.get_punica_wrapper == CpuPlatform.get_punica_wrapper
+
+
+def _batch(wanted: dict[int, list[int]] | None, likeliest: int | None) -> Any:
+    class Likely(Sampler):  # type: ignore[misc]
+        def apply_logits_processors(self, logits: torch.Tensor, *_: Any) -> torch.Tensor:
+            return logits
+
+        def sample(self, logits: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None]:
+            return logits.argmax(dim=-1), None
+
+    metadata = SimpleNamespace(max_num_logprobs=likeliest, logprob_token_ids=wanted)
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
+    return Likely()(logits, metadata).logprobs_tensors
+
+
+def test_naming_tokens_takes_no_likeliest_ones_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _batch({1: [5, 2, 4]}, 2)
+    assert before.logprobs[0].isinf().any(), "vLLM has mended it: `engines.logprobs` may go"
+    for name in ("forward", "gather_specific_token_logprobs"):
+        monkeypatch.setattr(Sampler, name, getattr(Sampler, name))
+    logprobs.install()
+    alone = _batch(None, 2)
+    for named in ([5, 2, 4], [5]):
+        both = _batch({1: named}, 2)
+        assert both.logprob_token_ids[0, :3].tolist() == alone.logprob_token_ids[0].tolist() == [5, 5, 4]
+        assert torch.equal(both.logprobs[0, :3], alone.logprobs[0])
+        assert both.logprob_token_ids[1, : len(named) + 1].tolist() == [0, *named]
+        assert torch.equal(both.logprobs[1, 1 : len(named) + 1], _logs()[named])
+        assert not both.logprobs.isinf().any() or len(named) < 2
+    only = _batch({1: [5, 2, 4]}, None)
+    assert only.logprob_token_ids[1].tolist() == [0, 5, 2, 4]
+
+
+def _logs() -> torch.Tensor:
+    return torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0]).log_softmax(dim=-1)

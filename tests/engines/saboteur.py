@@ -8,7 +8,7 @@ from typing import Any
 
 from engines.worker import WorkerExtension
 
-ORDERS = "sabotage"
+_ORDERS = "sabotage"
 
 
 class Saboteur(WorkerExtension):
@@ -45,7 +45,7 @@ def _stacks(stacked: Any) -> tuple[Any, ...]:
 
 
 def _next_order() -> str:
-    file = Path(os.environ["HOME"]) / ORDERS
+    file = Path(os.environ["HOME"]) / _ORDERS
     orders = json.loads(file.read_text()) if file.exists() else []
     if not orders:
         return "keep"

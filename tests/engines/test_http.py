@@ -139,7 +139,15 @@ async def test_what_came_before_a_break_is_read_first() -> None:
             await answer.read()
 
 
-@pytest.mark.parametrize("surplus", [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno", b"junk"])
+@pytest.mark.parametrize(
+    "surplus",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno",
+        b"HTTP/1.1 500 Oh\r\nx: y\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+        b"junk",
+    ],
+)
 async def test_bytes_that_nobody_asked_for_never_answer_the_next_request(surplus: bytes) -> None:
     script = Script(OK + b"content-length: 2\r\n\r\nok" + surplus)
     async with pool_to(script) as pool:

@@ -223,6 +223,27 @@ async def test_a_plain_call_that_is_cancelled_ends_in_the_engine_and_is_counted(
     assert await chat.counts("cancelled") == counts
 
 
+async def test_one_that_names_tokens_leaves_the_others_their_likeliest(chat: EngineClient) -> None:
+    """As a canary does, in the same batch as a tenant's request."""
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "logprobs": True}
+    named = body(**asked, logprob_token_ids=[11, 12, 13])
+    likeliest = body(**asked, top_logprobs=4)
+
+    async def one(number: int) -> dict[str, Any]:
+        request = named if number % 2 else likeliest
+        path, attempt = "/v1/chat/completions", f"named-{number}"
+        reply = await chat.request("POST", path, request, attempt_id=attempt, timeout_s=60)
+        assert reply.status == 200, reply.body
+        answer: dict[str, Any] = json.loads(reply.body)
+        return answer
+
+    answers = await asyncio.gather(*(one(number) for number in range(12)))
+    for answer in answers[::2]:
+        for place in answer["choices"][0]["logprobs"]["content"]:
+            assert len(place["top_logprobs"]) == 4
+            assert all(top["logprob"] > -100 for top in place["top_logprobs"])
+
+
 async def test_refused_and_unknown_requests_count_nothing(chat: EngineClient) -> None:
     reply = await chat.request(
         "POST", "/v1/completions", body(prompt="x", max_tokens=-1), attempt_id="bad", timeout_s=10

@@ -21,7 +21,8 @@ async def serving(
     app: ASGIApp, *, max_header_bytes: int = 32768, header_timeout_s: float = 10.0
 ) -> AsyncIterator[int]:
     """The port on which the application is served, with the gateway's own protocol."""
-    with socket.socket() as listener:
+    # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer waits for an ACK.
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         protocol = guarded_protocol(max_header_bytes, header_timeout_s)
         server = _Server(uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None))

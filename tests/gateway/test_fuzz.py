@@ -86,6 +86,9 @@ def _populated(gateway: Gateway) -> dict[str, str]:
             "{organization}": _made(root, "/v1/torpor/organizations", slug="other")["id"],
             "{model}": "far",
             "{id}": "far",
+            "{adapter}": "ft:far:demo:none:1",
+            "{checkpoint}": "ft:far:demo:none:1",
+            "{permission}": "cp_none",
             "{rest}": "a/b",
         }
 

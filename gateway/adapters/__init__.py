@@ -1,0 +1,1 @@
+"""Adapters of tenants: their upload, what is checked of it, and how a name finds one."""

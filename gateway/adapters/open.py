@@ -1,0 +1,28 @@
+"""Opens the adapters of an installation."""
+
+import logging
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.adapters.config import AdaptersConfig
+from gateway.adapters.service import Adapters, Examiner
+from gateway.store.content import open_store
+from tenants.adapters import AdapterQuota, open_registry
+
+_log = logging.getLogger("torpor.adapters")
+
+
+async def open_adapters(
+    database: AsyncEngine, folder: Path, host: Examiner, config: AdaptersConfig
+) -> Adapters:
+    """The registry, and the store of its content, which this process alone may use.
+
+    Raises `StorageUnavailable`, and OSError where the folder cannot be made.
+    """
+    quota = AdapterQuota(config.max_per_project, config.max_bytes_per_project)
+    registry = await open_registry(database, quota)
+    store, missing = await open_store(folder, registry.index.digests())
+    for digest in missing:
+        _log.error("the content %s of an adapter is not in the data directory", digest)
+    return Adapters(registry, store, host, config)

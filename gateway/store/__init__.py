@@ -1,0 +1,1 @@
+"""What tenants upload, in the data directory."""
