@@ -13,7 +13,7 @@ def command(module: str) -> str:
 def write_section(page: Path, title: str, text: str) -> None:
     """Replaces the section with this title, or adds it at the end. The page's head stays."""
     head = f"## {title}"
-    known = page.read_text() if page.exists() else "# Metering\n"
+    known = page.read_text() if page.exists() else f"# {page.stem.capitalize()}\n"
     before, found, after = known.partition(f"\n{head}\n")
     following = after.find("\n## ") if found else -1
     rest = after[following:] if following >= 0 else ""

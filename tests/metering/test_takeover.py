@@ -181,7 +181,7 @@ async def test_disk_of_the_journal_that_fails_refuses_openings_and_keeps_settlem
     streaming = ledger.open(attempt())
     await streaming.opened()
     with monkeypatch.context() as patch:
-        patch.setattr("os.fdatasync", _no_space)
+        patch.setattr("os.pwrite", _no_space)
         with pytest.raises(StorageUnavailable):
             await ledger.open(attempt()).opened()
         with pytest.raises(StorageUnavailable):
@@ -201,12 +201,12 @@ async def test_settlement_lost_for_good_is_logged_with_its_tokens(
         async with make() as ledger:
             meter = ledger.open(attempt())
             await meter.opened()
-            patch.setattr("os.fdatasync", _no_space)
+            patch.setattr("os.pwrite", _no_space)
             meter.observe(Usage(3, 0, 33))
             meter.finish(Outcome.COMPLETED)
     lost = [record for record in caplog.records if "was not stored" in record.getMessage()]
     assert [record.__dict__["fields"]["output_tokens"] for record in lost] == [33]
 
 
-def _no_space(_descriptor: int) -> None:
+def _no_space(_descriptor: int, _data: bytes, _offset: int) -> int:
     raise OSError(errno.ENOSPC, "no space left on the device")

@@ -1,19 +1,22 @@
-"""Adapters from a gateway with a real engine: ``python -m loadtest.adapter_serving first-token|many``.
+"""Adapters from a gateway with a real engine: ``python -m loadtest.adapters SECTION [--write PAGE]``.
 
 ``first-token``: streams to an adapter that is not resident and to its base model in turns, on an engine that
 is hot and on one that sleeps in a snapshot; what counts is the difference of the medians, the machine being
 noisy. ``many``: of the registered adapters some are asked for at random by clients that know what each
 answers alone: the log-probabilities of the five most probable first tokens, by which one adapter is told from
 all others (greedy words alone would differ where two tokens are as probable, and the batch decides). An
-answer that is another's, or none, fails the run.
+answer that is another's, or none, fails the run. ``throughput``: streams of the base model alone and of four
+adapters mixed, in turns; what counts is the ratio. ``listing``: pages of a registry with many adapters.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import io
 import json
 import math
 import random
+import sqlite3
 import statistics
 import tarfile
 import tempfile
@@ -22,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.adapter_files import make_adapter
+from loadtest.adapter_files import MODULES, make_adapter
 from loadtest.coldstart import MODEL, ROOT, Gateway
 from loadtest.sections import command, write_section
 
@@ -79,9 +82,17 @@ class AdapterGateway(Gateway):
         """The project's key."""
         return {"authorization": f"Bearer {self.keys['TORPOR_API_KEY']}"}
 
-    def register(self, folder: Path, seed: int) -> str:
+    def generate(self, model: str, words: int) -> int:
+        """So many tokens, whatever they are. How many there were."""
+        body = {"model": model, "prompt": PROMPT, "max_tokens": words, "ignore_eos": True}
+        answer = self.http.post("/v1/completions", headers=self.bearer, json=body)
+        answer.raise_for_status()
+        tokens: int = answer.json()["usage"]["completion_tokens"]
+        return tokens
+
+    def register(self, folder: Path, seed: int, modules: Sequence[str] = ("q_proj", "v_proj")) -> str:
         """Upload an adapter of random weights. Its name."""
-        make_adapter(folder, ROOT / "models" / MODEL, seed=seed, modules=("q_proj", "v_proj"), strength=1.0)
+        make_adapter(folder, ROOT / "models" / MODEL, seed=seed, modules=modules, strength=1.0)
         raw = io.BytesIO()
         with tarfile.open(fileobj=raw, mode="w") as archive:
             archive.add(folder, "adapter")
@@ -198,6 +209,64 @@ def _ask_at_random(
     return firsts
 
 
+def throughput(folder: Path, rounds: int, streams: int = 8, words: int = 96) -> str:
+    """Tokens a second of the base model alone, and of four adapters of rank 8 mixed, in turns."""
+    gateway = AdapterGateway(folder, slots=4, cpu_slots=8)
+    series: dict[str, list[float]] = {"base": [], "adapters": []}
+    with gateway.running(), concurrent.futures.ThreadPoolExecutor(streams) as pool:
+        names = [gateway.register(folder / f"adapter-{seed}", seed, MODULES) for seed in range(4)]
+        for turn in range(rounds + 1):
+            for label, models in (("base", [MODEL]), ("adapters", names)):
+                began = time.perf_counter()
+                asked = [
+                    pool.submit(gateway.generate, models[number % len(models)], words)
+                    for number in range(streams)
+                ]
+                tokens = sum(one.result() for one in asked)
+                if turn:
+                    series[label].append(tokens / (time.perf_counter() - began))
+    base, adapters = (statistics.median(series[label]) for label in ("base", "adapters"))
+    head = "| streams | tokens/s | ratio |\n|---|---:|---:|"
+    rows = [
+        f"| {streams}, the base model alone | {base:.0f} | 1 |",
+        f"| {streams}, four adapters of rank 8, all layers | {adapters:.0f} | {adapters / base:.2f} |",
+    ]
+    told = f"{rounds} rounds in turns, {words} tokens each; medians. Wanted: at least 0.70."
+    return "\n".join([told, "", head, *rows])
+
+
+def listing(folder: Path, registered: int, rounds: int) -> str:
+    """Pages of a registry. Its rows are copies of one that was registered, which never reaches an engine."""
+    gateway = AdapterGateway(folder, slots=1, cpu_slots=1)
+    with gateway.running():
+        gateway.register(folder / "adapter", 1)
+    database = next(folder.rglob("torpor.db"))
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        names = [row[1] for row in connection.execute("PRAGMA table_info(adapters)")]
+        (row,) = connection.execute("SELECT * FROM adapters").fetchall()
+        values = dict(zip(names, row, strict=True))
+        for number in range(registered - 1):
+            values |= {"id": f"{number:022d}", "suffix": f"s{number}"}
+            values["name"] = f"ft:{MODEL}:copies:{values['suffix']}:{values['id']}"
+            marks = ", ".join("?" * len(names))
+            connection.execute(f"INSERT INTO adapters VALUES ({marks})", tuple(values.values()))
+    pages: dict[str, list[float]] = {"/v1/torpor/adapters?limit=100": [], "/v1/models": []}
+    gateway = AdapterGateway(folder, slots=1, cpu_slots=1)
+    with gateway.running():
+        for path, series in pages.items():
+            for _ in range(rounds + 1):
+                began = time.perf_counter()
+                answer = gateway.http.get(path, headers=gateway.bearer)
+                answer.raise_for_status()
+                series.append((time.perf_counter() - began) * 1000)
+    rows = [
+        f"| `GET {path}` | {statistics.median(series[1:]):.1f} | {max(series[1:]):.1f} |"
+        for path, series in pages.items()
+    ]
+    head = f"| {registered} adapters | median, ms | slowest of {rounds} |\n|---|---:|---:|"
+    return "\n".join([head, *rows, "", "Wanted: a page in under 50 ms."])
+
+
 def _loads(gateway: AdapterGateway) -> int:
     return sum(len(replica["adapters"]) for replica in gateway.engine()["replicas"])
 
@@ -207,7 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("section", choices=["first-token", "many"])
+    parser.add_argument("section", choices=["first-token", "many", "throughput", "listing"])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--registered", type=int, default=1000)
     parser.add_argument("--used", type=int, default=200)
@@ -218,12 +287,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="torpor-adapters-") as folder:
         if chosen.section == "first-token":
             title, text = "First token from an adapter", first_token(Path(folder), chosen.rounds)
+        elif chosen.section == "throughput":
+            title, text = "Throughput", throughput(Path(folder), max(3, chosen.rounds // 4))
+        elif chosen.section == "listing":
+            title, text = "Listing", listing(Path(folder), 10 * chosen.registered, chosen.rounds)
         else:
             title = "Many adapters"
             text = many(Path(folder), chosen.registered, chosen.used, chosen.clients, chosen.seconds)
     print(text)
     if chosen.write is not None:
-        write_section(chosen.write, title, f"{text}\n\n{command('loadtest.adapter_serving')}")
+        write_section(chosen.write, title, f"{text}\n\n{command('loadtest.adapters')}")
 
 
 if __name__ == "__main__":
