@@ -30,7 +30,7 @@ from pathlib import Path
 import httpx
 
 from loadtest.crash_site import Site, free_port
-from loadtest.sections import command, write_section
+from loadtest.sections import circumstances, command, section, write_section
 from loadtest.wire import PROMPT_TOKENS
 
 GRACE_S = 0.25
@@ -46,7 +46,11 @@ ABOUT = """A real gateway in front of a stand-in engine that counts what it gene
 something is killed, or away, and started again. *missing*: complete answers, or streams of which anything was
 received, without their entry. *twice*: requests counted more than once, in entries or rollups. *too many*:
 entries beyond what the engine generated. *too few*: entries below what the client had received 250 ms before
-the end. *refused*: answered with an error before the first token. All four are to be 0."""
+the end. These four are to be 0. *refused*: answered with an error before the first token, as is right where
+nothing can be made durable.
+
+Each row is written by a run of its own or of several (`--kinds`), with the machine as it was then:"""
+_PAGE_TITLE = "Crashes"
 
 
 @dataclass(slots=True)
@@ -245,6 +249,20 @@ async def _run(site: Site, kinds: list[str], arguments: argparse.Namespace) -> l
     return tallies
 
 
+def _write(page: Path, tallies: list[Tally], load: str) -> None:
+    """Rows of kinds that this run left out stay as they are, and so do their commands."""
+    new = {tally.name: tally.line() for tally in tallies}
+    known = section(page, _PAGE_TITLE).splitlines()
+    rows: list[str] = []
+    for name, _ in KINDS.values():
+        rows += [new[name]] if name in new else [line for line in known if line.startswith(f"| {name} |")]
+    names = "; ".join(new)
+    told = f"- {names}: `{command('loadtest.crash_metering').strip()}`. {load}"
+    commands = [line for line in known if line.startswith("- ") and not any(name in line for name in new)]
+    parts = [ABOUT, "\n".join([*commands, told]), "\n".join([_TABLE, *rows])]
+    write_section(page, _PAGE_TITLE, "\n\n".join(parts))
+
+
 def main() -> int:
     """Prints the table; exit code 1 where anything is wrong. The full disk needs the right to mount one."""
     parser = argparse.ArgumentParser(
@@ -257,6 +275,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--write", type=Path, help="the page of benchmarks")
     arguments = parser.parse_args()
+    load = circumstances()
     print(_TABLE, flush=True)
     tallies = []
     on_disk = [kind for kind in arguments.kinds if kind != "disk"]
@@ -273,9 +292,7 @@ def main() -> int:
             finally:
                 subprocess.run(["umount", folder], check=True)
     if arguments.write:
-        table = "\n".join([_TABLE, *[tally.line() for tally in tallies]])
-        text = f"{command('loadtest.crash_metering')}\n\n{ABOUT}\n\n{table}"
-        write_section(arguments.write, "Crashes", text)
+        _write(arguments.write, tallies, load)
     return 0 if all(tally.good for tally in tallies) else 1
 
 

@@ -25,7 +25,7 @@ import uvloop
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from loadtest.sections import command, write_section
+from loadtest.sections import circumstances, command, write_section
 from metering.ledger import Ledger, open_ledger
 from metering.prices import Price, PriceEntry, PriceList
 from metering.tables import ledger_entries, metadata, usage_days
@@ -229,11 +229,13 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk to be measured")
     parser.add_argument("--write", type=Path, help="the page of benchmarks")
     arguments = parser.parse_args()
+    load = circumstances()
     figures = uvloop.run(_run(arguments))
     table = "\n".join([HEAD, *[one.line() for one in figures]])
     print(table)
     if arguments.write:
-        write_section(arguments.write, "The ledger", f"{command('loadtest.ledger')}\n\n{ABOUT}\n\n{table}")
+        text = f"{command('loadtest.ledger')}\n\n{ABOUT}\n{load}\n\n{table}"
+        write_section(arguments.write, "The ledger", text)
     full = [one for one in figures if one.name.startswith("saturated")]
     slow = [one for one in figures if not one.name.startswith("saturated")]
     met = (

@@ -1,5 +1,6 @@
 """A page of benchmarks that several of them write to, each its own section."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -8,6 +9,17 @@ from pathlib import Path
 def command(module: str) -> str:
     """The command that this process was started with, as one would type it."""
     return "    python -m " + " ".join([module, *map(shlex.quote, sys.argv[1:])])
+
+
+def circumstances() -> str:
+    """What else the machine was doing. To be asked before the measurement."""
+    return f"{os.cpu_count()} CPUs, whose load average was {os.getloadavg()[0]:.1f} before the run."
+
+
+def section(page: Path, title: str) -> str:
+    """What the section with this title says now; empty where there is none."""
+    known = page.read_text() if page.exists() else ""
+    return known.partition(f"\n## {title}\n")[2].partition("\n## ")[0].strip()
 
 
 def write_section(page: Path, title: str, text: str) -> None:

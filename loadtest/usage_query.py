@@ -18,6 +18,7 @@ from pathlib import Path
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from loadtest.sections import circumstances, command, write_section
 from metering.costs import CostReports, parse_costs
 from metering.entries import Settlement, Write
 from metering.journal import Row
@@ -74,12 +75,14 @@ def _rows(first: int, count: int, total: int, chance: random.Random) -> list[Row
 
 
 async def _fill(path: Path, database: AsyncEngine, total: int) -> None:
+    """Goes on where an earlier run has ended: a batch is one transaction."""
     async with database.begin() as connection:
         await connection.run_sync(metadata.create_all)
-    writer, chance = SqliteWriter(str(path)), random.Random(1)
+        done = await connection.scalar(select(func.count()).select_from(ledger_entries)) or 0
+    writer = SqliteWriter(str(path))
     begun = time.monotonic()
-    for first in range(0, total, _BATCH):
-        await writer.store(_rows(first, min(_BATCH, total - first), total, chance))
+    for first in range(done, total, _BATCH):
+        await writer.store(_rows(first, min(_BATCH, total - first), total, random.Random(first)))
         if first % 500_000 == 0 and first:
             print(f"{first:,} entries, {time.monotonic() - begun:.0f} s", file=sys.stderr)
 
@@ -137,8 +140,8 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> int:
     path = arguments.database or folder / "torpor.db"
     database = create_async_engine(f"sqlite+aiosqlite:///{path}")
     try:
-        if not path.exists():
-            await _fill(path, database, arguments.entries)
+        await _fill(path, database, arguments.entries)
+        load = circumstances()
         async with database.connect() as connection:
             sizes = [
                 await connection.scalar(select(func.count()).select_from(table)) or 0
@@ -150,14 +153,15 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> int:
         found = await _measure(database, arguments.repeats)
     finally:
         await database.dispose()
-    print(
-        "{:,} entries, {:,} rows by hour, {:,} by day; {:.0f} MiB\n".format(
-            *sizes, path.stat().st_size / 2**20
-        )
+    size = "{:,} entries, {:,} rows by hour, {:,} by day; {:.0f} MiB.".format(
+        *sizes, path.stat().st_size / 2**20
     )
-    print("| query | median ms | slowest ms |\n|---|--:|--:|")
-    for name, took, _ in found:
-        print(f"| {name} | {statistics.median(took):.1f} | {max(took):.1f} |")
+    lines = [f"| {name} | {statistics.median(took):.1f} | {max(took):.1f} |" for name, took, _ in found]
+    table = "\n".join(["| query | median ms | slowest ms |\n|---|--:|--:|", *lines])
+    print(f"{size}\n\n{table}")
+    if arguments.write:
+        text = f"{command('loadtest.usage_query')}\n\n{ABOUT}\n{load}\n\n{size}\n\n{table}"
+        write_section(arguments.write, "Usage queries", text)
     whole = {requests for name, _, requests in found if name in (QUERIES[0][0], QUERIES[2][0], QUERIES[5][0])}
     if whole != {own}:
         print(f"the sums differ: {whole}, and {own} entries", file=sys.stderr)
@@ -172,7 +176,7 @@ def main() -> int:
     )
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--database", type=Path, help="kept, and used again where it exists")
+    parser.add_argument("--database", type=Path, help="kept, and filled up where it exists")
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="for a database that is not kept")
     parser.add_argument("--write", type=Path, help="the page of benchmarks")
     arguments = parser.parse_args()

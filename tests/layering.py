@@ -28,6 +28,7 @@ EXERCISES: dict[str, frozenset[str]] = {
 
 LATE_IMPORTS = frozenset(
     {
+        "gateway/adapters/tensors.py",  # numpy, only when an adapter is uploaded
         "gateway/database.py",  # Alembic, only when the schema is not the newest
         "engines/launcher.py",  # vLLM is imported when the process is prepared for it
         "engines/prepare.py",  # torch and transformers, only when there is a model to convert

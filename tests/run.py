@@ -11,8 +11,15 @@ import tempfile
 from pathlib import Path
 
 _HALVES = (
-    ("tests/e2e", "tests/engines", "tests/coldstart"),
-    ("tests/gateway", "tests/tenants", "tests/metering", "tests/loadtest", "tests/test_layering.py"),
+    ("tests/e2e", "tests/engines"),
+    (
+        "tests/gateway",
+        "tests/tenants",
+        "tests/metering",
+        "tests/coldstart",
+        "tests/loadtest",
+        "tests/test_layering.py",
+    ),
 )
 _NOTHING_COLLECTED = 5
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from gateway.adapters.errors import InvalidAdapter, shown
 
 MAX_HEADER_BYTES = 4 * 1024**2
@@ -24,12 +22,8 @@ _METADATA = "__metadata__"
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _MAX_DIMENSION = 2**31
 _CHUNK_BYTES = 4 * 1024**2
-# The type of a word, and the bits of its exponent: all of them are set in infinities and in no number.
-_WORDS: dict[str, tuple[Any, int]] = {
-    "F32": (np.dtype("<u4"), 0x7F80_0000),
-    "F16": (np.dtype("<u2"), 0x7C00),
-    "BF16": (np.dtype("<u2"), 0x7F80),
-}
+# The bytes of a word, and the bits of its exponent: all of them are set in infinities and in no number.
+_WORDS: dict[str, tuple[int, int]] = {"F32": (4, 0x7F80_0000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +113,7 @@ def _tensor(name: str, entry: Any, begin: int, data_bytes: int) -> Tensor:
         or not all(_is_whole(o, data_bytes) for o in offsets)
     ):
         raise InvalidAdapter(f"{which}: its data_offsets are not within the file.")
-    needed = math.prod(shape) * _WORDS[dtype][0].itemsize
+    needed = math.prod(shape) * _WORDS[dtype][0]
     if offsets[1] - offsets[0] != needed:
         raise InvalidAdapter(
             f"{which} has {offsets[1] - offsets[0]} bytes; {dtype} of shape {shape} takes {needed}."
@@ -160,7 +154,11 @@ def check_values(path: Path, tensors: Sequence[Tensor]) -> bytes:
 
 
 def _check_tensor(file: BinaryIO, tensor: Tensor, digest: "hashlib._Hash") -> None:
-    word, exponent = _WORDS[tensor.dtype]
+    # Here and not above: an upload has the time to import it, and a start of the gateway has not.
+    import numpy as np
+
+    word_bytes, exponent = _WORDS[tensor.dtype]
+    word = np.dtype(f"<u{word_bytes}")
     left = tensor.end - tensor.begin
     while left:
         piece = file.read(min(left, _CHUNK_BYTES))

@@ -72,6 +72,52 @@ def test_the_official_client_reads_usage(gateway: Gateway, project: tuple[str, s
     ] == [CHAT_MODEL]
 
 
+def test_the_official_client_pages_through_usage_and_reads_costs(
+    gateway: Gateway, project: tuple[str, str]
+) -> None:
+    project_id, key = project
+    since = int(time.time()) - 5
+    answer = gateway.client(key).chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=3)
+    embedded = gateway.client(key).embeddings.create(model=EMBED_MODEL, input="one")
+    assert answer.usage is not None
+    usage = gateway.client(gateway.admin_key, admin_api_key=gateway.admin_key).admin.organization.usage
+
+    page, pages = usage.completions(start_time=since - 7200, bucket_width="1h", limit=1), 1
+    while page.has_more:
+        assert len(page.data) == 1
+        assert page.next_page is not None
+        page = usage.completions(start_time=since - 7200, bucket_width="1h", limit=1, page=page.next_page)
+        pages += 1
+    assert pages >= 3
+
+    costs = usage.costs(start_time=since, project_ids=[project_id], group_by=["line_item", "api_key_id"])
+    found: list[Any] = [one for bucket in costs.data for one in bucket.results]
+    cached = _cached(answer.usage)
+    expected = {
+        f"{CHAT_MODEL}, input_tokens": answer.usage.prompt_tokens - cached,
+        f"{CHAT_MODEL}, cached_input_tokens": cached,
+        f"{CHAT_MODEL}, output_tokens": answer.usage.completion_tokens,
+        f"{EMBED_MODEL}, input_tokens": embedded.usage.prompt_tokens,
+    }
+    assert {one.line_item: one.quantity for one in found} == {
+        name: tokens for name, tokens in expected.items() if tokens
+    }
+    assert len({one.api_key_id for one in found} - {None}) == 1
+
+    span: dict[str, Any] = {
+        "start_time": since,
+        "end_time": since + 600,
+        "bucket_width": "1m",
+        "group_by": "model",
+    }
+    with gateway.http(key) as own, gateway.http(gateway.admin_key) as admin:
+        for kind in ("completions", "embeddings"):
+            seen = own.get(f"/v1/torpor/usage/{kind}", params=span).json()
+            params = {**span, "project_ids[]": project_id}
+            assert seen["data"] == admin.get(f"/v1/organization/usage/{kind}", params=params).json()["data"]
+            assert [len(bucket["results"]) for bucket in seen["data"]].count(1) == 1
+
+
 def test_a_client_that_leaves_is_charged_what_was_generated(
     gateway: Gateway, project: tuple[str, str]
 ) -> None:

@@ -208,5 +208,5 @@ async def test_settlement_lost_for_good_is_logged_with_its_tokens(
     assert [record.__dict__["fields"]["output_tokens"] for record in lost] == [33]
 
 
-def _no_space(_descriptor: int, _data: bytes, _offset: int) -> int:
+def _no_space(_descriptor: int, _data: bytes, _offset: int) -> None:
     raise OSError(errno.ENOSPC, "no space left on the device")
