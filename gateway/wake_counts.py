@@ -8,7 +8,7 @@ from prometheus_client.metrics_core import Metric
 
 from coldstart.tiers import SleepTier
 from engines.status import EngineStatus, Wake
-from gateway.histograms import Histogram, histogram
+from gateway.histograms import WAKES_S, Histogram, histogram
 
 _TOTAL = "total"
 _PHASES: dict[SleepTier, tuple[str, ...]] = {
@@ -35,7 +35,7 @@ class WakeCounts:
     def __init__(self) -> None:
         self._counted: dict[str, list[_Counted]] = {}
         self._wakes: Counter[tuple[str, str]] = Counter()
-        self._durations: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
+        self._durations: defaultdict[tuple[str, str], Histogram] = defaultdict(lambda: Histogram(WAKES_S))
         self._phase_s: defaultdict[tuple[str, str, str], float] = defaultdict(float)
 
     def look(self, engines: Iterable[EngineStatus]) -> None:
@@ -53,7 +53,7 @@ class WakeCounts:
         """With zeros: Prometheus sees no increase where a series begins with 1."""
         for tier, phases in _PHASES.items():
             self._wakes[model, tier] = 0
-            self._durations[model, tier] = Histogram()
+            self._durations[model, tier] = Histogram(WAKES_S)
             for phase in phases:
                 self._phase_s[model, tier, phase] = 0.0
 

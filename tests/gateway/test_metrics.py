@@ -17,7 +17,7 @@ from coldstart.tiers import SleepTier
 from engines.host import OnAwake
 from engines.status import EngineState, EngineStatus, Wake
 from gateway.context import RequestRecord
-from gateway.histograms import GAPS_S, Histogram, histogram
+from gateway.histograms import DURATIONS_S, GAPS_S, WAKES_S, Histogram, histogram
 from gateway.metrics import EngineMetrics, MetricSource, RequestCounts, registry_of
 from tests.engines.support import host
 from tests.gateway.limits_stage import Stage, stage_at
@@ -192,7 +192,8 @@ def test_a_histogram_has_each_duration_in_its_bucket_and_those_above() -> None:
         ("torpor_x_count", None): 4,
         ("torpor_x_sum", None): pytest.approx(7.65),
     }
-    assert sorted(GAPS_S) == list(GAPS_S)
+    for bounds in (DURATIONS_S, WAKES_S, GAPS_S):
+        assert sorted(bounds) == list(bounds)
 
 
 def _labels(family: Metric) -> set[str]:

@@ -1,6 +1,7 @@
 """Requests wait for their turn at a model: over real HTTP, at an engine that answers when it is told to."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -89,14 +90,15 @@ async def ask(http: httpx.AsyncClient, text: str, **fields: object) -> httpx.Res
     return await http.post("/v1/chat/completions", json=body)
 
 
-def metrics(stage: Stage) -> dict[str, float]:
-    return {
-        sample.name: sample.value
-        for source in stage.services.metric_sources()
-        for family in source.metrics()
-        for sample in family.samples
-        if sample.labels.get("model", "near") == "near"
-    }
+def metrics(stage: Stage) -> Counter[str]:
+    """By name, summed over the labels but the model."""
+    found: Counter[str] = Counter()
+    for source in stage.services.metric_sources():
+        for family in source.metrics():
+            for sample in family.samples:
+                if sample.labels.get("model", "near") == "near":
+                    found[sample.name] += int(sample.value)
+    return found
 
 
 async def test_another_project_is_served_before_the_rest_of_a_flood(tmp_path: Path) -> None:
