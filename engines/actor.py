@@ -215,7 +215,7 @@ class EngineActor:
 
     def _on_suspected(self, lease: EngineLease) -> None:
         for replica in self._replicas:
-            if lease in replica.leases:
+            if replica.serves(lease):
                 replica.adapters.suspect(lease)
                 replica.suspect()
 

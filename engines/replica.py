@@ -71,6 +71,10 @@ class Replica(ReplicaView):
         self.leases.add(lease)
         return lease
 
+    def serves(self, lease: EngineLease) -> bool:
+        """Whether the engine that it runs is the one which the lease was for, also when it was given back."""
+        return self._engine is not None and self._engine.address == lease.address
+
     def give_back(self, lease: EngineLease) -> None:
         """The lease has ended."""
         if lease not in self.leases:
