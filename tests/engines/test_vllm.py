@@ -185,11 +185,14 @@ async def test_fifty_at_once_are_told_apart(chat: EngineClient) -> None:
 async def test_a_stream_that_is_left_ends_in_the_engine_and_is_counted(chat: EngineClient) -> None:
     request = body(prompt="Once", max_tokens=2000, ignore_eos=True, stream=True)
     received = 0
+
+    def few(chunk: bytes) -> bool:
+        nonlocal received
+        received += chunk.count(b'"text":')
+        return received < 10
+
     async with chat.stream("/v1/completions", request, attempt_id="left") as stream:
-        while chunk := await stream.some():
-            received += chunk.count(b'"text":')
-            if received >= 10:
-                break
+        assert await stream.pour(few)
     began = time.monotonic()
     counts = await chat.counts("left")
     assert time.monotonic() - began < 1
@@ -264,13 +267,15 @@ async def test_a_dead_engine_core_breaks_the_stream_and_the_engine_is_given_up(
     host: EngineHost, chat: EngineClient
 ) -> None:
     request = body(prompt="Once", max_tokens=2000, ignore_eos=True, stream=True)
-    received = b""
+    received = bytearray()
+
+    def taken(chunk: bytes) -> bool:
+        received.extend(chunk)
+        return True
 
     async def read() -> None:
-        nonlocal received
         async with chat.stream("/v1/completions", request, attempt_id="dying") as stream:
-            while chunk := await stream.some():
-                received += chunk
+            await stream.pour(taken)
 
     reading = asyncio.create_task(read())
     assert await eventually(lambda: received.count(b"data:") > 3, 20)
