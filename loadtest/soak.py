@@ -32,10 +32,10 @@ _TASKS = re.compile(r"^torpor_tasks (\S+)", re.MULTILINE)
 ABOUT = """Torpor with everything on (as in [overhead](overhead.md)) in front of the stand-in engine and of
 a real one that is paused after two seconds without a request, and asked less often than that: each of its
 requests wakes it. They go to the model itself and to its adapters in turn, of which there is one more than
-the engine has room for. Requests arrive at a fixed rate, chosen by chance from the mix. *Drift* is the mean of
-the last quarter of the samples less that of the second one. The process is the gateway's own, its engines not
-counted. At the end each request's entry in the ledger is held against what its client received, and
-`torpor usage verify` holds the rollups against the entries."""
+the engine has room for. Requests arrive at a fixed rate, chosen by chance from the mix. *Drift* is the mean
+of the last quarter of the samples less that of the second one. The process is the gateway's own, its
+engines not counted. At the end each request's entry in the ledger is held against what its client received,
+and `torpor usage verify` holds the rollups against the entries."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
