@@ -101,11 +101,15 @@ class _Loop:
         self._all: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
 
-    def start(self, opened: list[Connection]) -> None:
-        """Sends requests over these."""
+    def start(self, opened: list[Connection], spread_s: float = 0.0) -> None:
+        """Sends requests over these, the first one of each in even steps over so many seconds."""
         self._all.update(opened)
-        for connection in opened:
-            self.free(connection)
+        if not spread_s:
+            for connection in opened:
+                self.free(connection)
+            return
+        for number, connection in enumerate(opened):
+            asyncio.get_running_loop().call_later(spread_s * number / len(opened), self.free, connection)
 
     def free(self, connection: Connection) -> None:
         """A connection has nothing to do."""
@@ -243,15 +247,16 @@ async def closed_loop(
     connections: int,
     seconds: float,
     requests: float = math.inf,
+    spread_s: float = 0.0,
     watch: Watch | None = None,
 ) -> Run:
-    """Keeps every connection at a request, for that long or that many."""
+    """Keeps every connection at a request, for that long or that many; they begin within ``spread_s``."""
     loop = _Closed(endpoint, source, watch)
     opened = await connect(endpoint, connections)
     began = time.monotonic_ns()
     loop.deadline, loop.left = began + int(seconds * 1e9), requests
     try:
-        loop.start(opened)
+        loop.start(opened, spread_s)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + seconds + _GRACE_S):
                 await loop.idle.wait()

@@ -26,6 +26,8 @@ class Load:
     stream: bool = False
     pace_ms: float = 0.0
     stamped: bool = False
+    spread_s: float = 0.0
+    """Paced streams that begin together stay in step, and are a load of bursts."""
 
     def ask(self, running: Running) -> Ask:
         """The request."""
@@ -43,7 +45,13 @@ PLAIN = Load(name="plain requests at 32", connections=32)
 ALONE = Load(name="plain requests at 1", connections=1)
 STREAMS = Load(name="streams at 64, 64 chunks, instant", connections=64, tokens=64, stream=True)
 PACED = Load(
-    name="streams at 64, paced at 20 ms", connections=64, tokens=64, stream=True, pace_ms=20, stamped=True
+    name="streams at 64, paced at 20 ms",
+    connections=64,
+    tokens=64,
+    stream=True,
+    pace_ms=20,
+    stamped=True,
+    spread_s=64 * 0.02,
 )
 FAST = Load(
     name="16 streams, a token each 2 ms", connections=16, tokens=256, stream=True, pace_ms=2, stamped=True
@@ -112,7 +120,13 @@ async def measure(running: Running, load: Load, *, seconds: float, warm_up_s: fl
         await closed_loop(running.endpoint, source, connections=load.connections, seconds=warm_up_s)
     async with memory_watched(running.child) as most:
         before: Usage = running.child.usage()
-        run = await closed_loop(running.endpoint, source, connections=load.connections, seconds=seconds)
+        run = await closed_loop(
+            running.endpoint,
+            source,
+            connections=load.connections,
+            seconds=seconds,
+            spread_s=load.spread_s,
+        )
         cpu_s = running.child.usage().cpu_s - before.cpu_s
         return Measured(running.name, load.name, run, cpu_s, most())
 
