@@ -97,7 +97,7 @@ class Storage:
 
 
 _OF_THE_SERVER = ("25006", "40", "53", "55", "57", "58", "3D000", "XX")
-"""SQLSTATEs of a standby, a deadlock, no room, locks, a shutdown, a disk, no database and a fault begin so."""
+"""How SQLSTATEs begin: a standby, a deadlock, no room, a lock, a shutdown, a disk, no database, a fault."""
 
 
 def _is_the_servers(error: DBAPIError) -> bool:

@@ -5,13 +5,12 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -20,23 +19,66 @@ from gateway.database import migrate
 
 _INSTALLED = Path("/usr/lib/postgresql")
 _START_S = 30.0
-_OPTIONS = ("fsync=off", "full_page_writes=off", "listen_addresses=", "max_connections=200", "jit=off")
+_SETTINGS = ("fsync=off", "full_page_writes=off", "listen_addresses=", "max_connections=200", "jit=off")
 """What is written need not survive the machine: the folder does not either."""
 _numbers = itertools.count()
 
 
-@dataclass(frozen=True, slots=True)
 class PostgresServer:
-    """``folder`` holds the socket. Databases are copies of one whose schema is the newest."""
+    """The socket is in ``folder``. Databases are copies of one whose schema is the newest."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._owner = _owner()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def initialize(self) -> None:
+        """Makes the server's data."""
+        if self._owner is not None:
+            shutil.chown(self.folder, self._owner)
+        data = str(self.folder / "data")
+        subprocess.run(
+            [_program("initdb"), "-D", data, "-U", "torpor", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            check=True,
+            user=self._owner,
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def start(self) -> None:
+        """Starts the server, and returns when it takes connections."""
+        settings = (*_SETTINGS, f"unix_socket_directories={self.folder}")
+        options = [part for setting in settings for part in ("-c", setting)]
+        with (self.folder / "log").open("a") as log:
+            self._process = subprocess.Popen(
+                [_program("postgres"), "-D", self.folder / "data", *options],
+                user=self._owner,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                return asyncio.run(self.execute("SELECT 1"))
+            except (OSError, asyncpg.CannotConnectNowError):
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Ends the server at once, whoever is connected."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(_START_S)
+            self._process = None
 
     def url(self, database: str) -> str:
         """As `gateway.database.open_database` takes it."""
         return f"postgresql+asyncpg://torpor@/{database}?host={self.folder}"
 
     async def create(self, template: str = "migrated") -> str:
-        """A new database's URL."""
+        """A new database's URL; of the template ``template0`` it is empty."""
         name = f"test_{next(_numbers)}"
         await self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         return self.url(name)
@@ -53,44 +95,18 @@ class PostgresServer:
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
     """Fails where PostgreSQL is not installed: ``apt-get install postgresql`` brings it."""
-    owner = _owner()
     # Not under pytest's folder: the path of a socket has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="torpor-pg-"))
+    server = PostgresServer(folder)
     try:
-        if owner is not None:
-            shutil.chown(folder, owner)
-        data = folder / "data"
-        run = partial(subprocess.run, check=True, user=owner, cwd=folder, stdout=subprocess.DEVNULL)
-        run([_program("initdb"), "-D", data, "-U", "torpor", "-A", "trust", "-E", "UTF8", "--no-sync"])
-        settings = (*_OPTIONS, f"unix_socket_directories={folder}")
-        options = [part for setting in settings for part in ("-c", setting)]
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(
-                [_program("postgres"), "-D", data, *options], user=owner, cwd=folder, stdout=log, stderr=log
-            )
-        try:
-            server = PostgresServer(folder)
-            asyncio.run(_prepare(server, lambda: process.poll() is None))
-            yield server
-        finally:
-            # SIGINT ends it at once, whoever is connected.
-            process.send_signal(2)
-            process.wait(30)
+        server.initialize()
+        server.start()
+        asyncio.run(server.execute("CREATE DATABASE migrated"))
+        asyncio.run(migrate(server.url("migrated")))
+        yield server
     finally:
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-async def _prepare(server: PostgresServer, running: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            await server.execute("CREATE DATABASE migrated")
-            break
-        except (OSError, asyncpg.CannotConnectNowError):
-            if not running() or time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(0.05)
-    await migrate(server.url("migrated"))
 
 
 def _owner() -> str | None:
