@@ -215,7 +215,7 @@ class EngineActor:
 
     def _on_suspected(self, lease: EngineLease) -> None:
         for replica in self._replicas:
-            if lease in replica.leases:
+            if replica.serves(lease):
                 replica.adapters.suspect(lease)
                 replica.suspect()
 
@@ -238,7 +238,7 @@ class EngineActor:
         """One wake for all who wait, unless one is on its way. ``more``: also where one is awake."""
         if any(replica.waking for replica in self._replicas):
             return
-        if not more and any(replica.suspected for replica in self._replicas):
+        if not more and any(replica.suspected and not replica.condemned for replica in self._replicas):
             return  # it is being examined: it will be ready, or broken
         paused = next((r for r in self._replicas if r.state is EngineState.PAUSED), None)
         self._wake_began = time.monotonic()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +51,12 @@ class EngineStream:
         self.status = answer.status
         self.content_type = answer.headers.get("content-type", "")
 
-    async def some(self) -> bytes:
-        """What has arrived of the body since the last time; empty at its end. Raises `EngineBroken`."""
-        return await self._answer.read()
+    async def pour(self, sink: Callable[[bytes], bool]) -> bool:
+        """Give the body to ``sink`` as it arrives, while that returns True.
+
+        Returns False at the body's end. Raises `EngineBroken`; the sink may raise nothing else.
+        """
+        return await self._answer.pour(sink)
 
     async def read(self) -> bytes:
         """The whole body (what is left of it). Raises `EngineBroken`."""

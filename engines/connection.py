@@ -19,7 +19,7 @@ _MAX_HEAD = 64 * 1024
 class Connection(asyncio.Protocol):
     """What asyncio calls when bytes come, and what an exchange reads its answer from.
 
-    An exchange is `begin`, `head`, then `read` until it gives nothing; then the answer is ``whole``, and
+    An exchange is `begin`, `head`, then `pour`, or `read` until it gives nothing; then it is ``whole``, and
     ``reusable`` tells whether there may be another one. ``on_idle`` is called when an answer that was left
     before its end has come to it, ``on_lost`` when the connection is gone. ``paused``: a slow reader keeps
     the engine waiting. ``since`` is the loop's time at which something was last sent or received.
@@ -33,6 +33,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
         self._pieces: list[bytes] = []
         self._unread = 0
         self.paused = False
@@ -75,6 +76,27 @@ class Connection(asyncio.Protocol):
             if self.whole:
                 return b""
             await self._news()
+        return self._unread_data()
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> bool:
+        """Give the body to ``sink``, each piece within the turn that brings it, while that returns True.
+
+        Returns whether the sink wanted no more; False at the body's end. Raises `EngineBroken` as `read`
+        does; a sink may raise nothing else.
+        """
+        while not self._pieces or sink(self._unread_data()):
+            if self.whole:
+                return False
+            self._sink = sink
+            try:
+                await self._news()
+            finally:
+                stopped, self._sink = self._sink is None, None
+            if stopped:
+                return True
+        return True
+
+    def _unread_data(self) -> bytes:
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -146,12 +168,27 @@ class Connection(asyncio.Protocol):
             if self._head_bytes > _MAX_HEAD:
                 self.fail(f"the head of the engine's answer is larger than {_MAX_HEAD} bytes")
                 return
+        if self._sink is not None and self._pieces:
+            self._pour_on(self._sink)
+            return
         if self._unread > _HIGH_WATER and not self.paused and self._transport is not None:
             self.paused = True
             self._transport.pause_reading()
         self._wake()
         if self.left:
             self._after_leaving()
+
+    def _pour_on(self, sink: Callable[[bytes], bool]) -> None:
+        try:
+            wanted = sink(self._unread_data())
+        except EngineBroken as error:
+            self.whole = False  # though it may have come to its end
+            self.fail(str(error))
+            return
+        if not wanted:
+            self._sink = None
+        if self.whole or not wanted:
+            self._wake()
 
     def _after_leaving(self) -> None:
         if self._pieces:

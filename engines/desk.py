@@ -75,7 +75,7 @@ class AdapterDesk:
     def on_unfit(self, replica: Replica, adapter: Adapter) -> None:
         """The adapter's canary differed, and once more after it was loaded anew: the engine is not trusted.
 
-        Requests that run on it may end. Nobody is given it any more.
+        Requests that run on it may end. Nobody is given it any more: who waits for the adapter gets another.
         """
         _logger.error("engine %d is given up: an adapter does not answer as it did", replica.number)
         self.counts = replace(self.counts, engines_given_up=self.counts.engines_given_up + 1)
@@ -84,7 +84,7 @@ class AdapterDesk:
             _logger.error(
                 "adapter %s is refused: %s", adapter.digest[:16], "its canary differs in every engine"
             )
-        self._fail(adapter, _unfit(adapter))
+            self._fail(adapter, _unfit(adapter))
         replica.condemned = True
         replica.rest(SleepTier.COLD)
         self._settle()

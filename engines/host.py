@@ -316,8 +316,8 @@ class EngineHost:
     def report_broken(self, lease: EngineLease) -> None:
         """A request with this lease saw the engine fail: the next ones wait until it is known to be well.
 
-        Call it before the lease is given back. An engine that does not answer its health check is ended, and
-        started again for those who wait.
+        Call it before the lease is given back, or somebody may be given the engine in between. An engine that
+        does not answer its health check is ended, and started again for those who wait.
         """
         for actor in (self._actors.get(lease.model_id), *self._pools.get(lease.model_id, {}).values()):
             if actor is not None:

@@ -220,7 +220,7 @@ class Replica(ReplicaView):
     def _on_awake(self, engine: Engine, ms: Mapping[str, float], began: float, *, proven: bool) -> None:
         if engine not in self._engines:  # disposed of meanwhile
             return
-        self._engine = engine
+        self._engine, self.address = engine, engine.address
         self.ready_at = time.time()
         self._awake_at = self.idle_since = time.monotonic()
         total_ms = (time.perf_counter() - began) * 1000
@@ -367,7 +367,7 @@ class Replica(ReplicaView):
     def _dismiss(self) -> None:
         """Forget the engine that ran."""
         self._unwatch()
-        self._engine = None
+        self._engine = self.address = None
         self.suspected = self.unproven = False
         self.leases = set()
         self.adapters.clear()

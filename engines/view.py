@@ -5,6 +5,7 @@ import time
 from coldstart.tiers import SleepTier
 from engines.footprint import Claim
 from engines.residency import Residency
+from engines.spec import EngineAddress
 from engines.status import EngineLease, EngineState, ReplicaStatus, Wake
 
 
@@ -17,6 +18,7 @@ class ReplicaView:
         self.number = number
         self.state = EngineState.COLD
         self.leases: set[EngineLease] = set()
+        self.address: EngineAddress | None = None  # of the engine that runs
         self.source = SleepTier.COLD
         self.idle_since = time.monotonic()
         self.ready_at: float | None = None  # unix
@@ -61,6 +63,10 @@ class ReplicaView:
     def uptime_s(self) -> float:
         """Since its last wake."""
         return time.monotonic() - self._awake_at
+
+    def serves(self, lease: EngineLease) -> bool:
+        """Whether the engine that it runs is the one which the lease was for, also when it was given back."""
+        return self.address == lease.address
 
     def woken_since(self, moment: float) -> bool:
         """Whether its last wake ended after the moment, in CLOCK_MONOTONIC's seconds."""

@@ -27,6 +27,12 @@ class ClientLink(Protocol):
     def congested(self) -> bool:
         """Whether the client takes less than it is sent, so that the next ``send`` waits."""
 
+    def push(self, body: bytes) -> bool:
+        """Send more of an answer whose beginning was sent, within this turn of the loop.
+
+        Returns whether it could: where the client is slow, gone or speaks HTTP/1.0 it is ``send``'s to do.
+        """
+
     @property
     def body_here(self) -> bool:
         """Whether all of the request has arrived, so that ``receive`` does not wait."""

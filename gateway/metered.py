@@ -201,6 +201,7 @@ class StreamExchange(MeteredExchange):
             continuous=plan.continuous_usage,
             several=plan.ask is None or plan.ask.sequences > 1,
         )
+        self._onward = b""  # what could not be pushed to the client, and is to be sent
 
     async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
         plan = self._plan
@@ -212,13 +213,33 @@ class StreamExchange(MeteredExchange):
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
     async def _relay(self, upstream: EngineStream, meter: Meter, send: Send) -> None:
-        tap, record = self._filter.tap, self._record
+        tap, flow = self._filter.tap, self._flow(meter)
+        going_on = True
+        while going_on and not tap.done:
+            going_on = await upstream.pour(flow)
+            onward, self._onward = self._onward, b""
+            if onward:
+                await self._open(send)
+                await send({"type": "http.response.body", "body": onward, "more_body": True})
+            if tap.error is not None:
+                raise engine_error(tap.error)
+        if not tap.done:
+            raise EngineBroken("the engine's stream ended without [DONE]")
+        upstream.over()
+        await self._open(send)
+
+    def _flow(self, meter: Meter) -> Callable[[bytes], bool]:
+        """What takes each piece of the engine's stream; False when something is left for `_relay` to do."""
+        tap, record, admitted = self._filter.tap, self._record, self._admitted
+        push = self._link.push if self._link is not None else _never
         served, told_at = self._door.served.of(self._plan.model_id, record.tier), 0.0
-        while chunk := await upstream.some():
+
+        def flow(chunk: bytes) -> bool:
+            nonlocal told_at
             onward = self._filtered(chunk)
             seen = tap.seen
             meter.observe(seen)
-            self._admitted.generated(seen.output_tokens)
+            admitted.generated(seen.output_tokens)
             if onward:
                 now = time.perf_counter()
                 if told_at:
@@ -227,23 +248,22 @@ class StreamExchange(MeteredExchange):
                     record.ttft_ms = (now - record.started) * 1000
                     served.first.observe(now - record.started)
                 told_at = now
-                await self._open(send)
                 if seen == _NOTHING:
                     self._relayed.add_events(onward)
-                await send({"type": "http.response.body", "body": onward, "more_body": True})
-            if tap.error is not None:
-                raise engine_error(tap.error)
-            if tap.done:
-                upstream.over()
-                await self._open(send)
-                return
-        raise EngineBroken("the engine's stream ended without [DONE]")
+                if not self.started or not push(onward):
+                    self._onward = onward
+                    return False
+            return not tap.done and tap.error is None
+
+        return flow
 
     def _filtered(self, chunk: bytes) -> bytes:
         try:
             return self._filter.feed(chunk)
         except EventTooLarge:
             raise EngineBroken("the engine sent an event without an end") from None
+        except msgspec.DecodeError:
+            raise EngineBroken("the engine sent usage that is no JSON") from None
 
     async def _usage(self) -> Usage:
         seen = self._filter.tap.seen
@@ -287,6 +307,11 @@ class StreamExchange(MeteredExchange):
             (engine.tier for engine in self._door.host.status() if engine.id == self._plan.model_id),
             SleepTier.COLD,
         )
+
+
+def _never(_: bytes) -> bool:
+    """Pushes nothing: beyond ASGI nothing is known of the connection."""
+    return False
 
 
 class _Heartbeat(KeepAlive):

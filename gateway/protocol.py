@@ -47,6 +47,18 @@ class GuardedProtocol(HttpToolsProtocol):
         """As `ClientLink.congested`."""
         return self.flow.write_paused
 
+    def push(self, body: bytes) -> bool:
+        """As `ClientLink.push`: what uvicorn's ``send`` would write, without a coroutine."""
+        cycle = self.cycle
+        if (
+            self.flow.write_paused
+            or cycle.disconnected
+            or not (cycle.response_started and cycle.chunked_encoding)
+        ):
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
+
     @property
     def body_here(self) -> bool:
         """As `ClientLink.body_here`; a client that waits for 100 Continue has sent nothing yet."""

@@ -9,12 +9,15 @@ ones of enough strength answer in words of their own, the same for the same seed
 """
 
 import argparse
+import io
 import json
 import math
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -42,6 +45,23 @@ def make_adapter(
     (folder / WEIGHTS).write_bytes(safetensors_bytes(tensors))
     (folder / CONFIG).write_text(json.dumps(adapter_config(rank=rank, modules=modules)))
     return folder
+
+
+def upload(http: httpx.Client, key: str, folder: Path, base_model: str, suffix: str) -> str:
+    """Upload the adapter in the folder to a gateway; its name. Raises AssertionError where it is refused."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as archive:
+        archive.add(folder, "adapter")
+    answer = http.post(
+        "/v1/torpor/adapters",
+        headers={"authorization": f"Bearer {key}"},
+        data={"base_model": base_model, "suffix": suffix},
+        files={"file": ("adapter.tar", raw.getvalue())},
+    )
+    if answer.is_error:
+        raise AssertionError(f"adapter {suffix} was refused: {answer.text}")
+    name: str = answer.json()["id"]
+    return name
 
 
 def adapter_config(*, rank: int, modules: Sequence[str] = MODULES, **changes: Any) -> dict[str, Any]:

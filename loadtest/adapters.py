@@ -12,20 +12,18 @@ adapters mixed, in turns; what counts is the ratio. ``listing``: pages of a regi
 import argparse
 import concurrent.futures
 import contextlib
-import io
 import json
 import math
 import random
 import sqlite3
 import statistics
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.adapter_files import MODULES, make_adapter
+from loadtest.adapter_files import MODULES, make_adapter, upload
 from loadtest.coldstart import MODEL, ROOT, Gateway
 from loadtest.sections import command, write_section
 
@@ -93,19 +91,7 @@ class AdapterGateway(Gateway):
     def register(self, folder: Path, seed: int, modules: Sequence[str] = ("q_proj", "v_proj")) -> str:
         """Upload an adapter of random weights. Its name."""
         make_adapter(folder, ROOT / "models" / MODEL, seed=seed, modules=modules, strength=1.0)
-        raw = io.BytesIO()
-        with tarfile.open(fileobj=raw, mode="w") as archive:
-            archive.add(folder, "adapter")
-        answer = self.http.post(
-            "/v1/torpor/adapters",
-            headers=self.bearer,
-            data={"base_model": MODEL, "suffix": f"load-{seed}"},
-            files={"file": ("adapter.tar", raw.getvalue())},
-        )
-        if answer.is_error:
-            raise AssertionError(f"adapter {seed} was refused: {answer.text}")
-        name: str = answer.json()["id"]
-        return name
+        return upload(self.http, self.keys["TORPOR_API_KEY"], folder, MODEL, f"load-{seed}")
 
     def answer(self, model: str, words: int = WORDS) -> Answer:
         """A stream of so many tokens. Raises AssertionError unless every chunk is of that model."""

@@ -14,6 +14,7 @@ from statistics import mean
 
 import httpx
 
+from loadtest.adapter_files import make_adapter, upload
 from loadtest.client import Connection, Outcome, Tally
 from loadtest.generator import Run, open_loop
 from loadtest.processes import REPOSITORY, NotReady, usage_of
@@ -25,13 +26,16 @@ _SLEEPER = "smollm2-135m"
 _CONNECTIONS = 256
 _SAMPLES = 120
 _SETTLE_S = 60.0
+# All wrong keys come from one address, which would be refused unheard after twenty.
+_SECTIONS = "[engines]\nsnapshots = false\n[authentication]\nfailures_per_minute = 100000"
 _TASKS = re.compile(r"^torpor_tasks (\S+)", re.MULTILINE)
 ABOUT = """Torpor with everything on (as in [overhead](overhead.md)) in front of the stand-in engine and of
 a real one that is paused after two seconds without a request, and asked less often than that: each of its
-requests wakes it. Requests arrive at a fixed rate, chosen by chance from the mix. *Drift* is the mean of the
-last quarter of the samples less that of the second one. The process is the gateway's own, its engines not
-counted. At the end each request's entry in the ledger is held against what its client received, and
-`torpor usage verify` holds the rollups against the entries."""
+requests wakes it. They go to the model itself and to its adapters in turn, of which there is one more than
+the engine has room for. Requests arrive at a fixed rate, chosen by chance from the mix. *Drift* is the mean
+of the last quarter of the samples less that of the second one. The process is the gateway's own, its
+engines not counted. At the end each request's entry in the ledger is held against what its client received,
+and `torpor usage verify` holds the rollups against the entries."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +45,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wake-every", type=float, default=6, help="seconds between requests to the sleeper")
     parser.add_argument("--models", type=Path, default=REPOSITORY / "models", help="of the sleeper")
     parser.add_argument("--no-wakes", action="store_true", help="leave the real engine out")
-    parser.add_argument(
-        "--also", nargs="*", default=[], help="adapters of the sleeper, asked in turn with it"
-    )
+    parser.add_argument("--adapters", type=int, default=3, help="of the sleeper, asked in turn with it")
     parser.add_argument("--seed", type=int, default=1)
 
 
@@ -106,10 +108,11 @@ async def run(arguments: argparse.Namespace) -> Report:
         folder.mkdir()
         sleeper = (
             f'[[models]]\nid = "{_SLEEPER}"\nsource = "{source.resolve()}"\nidle_pause_s = 2\n'
+            f"[models.lora]\nslots = 1\ncpu_slots = {max(1, arguments.adapters - 1)}\n"
             if wakes
             else ""
         )
-        site = prepare(folder, f"{sleeper}{models_of(engine)}", "[engines]\nsnapshots = false")
+        site = prepare(folder, f"{sleeper}{models_of(engine)}", _SECTIONS)
         progress.step("start")
         with site.serving() as running:
             set_limits(site)
@@ -126,14 +129,14 @@ async def _soak(
     wakes: bool,
 ) -> Report:
     traffic, woken = Traffic(running.endpoint, arguments.seed), Tally()
-    seconds = arguments.minutes * 60
+    seconds, models = arguments.minutes * 60, [_SLEEPER]
     if wakes:  # the cold start is no part of it
         await _wake(running, traffic, Tally(), _SLEEPER)
+        models += await asyncio.to_thread(_adapters, site, arguments.models / _SLEEPER, arguments.adapters)
     await engine.state(forget=True)
     samples = _Samples(running, site.metrics_url)
     beside = [asyncio.create_task(samples.take(seconds / _SAMPLES, progress))]
     if wakes:
-        models = [_SLEEPER, *arguments.also]
         beside.append(asyncio.create_task(_wakes(running, traffic, woken, models, arguments.wake_every)))
     try:
         done = await open_loop(
@@ -155,6 +158,16 @@ async def _soak(
     mistakes = await _mistakes(site, engine, traffic)
     progress.over()
     return _report(done, woken, samples, traffic, mistakes)
+
+
+def _adapters(site: Site, base: Path, count: int) -> list[str]:
+    """So many adapters with random weights are uploaded; their names."""
+    names = []
+    with httpx.Client(base_url=site.url, trust_env=False, timeout=60) as http:
+        for number in range(count):
+            made = make_adapter(site.folder / f"adapter-{number}", base, seed=number)
+            names.append(upload(http, site.keys["TORPOR_API_KEY"], made, _SLEEPER, f"soak-{number}"))
+    return names
 
 
 async def _wakes(running: Running, traffic: Traffic, tally: Tally, models: list[str], every_s: float) -> None:

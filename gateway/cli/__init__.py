@@ -11,6 +11,7 @@ from gateway.cli.chat import chat
 from gateway.cli.common import CommandError
 from gateway.cli.doctor import doctor
 from gateway.cli.engines import engines, snapshot
+from gateway.cli.export import export
 from gateway.cli.reports import usage
 from gateway.cli.running import serve, start, stop, wait
 from gateway.cli.setup import hello, setup
@@ -41,6 +42,7 @@ for command in (
     adapter,
 ):
     torpor.add_command(command)
+usage.add_command(export)
 
 
 def main() -> None:

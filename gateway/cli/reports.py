@@ -1,14 +1,10 @@
-"""``torpor usage``: tokens by day, project and model; exports, and the check of the sums."""
+"""``torpor usage``: tokens by day, project and model, and the check of the sums."""
 
-import csv
 import json
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,8 +19,6 @@ from gateway.cli.common import (
     run,
 )
 from gateway.database import is_migrated, open_database
-from metering.export import EXPORTED, settled_entries
-from metering.parquet import ParquetWriter
 from metering.verify import differences
 
 _DAY_S = 86_400
@@ -58,28 +52,6 @@ def report(days: int, config_file: Path) -> None:
     click.echo()
     for line in _plot(buckets):
         click.echo(line)
-
-
-@usage.command()
-@click.option("--format", "kind", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
-@click.option("--from", "start", type=click.DateTime(["%Y-%m-%d"]), help="First day (UTC); today by default.")
-@click.option(
-    "--to", "end", type=click.DateTime(["%Y-%m-%d"]), help="Last day (UTC); that of --from by default."
-)
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Standard output by default.")
-@config_option
-def export(
-    kind: str, start: datetime | None, end: datetime | None, output: Path | None, config_file: Path
-) -> None:
-    """Every settled entry of the ledger, of all organizations, from the database itself."""
-    first = start.date() if start is not None else datetime.now(UTC).date()
-    last = end.date() if end is not None else first
-    if last < first:
-        raise CommandError("--to must not be before --from")
-    installation = Installation.load(config_file)
-    with _sink(output) as sink:
-        count = run(lambda: _export(installation, kind, _unix(first), _unix(last + timedelta(days=1)), sink))
-    click.echo(f"{count} entries", err=True)
 
 
 @usage.command()
@@ -134,38 +106,6 @@ def _day(bucket: dict[str, Any]) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(bucket["start_time"]))
 
 
-def _unix(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
-
-
-@contextmanager
-def _sink(output: Path | None) -> Iterator[BinaryIO]:
-    if output is None:
-        yield sys.stdout.buffer
-        return
-    try:
-        with output.open("wb") as file:
-            yield file
-    except OSError as error:
-        raise CommandError(f"{output} cannot be written: {error.strerror}") from None
-
-
-async def _export(installation: Installation, kind: str, start: int, end: int, sink: BinaryIO) -> int:
-    database = await ledger_database(installation)
-    count = 0
-    try:
-        writer = _Csv(sink) if kind == "csv" else ParquetWriter(sink, EXPORTED)
-        async for rows in settled_entries(database, start, end):
-            writer.write(rows)
-            count += len(rows)
-        writer.close()
-    except SQLAlchemyError as error:
-        raise CommandError(f"the ledger cannot be read: {type(error).__name__}") from None
-    finally:
-        await database.dispose()
-    return count
-
-
 async def _differences(installation: Installation) -> list[Any]:
     database = await ledger_database(installation)
     try:
@@ -182,36 +122,6 @@ async def ledger_database(installation: Installation) -> Any:
     if not await is_migrated(url):
         raise CommandError("the database has no ledger of this version yet: start the gateway once")
     return open_database(url)
-
-
-class _Csv:
-    """Writes rows as RFC 4180 has them, with a line of heads."""
-
-    def __init__(self, sink: BinaryIO) -> None:
-        self._sink = sink
-        self._write([EXPORTED])
-
-    def write(self, rows: Any) -> None:
-        """Null is an empty field."""
-        self._write(rows)
-
-    def close(self) -> None:
-        """Nothing remains to be done."""
-
-    def _write(self, rows: Any) -> None:
-        text = _Lines()
-        csv.writer(text).writerows(rows)
-        self._sink.write("".join(text.lines).encode())
-
-
-class _Lines:
-    """The file that `csv` writes into."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def write(self, text: str) -> None:
-        self.lines.append(text)
 
 
 async def _fetch(installation: Installation, days: int) -> list[dict[str, Any]]:

@@ -71,7 +71,13 @@ async def test_chunks_arrive_as_they_are_sent_and_leaving_early_is_noticed(clien
     async with client.stream("/stream", b"{}", attempt_id="a") as stream:
         assert (stream.status, stream.content_type) == (200, "text/event-stream")
         began = time.monotonic()
-        received = [await stream.some() for _ in range(5)]
+        received: list[bytes] = []
+
+        def few(piece: bytes) -> bool:
+            received.append(piece)
+            return len(received) < 5
+
+        assert await stream.pour(few)
         assert received[0] == b"data: 0\n\n"
         assert time.monotonic() - began < 1
     for _ in range(100):
@@ -95,7 +101,7 @@ async def test_a_dead_engine_is_broken_in_every_way_of_asking(client: EngineClie
     with pytest.raises(EngineBroken, match="within"):
         await client.request("POST", "/hang", b"", timeout_s=0.1)
     async with client.stream("/stream", b"{}", attempt_id="a") as stream:
-        await stream.some()
+        assert await stream.pour(lambda _: False)
         with pytest.raises(EngineBroken):
             await client.request("POST", "/die", b"", timeout_s=5)
         with pytest.raises(EngineBroken):

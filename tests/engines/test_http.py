@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from engines import http
 from engines.errors import EngineBroken
 from engines.http import HttpPool
 
+Ask = Callable[[HttpPool], Coroutine[Any, Any, tuple[int, bytes]]]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -74,6 +76,28 @@ async def ask(pool: HttpPool) -> tuple[int, bytes]:
         return answer.status, b"".join(pieces)
 
 
+def into(pieces: list[bytes], most: int = 1000) -> Callable[[bytes], bool]:
+    """A sink that keeps what it gets, until it has so many pieces."""
+
+    def sink(piece: bytes) -> bool:
+        pieces.append(piece)
+        return len(pieces) < most
+
+    return sink
+
+
+async def ask_pouring(pool: HttpPool) -> tuple[int, bytes]:
+    pieces: list[bytes] = []
+    async with pool.exchange("POST", "/x", b"{}", {}) as answer:
+        assert not await answer.pour(into(pieces))
+        assert all(pieces)
+        return answer.status, b"".join(pieces)
+
+
+either_way = pytest.mark.parametrize("ask", [ask, ask_pouring])
+
+
+@either_way
 @pytest.mark.parametrize(
     ("said", "body", "connections"),
     [
@@ -89,7 +113,7 @@ async def ask(pool: HttpPool) -> tuple[int, bytes]:
     ],
 )
 async def test_answers_are_read_whole_and_connections_used_again(
-    said: list[bytes | float], body: bytes, connections: int
+    ask: Ask, said: list[bytes | float], body: bytes, connections: int
 ) -> None:
     script = Script(*said)
     async with pool_to(script) as pool:
@@ -100,7 +124,8 @@ async def test_answers_are_read_whole_and_connections_used_again(
     assert script.connections == connections
 
 
-async def test_a_body_without_a_length_ends_with_the_connection() -> None:
+@either_way
+async def test_a_body_without_a_length_ends_with_the_connection(ask: Ask) -> None:
     script = Script(OK + b"\r\n", b"all of ", 0.01, b"it", close=True)
     async with pool_to(script) as pool:
         assert await ask(pool) == (200, b"all of it")
@@ -108,6 +133,7 @@ async def test_a_body_without_a_length_ends_with_the_connection() -> None:
     assert script.connections == 2
 
 
+@either_way
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -122,7 +148,7 @@ async def test_a_body_without_a_length_ends_with_the_connection() -> None:
         ([OK + b"x: " + b"y" * 70_000 + b"\r\n", 0.05], "larger than"),
     ],
 )
-async def test_what_is_no_answer_breaks_the_exchange(said: list[bytes | float], told: str) -> None:
+async def test_what_is_no_answer_breaks_the_exchange(ask: Ask, said: list[bytes | float], told: str) -> None:
     script = Script(*said, close=True)
     async with pool_to(script) as pool:
         for _ in range(2):
@@ -137,6 +163,66 @@ async def test_what_came_before_a_break_is_read_first() -> None:
         assert await answer.read() == b"ok"
         with pytest.raises(EngineBroken):
             await answer.read()
+
+
+async def test_what_came_before_a_break_is_poured_first() -> None:
+    script = Script(CHUNKED + b"2\r\nok\r\n", 0.01, close=True)
+    got: list[bytes] = []
+    async with pool_to(script) as pool, pool.exchange("POST", "/x", b"", {}) as answer:
+        with pytest.raises(EngineBroken):
+            await answer.pour(into(got))
+    assert got == [b"ok"]
+
+
+async def test_a_sink_that_wants_no_more_gets_nothing_before_it_asks_again() -> None:
+    """Every piece reaches it once, in order, whether it came while it was asked for or not."""
+    pieces = [b"%03d" % number for number in range(200)]
+    said = [CHUNKED, *(part for piece in pieces for part in (b"3\r\n%b\r\n" % piece, 0.001)), b"0\r\n\r\n"]
+    got = bytearray()
+    asked = 0
+    wanted = False
+
+    def sink(piece: bytes) -> bool:
+        assert wanted
+        got.extend(piece)
+        return bool(piece[-1] % 3)
+
+    async with pool_to(Script(*said)) as pool, pool.exchange("POST", "/x", b"", {}) as answer:
+        going_on = True
+        while going_on:
+            wanted = True
+            going_on = await answer.pour(sink)
+            wanted = False
+            asked += 1
+            await asyncio.sleep(0.001 * (asked % 3))
+    assert bytes(got) == b"".join(pieces)
+    assert asked > 3
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.02])
+async def test_what_a_sink_raises_is_raised_to_who_gave_it(pause_s: float) -> None:
+    def sink(_: bytes) -> bool:
+        raise EngineBroken("the sink found it out")
+
+    script = Script(CHUNKED, pause_s, b"2\r\nok\r\n0\r\n\r\n")
+    async with pool_to(script) as pool, pool.exchange("POST", "/x", b"", {}) as answer:
+        await asyncio.sleep(0.01)
+        with pytest.raises(EngineBroken, match="found it out"):
+            await answer.pour(sink)
+
+
+async def test_a_sink_whose_owner_was_cancelled_is_given_nothing() -> None:
+    got: list[bytes] = []
+    script = Script(CHUNKED, b"2\r\nok\r\n", 0.05, b"2\r\nno\r\n0\r\n\r\n")
+    async with pool_to(script) as pool, pool.exchange("POST", "/x", b"", {}) as answer:
+        pouring = asyncio.create_task(answer.pour(into(got)))
+        await asyncio.sleep(0.02)
+        pouring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pouring
+        await asyncio.sleep(0.1)
+        assert got == [b"ok"]
+        assert await answer.read() == b"no"
 
 
 @pytest.mark.parametrize(
@@ -182,8 +268,9 @@ async def test_leaving_early_closes_the_connection_at_once() -> None:
         await asyncio.wait_for(hung_up.wait(), 1)
 
 
+@either_way
 @pytest.mark.parametrize("said", [b"", CHUNKED, CHUNKED + b"2\r\nok\r\n"])
-async def test_cancelling_closes_the_connection_at_once(said: bytes) -> None:
+async def test_cancelling_closes_the_connection_at_once(ask: Ask, said: bytes) -> None:
     hung_up = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -225,8 +312,9 @@ async def test_a_stream_that_goes_on_after_it_was_over_loses_its_connection() ->
     assert script.connections == 2
 
 
+@either_way
 async def test_silence_ends_an_exchange_and_idle_connections_are_closed(
-    monkeypatch: pytest.MonkeyPatch,
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "_SILENCE_S", 0.05)
     monkeypatch.setattr(http, "_KEEP_ALIVE_S", 0.05)

@@ -26,7 +26,14 @@ from tests.process_table import processes_with
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 MODELS = Path(os.environ.get("TORPOR_MODELS", ROOT / "models"))
-CHAT = ModelSpec(id="smollm2-135m", source=MODELS / "smollm2-135m")
+# Parsers that know their marks as text: the model's tokenizer has no tokens for them.
+PARSERS = (
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=pythonic",
+    "--reasoning-parser=granite",
+    '--structured-outputs-config={"enable_in_reasoning": true}',
+)
+CHAT = ModelSpec(id="smollm2-135m", source=MODELS / "smollm2-135m", engine_args=PARSERS)
 EMBED = ModelSpec(id="all-minilm-l6-v2", task=Task.EMBED, source=MODELS / "all-minilm-l6-v2")
 WRONG = ModelSpec(id="wrong", source=MODELS / "smollm2-135m", engine_args=("--no-such-flag",))
 LONG = "The quick brown fox jumps over the lazy dog. " * 30
@@ -101,6 +108,18 @@ async def test_a_cold_start_ends_in_the_right_answer(host: EngineHost, chat: Eng
     assert models["data"][0]["max_model_len"] == context_length(CHAT)
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"town": {"enum": ["Paris", "Rome"]}},
+            "required": ["town"],
+        },
+    },
+}
+THOUGHT = "Here is my thought process: [a-z ]{9,20}Here is my response: [a-z ]{5,9}"
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"messages": messages("Name a colour."), "max_tokens": 12}),
     (
@@ -112,6 +131,29 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
         {"messages": messages("Count to ten."), "max_tokens": 40, "stop": ["3", "five"]},
     ),
     ("/v1/chat/completions", {"messages": messages("Say hi."), "max_tokens": 5, "logprobs": True}),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": messages("Rome's weather?"),
+            "max_tokens": 60,
+            "tools": [WEATHER],
+            "tool_choice": "required",
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": messages("Rome's weather?"),
+            "max_tokens": 60,
+            "tools": [WEATHER],
+            "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        },
+    ),
+    ("/v1/chat/completions", {"messages": messages("Rome's weather?"), "max_tokens": 9, "tools": [WEATHER]}),
+    (
+        "/v1/chat/completions",
+        {"messages": messages("Is it?"), "max_tokens": 60, "structured_outputs": {"regex": THOUGHT}},
+    ),
     ("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 7}),
     ("/v1/completions", {"prompt": ["One", "Two or three", "Four"], "max_tokens": 6}),
     (
@@ -126,8 +168,11 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 async def test_counts_equal_vllms_own_usage(chat: EngineClient, shape: int) -> None:
     path, fields = SHAPES[shape]
-    usage = (await plain(chat, path, f"plain-{shape}", **fields))["usage"]
-    assert await chat.counts(f"plain-{shape}") == counts_of(usage)
+    answer = await plain(chat, path, f"plain-{shape}", **fields)
+    assert await chat.counts(f"plain-{shape}") == counts_of(answer["usage"])
+    message = answer["choices"][0].get("message", {})
+    assert bool(message.get("tool_calls")) == ("tool_choice" in fields)
+    assert bool(message.get("reasoning")) == ("structured_outputs" in fields)
     usage = await streamed(chat, path, f"stream-{shape}", **fields)
     assert await chat.counts(f"stream-{shape}") == counts_of(usage)
 
@@ -185,11 +230,14 @@ async def test_fifty_at_once_are_told_apart(chat: EngineClient) -> None:
 async def test_a_stream_that_is_left_ends_in_the_engine_and_is_counted(chat: EngineClient) -> None:
     request = body(prompt="Once", max_tokens=2000, ignore_eos=True, stream=True)
     received = 0
+
+    def few(chunk: bytes) -> bool:
+        nonlocal received
+        received += chunk.count(b'"text":')
+        return received < 10
+
     async with chat.stream("/v1/completions", request, attempt_id="left") as stream:
-        while chunk := await stream.some():
-            received += chunk.count(b'"text":')
-            if received >= 10:
-                break
+        assert await stream.pour(few)
     began = time.monotonic()
     counts = await chat.counts("left")
     assert time.monotonic() - began < 1
@@ -264,13 +312,15 @@ async def test_a_dead_engine_core_breaks_the_stream_and_the_engine_is_given_up(
     host: EngineHost, chat: EngineClient
 ) -> None:
     request = body(prompt="Once", max_tokens=2000, ignore_eos=True, stream=True)
-    received = b""
+    received = bytearray()
+
+    def taken(chunk: bytes) -> bool:
+        received.extend(chunk)
+        return True
 
     async def read() -> None:
-        nonlocal received
         async with chat.stream("/v1/completions", request, attempt_id="dying") as stream:
-            while chunk := await stream.some():
-                received += chunk
+            await stream.pour(taken)
 
     reading = asyncio.create_task(read())
     assert await eventually(lambda: received.count(b"data:") > 3, 20)

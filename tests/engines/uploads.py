@@ -19,7 +19,7 @@ FEW = LoraSettings(slots=2, cpu_slots=3)
 
 
 #: Nothing here is about engines that are slow to answer.
-PATIENT = replace(QUICK, health_failures=100)
+PATIENT = replace(QUICK, health_failures=100, drain_timeout_s=20.0)
 
 
 def engine(spec: ModelSpec, site: EngineSite) -> EngineProcess:

@@ -2,10 +2,10 @@
 
 import io
 import random
-import struct
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -115,92 +115,7 @@ async def test_parquet_can_be_read_back(database: AsyncEngine) -> None:
         writer.write(chunk)
         rows += chunk
     writer.close()
-    assert _read_parquet(sink.getvalue()) == [dict(zip(EXPORTED, row, strict=True)) for row in rows]
-
-
-class _Thrift:
-    """Reads the compact protocol: structs as dictionaries by field id."""
-
-    def __init__(self, data: bytes, at: int) -> None:
-        self.data, self.at = data, at
-
-    def varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.data[self.at]
-            self.at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    def value(self, kind: int) -> Any:
-        if kind in (5, 6):
-            number = self.varint()
-            return number >> 1 ^ -(number & 1)
-        if kind == 8:
-            size = self.varint()
-            self.at += size
-            return self.data[self.at - size : self.at]
-        if kind == 9:
-            head = self.varint() if self.data[self.at] < 0x80 else self._long_head()
-            size = head >> 4 if head >> 4 != 15 else self.varint()
-            return [self.value(head & 15) for _ in range(size)]
-        assert kind == 12
-        return self.struct()
-
-    def _long_head(self) -> int:
-        self.at += 1
-        return self.data[self.at - 1]
-
-    def struct(self) -> dict[int, Any]:
-        fields: dict[int, Any] = {}
-        number = 0
-        while head := self.data[self.at]:
-            self.at += 1
-            number += head >> 4
-            fields[number] = self.value(head & 15)
-        self.at += 1
-        return fields
-
-
-def _read_parquet(data: bytes) -> list[dict[str, Any]]:
-    assert data[:4] == data[-4:] == b"PAR1"
-    (length,) = struct.unpack("<I", data[-8:-4])
-    footer = _Thrift(data, len(data) - 8 - length).struct()
-    columns: dict[str, list[Any]] = {leaf[4].decode(): [] for leaf in footer[2][1:]}
-    for group in footer[4]:
-        for chunk in group[1]:
-            meta = chunk[3]
-            reader = _Thrift(data, meta[9])
-            page = reader.struct()
-            columns[meta[3][0].decode()] += _values(data, reader.at, meta[1], page[5][1])
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    assert footer[3] == len(rows)
-    return rows
-
-
-def _values(data: bytes, at: int, physical: int, count: int) -> list[Any]:
-    (size,) = struct.unpack_from("<I", data, at)
-    levels, end = _Thrift(data, at + 4), at + 4 + size
-    there: list[bool] = []
-    while levels.at < end:
-        run = levels.varint()
-        assert run & 1 == 0
-        there += [bool(data[levels.at])] * (run >> 1)
-        levels.at += 1
-    assert len(there) == count
-    values, at, present = [], end, 0
-    for is_there in there:
-        value: Any = None
-        if is_there and physical == 0:
-            value = bool(data[at + present // 8] >> present % 8 & 1)
-        elif is_there and physical in (2, 5):
-            (value,) = struct.unpack_from("<q" if physical == 2 else "<d", data, at + 8 * present)
-        elif is_there:
-            (size,) = struct.unpack_from("<I", data, at)
-            value = data[at + 4 : at + 4 + size].decode()
-            at += 4 + size
-        present += is_there
-        values.append(value)
-    return values
+    read = parquet.read_table(io.BytesIO(sink.getvalue()))
+    assert read.to_pylist() == [dict(zip(EXPORTED, row, strict=True)) for row in rows]
+    kinds = {name: str(read.schema.field(name).type) for name in ("id", "batch", "started_ms", "total_ms")}
+    assert kinds == {"id": "string", "batch": "bool", "started_ms": "int64", "total_ms": "double"}
