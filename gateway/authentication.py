@@ -71,8 +71,10 @@ async def _principal(request: Request, services: Services) -> Principal:
         raise too_many_failures(math.ceil(blocked_s))
     try:
         return await services.tenants.authenticate(secret)
-    except InvalidCredential:
-        services.failures.failed(address)
+    except InvalidCredential as error:
+        # What has expired was good once: nobody guesses it, and no database is asked for it.
+        if error.reason != "expired":
+            services.failures.failed(address)
         raise
 
 

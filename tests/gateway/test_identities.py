@@ -239,6 +239,14 @@ def test_an_address_that_tries_many_keys_has_to_wait(place: Place) -> None:
     assert elsewhere.status_code == 401
 
 
+def test_a_page_that_retries_its_expired_token_locks_nobody_out(place: Place) -> None:
+    address, expired = {"x-forwarded-for": "203.0.113.9"}, place.token({"exp": 1})
+    answers = [place.call("GET", "/v1/models", expired, headers=address) for _ in range(30)]
+    assert {answer.json()["error"]["message"] for answer in answers} == {"Invalid token: it has expired."}
+    fresh = place.token({"sub": "colleague"})
+    assert place.call("GET", "/v1/models", fresh, headers=address).status_code == 200
+
+
 def test_browsers_of_configured_origins_may_call(place: Place) -> None:
     url = f"{place.gateway.origin}/v1/chat/completions"
 
