@@ -134,19 +134,15 @@ def _ranks(
     alphabet = _alphabet()
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     made = [left + right for left, right in pairs]
-    if len(set(made)) != len(made) or len(
-        {character for token in made for character in token} - set(alphabet)
-    ):
+    if len(set(made)) != len(made) or set("".join(made)) - set(alphabet):
         return None
     single = [character for character in alphabet if character in vocabulary]
     if set(vocabulary) - set(special) != set(single) | set(made):
         return None
-    ranks: dict[bytes, int] = {}
-    ids: dict[int, int] = {}
-    for rank, token in enumerate([*single, *made]):
-        ranks[bytes(alphabet[character] for character in token)] = rank
-        ids[rank] = vocabulary[token]
-    return ranks, ids
+    as_bytes = {ord(character): chr(byte) for character, byte in alphabet.items()}
+    tokens = [*single, *made]
+    ranks = {token.translate(as_bytes).encode("latin-1"): rank for rank, token in enumerate(tokens)}
+    return ranks, {rank: vocabulary[token] for rank, token in enumerate(tokens)}
 
 
 def _alphabet() -> dict[str, int]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from metering.dialects import insert_into
 from metering.errors import StorageUnavailable
 from metering.tables import engine_times, usage_hours
 
@@ -182,7 +182,6 @@ def _split(amount: int, weights: list[int]) -> list[int]:
 
 
 def _addition(dialect: str) -> Any:
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    statement = insert(engine_times)
+    statement = insert_into(engine_times, dialect)
     added = {name: engine_times.c[name] + statement.excluded[name] for name in _MEASURES}
     return statement.on_conflict_do_update(index_elements=["hour", "model", "owner"], set_=added)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, or_
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Insert, and_, or_
 
+from metering.dialects import insert_into
 from metering.journal import Row
 from metering.prices import NO_COSTS, Costs
 from metering.tables import ledger_entries
@@ -28,8 +28,6 @@ _TOKENS = tuple(COLUMNS.index(name) for name in ("input_tokens", "cached_tokens"
 _COSTS = tuple(
     COLUMNS.index(name) for name in ("input_cost", "cached_cost", "output_cost", "engine_cost", "engine_ms")
 )
-
-Upsert = sqlite.Insert | postgresql.Insert
 
 
 class Settlement(msgspec.Struct, frozen=True):
@@ -121,17 +119,13 @@ def usage_of(row: Row) -> Usage:
     return Usage(*(row[index] for index in _TOKENS))
 
 
-def upsert(dialect: str) -> Upsert:
+def upsert(dialect: str) -> Insert:
     """The statement for one row, for the databases that there are: ``sqlite`` and ``postgresql``."""
-    if dialect == "postgresql":
-        for_postgresql = postgresql.insert(ledger_entries)
-        values = {name: for_postgresql.excluded[name] for name in _CHANGING}
-        goes_on = _goes_on(for_postgresql.excluded)
-        return for_postgresql.on_conflict_do_update(index_elements=["id"], set_=values, where=goes_on)
-    for_sqlite = sqlite.insert(ledger_entries)
-    values = {name: for_sqlite.excluded[name] for name in _CHANGING}
-    goes_on = _goes_on(for_sqlite.excluded)
-    return for_sqlite.on_conflict_do_update(index_elements=["id"], set_=values, where=goes_on)
+    statement = insert_into(ledger_entries, dialect)
+    values = {name: statement.excluded[name] for name in _CHANGING}
+    goes_on = _goes_on(statement.excluded)
+    upserting: Insert = statement.on_conflict_do_update(index_elements=["id"], set_=values, where=goes_on)
+    return upserting
 
 
 def _goes_on(new: Any) -> ColumnElement[bool]:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Table
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Insert, Table
 
+from metering.dialects import insert_into
 from metering.entries import COLUMNS
 from metering.journal import Row
 from metering.tables import MEASURES, usage_days, usage_hours
@@ -99,13 +99,10 @@ def values_of(sums: Increments) -> list[tuple[Any, ...]]:
     return [(*key, *measures) for key, measures in sorted(sums.items())]
 
 
-def addition(table: Table, dialect: str) -> sqlite.Insert | postgresql.Insert:
+def addition(table: Table, dialect: str) -> Insert:
     """The statement that adds one row to a rollup."""
     keys = [column.name for column in table.primary_key.columns]
-    if dialect == "postgresql":
-        for_postgresql = postgresql.insert(table)
-        added = {name: table.c[name] + for_postgresql.excluded[name] for name in MEASURES}
-        return for_postgresql.on_conflict_do_update(index_elements=keys, set_=added)
-    for_sqlite = sqlite.insert(table)
-    added = {name: table.c[name] + for_sqlite.excluded[name] for name in MEASURES}
-    return for_sqlite.on_conflict_do_update(index_elements=keys, set_=added)
+    statement = insert_into(table, dialect)
+    added = {name: table.c[name] + statement.excluded[name] for name in MEASURES}
+    upsert: Insert = statement.on_conflict_do_update(index_elements=keys, set_=added)
+    return upsert

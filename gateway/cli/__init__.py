@@ -4,51 +4,39 @@ import sys
 
 import click
 
-from gateway.cli.accounts import key, org, project
-from gateway.cli.adapters import adapter
-from gateway.cli.advise import advise_command
-from gateway.cli.chat import chat
-from gateway.cli.common import CommandError
-from gateway.cli.doctor import doctor
-from gateway.cli.engines import engines, snapshot
-from gateway.cli.export import export
-from gateway.cli.reports import usage
-from gateway.cli.running import serve, start, stop, wait
-from gateway.cli.setup import hello, setup
+from gateway.cli.errors import CommandError
+from gateway.cli.lazy import LazyGroup
+
+_COMMANDS = {
+    "serve": "gateway.cli.running:serve",
+    "start": "gateway.cli.running:start",
+    "stop": "gateway.cli.running:stop",
+    "wait": "gateway.cli.running:wait",
+    "setup": "gateway.cli.setup:setup",
+    "hello": "gateway.cli.setup:hello",
+    "doctor": "gateway.cli.doctor:doctor",
+    "chat": "gateway.cli.chat:chat",
+    "engines": "gateway.cli.engines:engines",
+    "snapshot": "gateway.cli.engines:snapshot",
+    "usage": "gateway.cli.reports:usage",
+    "advise": "gateway.cli.advise:advise_command",
+    "org": "gateway.cli.accounts:org",
+    "project": "gateway.cli.accounts:project",
+    "key": "gateway.cli.accounts:key",
+    "adapter": "gateway.cli.adapters:adapter",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, commands_in=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="torpor")
 def torpor() -> None:
     """An OpenAI-compatible gateway in front of vLLM engines that sleep until they are asked for."""
 
 
-for command in (
-    serve,
-    start,
-    stop,
-    wait,
-    setup,
-    hello,
-    doctor,
-    chat,
-    engines,
-    snapshot,
-    usage,
-    advise_command,
-    org,
-    project,
-    key,
-    adapter,
-):
-    torpor.add_command(command)
-usage.add_command(export)
-
-
 def main() -> None:
     """The entry point: an expected failure is one line on standard error and exit code 1."""
     try:
-        torpor()
+        torpor(prog_name="torpor")
     except CommandError as error:
         click.echo(f"torpor: {error}", err=True)
         sys.exit(1)

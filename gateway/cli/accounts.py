@@ -8,15 +8,8 @@ from urllib.parse import quote
 import click
 import httpx
 
-from gateway.cli.common import (
-    CommandError,
-    Installation,
-    answer,
-    config_option,
-    json_option,
-    print_table,
-    run,
-)
+from gateway.cli.common import Installation, answer, config_option, json_option, print_table, run
+from gateway.cli.errors import CommandError
 from gateway.database import migrate, open_database
 from gateway.datadir import DataDirectoryInUse
 from tenants.store import TenantStore

@@ -10,15 +10,8 @@ import click
 import httpx
 
 from gateway.adapters.validation import CONFIG, WEIGHTS
-from gateway.cli.common import (
-    CommandError,
-    Installation,
-    answer,
-    config_option,
-    json_option,
-    print_table,
-    run,
-)
+from gateway.cli.common import Installation, answer, config_option, json_option, print_table, run
+from gateway.cli.errors import CommandError
 
 _PROJECT = "TORPOR_API_KEY"
 _ADMIN = "TORPOR_ADMIN_KEY"

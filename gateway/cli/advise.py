@@ -9,7 +9,8 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.cli.common import CommandError, Installation, config_option, json_option, print_table, run
+from gateway.cli.common import Installation, config_option, json_option, print_table, run
+from gateway.cli.errors import CommandError
 from gateway.cli.reports import ledger_database
 from metering.advice import Advice, Rates, advise, work_between
 

@@ -7,7 +7,8 @@ import click
 import httpx
 import msgspec
 
-from gateway.cli.common import CommandError, Installation, answer, config_option, run
+from gateway.cli.common import Installation, answer, config_option, run
+from gateway.cli.errors import CommandError
 
 _READ_TIMEOUT_S = 300.0
 

@@ -13,6 +13,7 @@ import click
 import httpx
 
 from gateway.app import create_app
+from gateway.cli.errors import CommandError
 from gateway.config import Config, ConfigError, load_config
 from gateway.config_loader import Wanted
 from gateway.context import RequestContext
@@ -22,10 +23,6 @@ from gateway.datadir import DataDirectory, DataDirectoryInUse, replace_private
 T = TypeVar("T")
 DEFAULT_CONFIG = "torpor.toml"
 _TIMEOUT_S = 30.0
-
-
-class CommandError(Exception):
-    """What a command tells in one line before it ends with exit code 1."""
 
 
 config_option = click.option(

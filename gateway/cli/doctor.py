@@ -20,7 +20,8 @@ from coldstart import criu, sandbox
 from coldstart.criu import Criu, CriuMissing
 from engines import site
 from engines.folders import RunFolders
-from gateway.cli.common import CommandError, Installation, config_option, json_option, run
+from gateway.cli.common import Installation, config_option, json_option, run
+from gateway.cli.errors import CommandError
 from gateway.database import is_migrated
 
 _GIB = 1024**3

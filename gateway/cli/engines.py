@@ -9,15 +9,8 @@ from typing import Any
 
 import click
 
-from gateway.cli.common import (
-    CommandError,
-    Installation,
-    answer,
-    config_option,
-    json_option,
-    print_table,
-    run,
-)
+from gateway.cli.common import Installation, answer, config_option, json_option, print_table, run
+from gateway.cli.errors import CommandError
 
 _REFRESH_S = 1.0
 _MAKING_S = 1800.0

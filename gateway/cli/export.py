@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.cli.common import CommandError, Installation, config_option, run
+from gateway.cli.common import Installation, config_option, run
+from gateway.cli.errors import CommandError
 from gateway.cli.reports import ledger_database
 from metering.export import EXPORTED, settled_entries
 from metering.parquet import ParquetWriter

@@ -9,15 +9,9 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.cli.common import (
-    CommandError,
-    Installation,
-    answer,
-    config_option,
-    json_option,
-    print_table,
-    run,
-)
+from gateway.cli.common import Installation, answer, config_option, json_option, print_table, run
+from gateway.cli.errors import CommandError
+from gateway.cli.lazy import LazyGroup
 from gateway.database import is_migrated, open_database
 from metering.verify import differences
 
@@ -26,7 +20,11 @@ _HEADS = ("day", "project_id", "model", "requests", "input", "cached", "output")
 _BAR = 48
 
 
-@click.group(invoke_without_command=True)
+@click.group(
+    cls=LazyGroup,
+    commands_in={"export": "gateway.cli.export:export"},
+    invoke_without_command=True,
+)
 @click.option("--days", type=click.IntRange(1, 31), default=7, show_default=True)
 @config_option
 @json_option

@@ -16,7 +16,8 @@ import click
 import httpx
 
 from engines.spec import Task
-from gateway.cli.common import CommandError, Installation, config_option, run
+from gateway.cli.common import Installation, config_option, run
+from gateway.cli.errors import CommandError
 from gateway.cli.setup import greeting
 from gateway.config import ModelConfig
 from gateway.datadir import DataDirectoryInUse

@@ -9,7 +9,8 @@ import click
 
 from coldstart.criu import CriuMissing
 from coldstart.criu_package import fetch
-from gateway.cli.common import CommandError, Installation, config_option, run
+from gateway.cli.common import Installation, config_option, run
+from gateway.cli.errors import CommandError
 from gateway.database import migrate, open_database
 from gateway.datadir import DataDirectoryInUse
 from tenants.errors import NotFound
