@@ -10,7 +10,7 @@ from gateway.services import Services, services_of
 from tenants.audit import Actor, act_as
 from tenants.errors import InvalidCredential, TenantError
 from tenants.scopes import grants
-from tenants.tokens.envelope import MAX_TOKEN_CHARACTERS
+from tenants.tokens.envelope import MAX_TOKEN_CHARACTERS, too_long
 from tenants.types import KeyKind, Principal
 
 _OPENS = {
@@ -61,7 +61,7 @@ async def _principal(request: Request, services: Services) -> Principal:
     if scheme.lower() != "bearer" or not secret:
         raise InvalidCredential("missing")
     if len(secret) > MAX_TOKEN_CHARACTERS:
-        raise InvalidCredential("unknown", "too long")
+        raise too_long()
     known = services.tenants.known(secret)
     if known is not None:
         return known
@@ -71,8 +71,10 @@ async def _principal(request: Request, services: Services) -> Principal:
         raise too_many_failures(math.ceil(blocked_s))
     try:
         return await services.tenants.authenticate(secret)
-    except InvalidCredential:
-        services.failures.failed(address)
+    except InvalidCredential as error:
+        # What has expired was good once: nobody guesses it, and no database is asked for it.
+        if error.reason != "expired":
+            services.failures.failed(address)
         raise
 
 

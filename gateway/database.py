@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, MetaData, event, inspect, text
+from sqlalchemy import URL, Connection, MetaData, event, func, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -27,6 +27,11 @@ _REVISION = re.compile(r'^revision\b[^=]*= "(\w+)"', re.MULTILINE)
 _BUILDS_ON = re.compile(r'^down_revision\b[^=]*= "(\w+)"', re.MULTILINE)
 _POOL = 4
 _BUSY_TIMEOUT_MS = 5_000
+_CONNECT_S = 10.0
+_COMMAND_S = 30.0
+"""A server that is there and says nothing would be waited for without end."""
+_MIGRATING = 0x746F72706F72
+"""PostgreSQL's advisory lock under which the schema is changed: ``torpor`` in ASCII."""
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}",
     "PRAGMA journal_mode = WAL",
@@ -53,6 +58,8 @@ def open_database(url: str) -> AsyncEngine:
     options: dict[str, Any] = {"pool_size": _POOL, "max_overflow": _POOL, "pool_timeout": 10.0}
     if parsed.get_backend_name() != "sqlite":
         options["pool_pre_ping"] = True
+    if parsed.get_driver_name() == "asyncpg":
+        options["connect_args"] = {"timeout": _CONNECT_S, "command_timeout": _COMMAND_S}
     engine = _create(parsed, options)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
@@ -67,8 +74,8 @@ _THREAD_S = 5.0
 async def migrate(url: str) -> None:
     """Brings the schema to the newest revision; nothing happens where it is there already.
 
-    On SQLite and PostgreSQL all of it happens in one transaction. Raises `DatabaseError` where the schema
-    is of a later version of Torpor.
+    On SQLite and PostgreSQL all of it happens in one transaction, one after another where several begin.
+    Raises `DatabaseError` where the schema is of a later version of Torpor.
     """
     engine, before = _create(_parsed(url), {}), set(threading.enumerate())
     if engine.dialect.name == "sqlite":
@@ -77,6 +84,8 @@ async def migrate(url: str) -> None:
         event.listen(engine.sync_engine, "begin", _begin_immediately)
     try:
         async with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
             await connection.run_sync(_bring_up)
     finally:
         await engine.dispose()

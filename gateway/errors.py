@@ -179,8 +179,10 @@ _CREDENTIAL_MESSAGES = {
 
 
 def _credential(error: InvalidCredential) -> ApiError:
-    message = _CREDENTIAL_MESSAGES[error.reason]
-    headers = {"www-authenticate": "Bearer"}
+    """With the challenge of RFC 6750, section 3, which has no error where there was no credential."""
+    message = _CREDENTIAL_MESSAGES[error.reason] if error.told is None else f"Invalid token: {error.told}."
+    challenge = "Bearer" if error.reason == "missing" else 'Bearer error="invalid_token"'
+    headers = {"www-authenticate": challenge}
     return ApiError(401, "authentication_error", "invalid_api_key", message, headers=headers)
 
 

@@ -21,6 +21,20 @@ UNSUPPORTED: dict[str, str] = {
     f"{_ORGANIZATION}/invites": "nobody logs in here: add users with POST .../projects/{id}/users",
     f"{_ORGANIZATION}/roles": "what a credential opens is said by its scopes",
     f"{_ORGANIZATION}/users/{{user}}/roles": "what a credential opens is said by its scopes",
+    **{
+        f"{_ORGANIZATION}/usage/{kind}": "no model here does this work"
+        for kind in (
+            "audio_speeches",
+            "audio_transcriptions",
+            "code_interpreter_sessions",
+            "decisions",
+            "file_search_calls",
+            "images",
+            "moderations",
+            "vector_stores",
+            "web_search_calls",
+        )
+    },
     f"{_ORGANIZATION}/workload_identity_providers": "issuers of tokens are configured under [[issuers]]",
     f"{_PROJECT}/certificates": "mutual TLS ends at the proxy in front of the gateway",
     f"{_PROJECT}/data_retention": "the gateway keeps no prompts and no answers",

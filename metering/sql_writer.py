@@ -131,8 +131,7 @@ class SqlWriter:
         try:
             await self._write(rows)
         except (StatementError, *_Refused) as error:
-            refused = isinstance(error, DataError | IntegrityError) or not isinstance(error, DBAPIError)
-            if not refused:
+            if isinstance(error, DBAPIError) and not _refuses_values(error):
                 raise
             if len(rows) == 1:
                 report_lost(rows)
@@ -160,3 +159,12 @@ class SqlWriter:
             added = [dict(zip(names, row, strict=True)) for row in values_of(rollup)]
             if added:
                 await connection.execute(statement, added)
+
+
+def _refuses_values(error: DBAPIError) -> bool:
+    """Whether the values can never be written. asyncpg tells by SQLSTATE, and raises a ValueError itself."""
+    if isinstance(error, DataError | IntegrityError):
+        return True
+    state = getattr(error.orig, "sqlstate", None)
+    cause = error.orig.__cause__ if error.orig is not None else None
+    return (isinstance(state, str) and state[:2] in ("22", "23")) or isinstance(cause, ValueError)

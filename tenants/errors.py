@@ -25,12 +25,16 @@ class TenantError(Exception):
 
 
 class InvalidCredential(TenantError):
-    """The secret opens nothing. ``detail`` is for the log alone: it would help whoever forges tokens."""
+    """The secret opens nothing. ``detail`` is for the log, ``told`` is what a token's sender learns.
 
-    def __init__(self, reason: CredentialReason, detail: str | None = None) -> None:
+    What is told of a token before its signature is verified is what its sender has written into it.
+    """
+
+    def __init__(self, reason: CredentialReason, detail: str | None = None, told: str | None = None) -> None:
         super().__init__(f"the credential is {reason}" + (f": {detail}" if detail else ""))
         self.reason = reason
         self.detail = detail
+        self.told = told
 
 
 class IssuerUnavailable(TenantError):

@@ -75,7 +75,7 @@ class Storage:
         except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
             raise StorageUnavailable("the database is unavailable") from error
         except DBAPIError as error:
-            if error.connection_invalidated:
+            if error.connection_invalidated or _is_the_servers(error):
                 raise StorageUnavailable("the database is unavailable") from error
             raise
 
@@ -94,6 +94,16 @@ class Storage:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
+
+
+_OF_THE_SERVER = ("25006", "40", "53", "55", "57", "58", "3D000", "XX")
+"""How SQLSTATEs begin: a standby, a deadlock, no room, a lock, a shutdown, a disk, no database, a fault."""
+
+
+def _is_the_servers(error: DBAPIError) -> bool:
+    """Whether the database failed and not the statement, which asyncpg tells by SQLSTATE alone."""
+    state = getattr(error.orig, "sqlstate", None)
+    return isinstance(state, str) and state.startswith(_OF_THE_SERVER)
 
 
 async def page_of(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from tenants import keys
 from tenants.changes import ChangeLog
 from tenants.credentials import CredentialCache
-from tenants.errors import InvalidCredential
 from tenants.keys import KnownKey
 from tenants.scopes import grants
 from tenants.storage import Storage
@@ -20,6 +19,9 @@ _Find = Callable[[Storage, str], Awaitable[KnownKey | None]]
 
 MAX_KEPT_S = 300
 """A token that was verified so long ago is verified again."""
+
+_NO_PROJECT = "the project that it names does not exist, or its issuer may not speak for it"
+"""Told of another organization's project as of one that is not there."""
 
 
 class TokenAuthentication:
@@ -79,13 +81,13 @@ class TokenAuthentication:
         issuer = self._issuers.of(envelope)
         now = self._clock()
         statement = await issuer.verify(token, envelope, now)
-        found = await self._subject(statement.project_id, keys.find_project)
+        found = await self._subject(statement.project_id, keys.find_project, _NO_PROJECT)
         project = found.principal
         named = statement.organization
         if named is not None and named not in (project.organization_id, project.organization):
-            raise refused("the project is not of the organization that the token names")
+            raise refused("the project is not of the organization that the token names", _NO_PROJECT)
         if not issuer.speaks_for(project.organization_id or "", project.organization or ""):
-            raise refused("the issuer may not speak for the project's organization")
+            raise refused("the issuer may not speak for the project's organization", _NO_PROJECT)
         if statement.user_id in found.removed_users:
             raise refused("the user was removed from the organization")
         principal = replace(
@@ -98,12 +100,12 @@ class TokenAuthentication:
         return principal, min(statement.expires_at + issuer.leeway_s, now + issuer.keys.lifetime_s)
 
     async def _key(self, key_id: str) -> KnownKey:
-        found = await self._subject(key_id, keys.find_by_id)
+        found = await self._subject(key_id, keys.find_by_id, "the key that minted it opens nothing any more")
         if found.principal.kind is not KeyKind.PROJECT:
             raise refused("only a project's key mints tokens")
         return found
 
-    async def _subject(self, subject: str, find: _Find) -> KnownKey:
+    async def _subject(self, subject: str, find: _Find, told: str) -> KnownKey:
         """The key or project, from memory where it is known; raises `InvalidCredential`."""
         digest = _digest(subject)
         known = self._subjects.known(digest)
@@ -118,7 +120,7 @@ class TokenAuthentication:
                 return found
             reason = "unknown" if found is None or found.refusal is None else found.refusal
             self._subjects.refuse(digest, reason)
-        raise InvalidCredential("unknown", f"what it speaks for is {reason}")
+        raise refused(f"what it speaks for is {reason}", told)
 
 
 def _digest(text: str) -> bytes:

@@ -30,7 +30,7 @@ def text_claim(claims: Claims, path: str) -> str:
     """The claim as text that can be stored; raises `InvalidCredential` for any other."""
     value = claim(claims, path)
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT or not value.isprintable():
-        raise refused(f"the claim {path!r} is no printable text of 1 to {_MAX_TEXT} characters")
+        raise refused(f"its claim {path!r} is no printable text of 1 to {_MAX_TEXT} characters")
     return value
 
 
@@ -41,7 +41,7 @@ def scopes_claim(claims: Claims, path: str, default: frozenset[str]) -> frozense
         return default
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise refused(f"the claim {path!r} is neither text nor a list of texts")
+        raise refused(f"its claim {path!r} is neither text nor a list of texts")
     return SCOPES & frozenset(words)
 
 
@@ -54,11 +54,11 @@ def check_times(claims: Claims, now: float, leeway_s: float) -> float:
     if expires_at is None:
         raise refused("it has no exp")
     if now >= expires_at + leeway_s:
-        raise refused("it has expired")
+        raise refused("it has expired", reason="expired")
     for name in ("nbf", "iat"):
         begins = _time(claims, name)
         if begins is not None and begins > now + leeway_s:
-            raise refused(f"its {name} is in the future")
+            raise refused(f"it is not valid yet: its {name} is in the future")
     return expires_at
 
 

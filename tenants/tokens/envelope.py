@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tenants.errors import InvalidCredential
+from tenants.errors import CredentialReason, InvalidCredential
 
 MAX_TOKEN_CHARACTERS = 8192
 _MAX_KID_CHARACTERS = 256
@@ -33,23 +33,28 @@ def looks_like_token(text: str) -> bool:
 def open_envelope(token: str) -> Envelope:
     """Raises `InvalidCredential` where the token is too large, no JWT, or wants more than it may."""
     if len(token) > MAX_TOKEN_CHARACTERS:
-        raise refused(f"longer than {MAX_TOKEN_CHARACTERS} characters")
+        raise too_long()
     first, second, _ = token.split(".")
     header, payload = _object(first), _object(second)
     for name in _REFUSED_HEADERS:
         if name in header:
-            raise refused(f"the header {name!r} is not allowed")
+            raise refused(f"its header {name!r} is not allowed")
     algorithm, kid, issuer = header.get("alg"), header.get("kid"), payload.get("iss")
     if not isinstance(algorithm, str) or not isinstance(issuer, str):
-        raise refused("no alg, or no iss")
+        raise refused("it has no alg, or no iss")
     if kid is not None and (not isinstance(kid, str) or len(kid) > _MAX_KID_CHARACTERS):
-        raise refused("the kid is no short string")
+        raise refused("its kid is no short string")
     return Envelope(algorithm, kid, issuer)
 
 
-def refused(detail: str) -> InvalidCredential:
-    """To whom it is told, a token that is refused is an unknown credential, whatever is wrong with it."""
-    return InvalidCredential("unknown", detail)
+def too_long() -> InvalidCredential:
+    """The refusal of what is larger than any token."""
+    return refused(f"it is longer than {MAX_TOKEN_CHARACTERS} characters")
+
+
+def refused(detail: str, told: str | None = None, reason: CredentialReason = "unknown") -> InvalidCredential:
+    """The sender is told the detail, unless that says more than it may know: then what is ``told``."""
+    return InvalidCredential(reason, detail, told or detail)
 
 
 def _object(segment: str) -> Mapping[str, Any]:
@@ -57,7 +62,7 @@ def _object(segment: str) -> Mapping[str, Any]:
         decoded = base64.b64decode(segment.encode("ascii") + b"=" * (-len(segment) % 4), b"-_", True)
         value = msgspec.json.decode(decoded)
     except (ValueError, binascii.Error, RecursionError) as error:
-        raise refused("not a JSON object in base64url") from error
+        raise refused("it is not made of JSON objects in base64url") from error
     if not isinstance(value, dict):
-        raise refused("not a JSON object in base64url")
+        raise refused("it is not made of JSON objects in base64url")
     return value

@@ -4,7 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jwt import PyJWT
-from jwt.exceptions import InvalidSignatureError, PyJWTError
+from jwt.exceptions import (
+    InvalidAudienceError,
+    InvalidSignatureError,
+    MissingRequiredClaimError,
+    PyJWTError,
+)
 
 from tenants.tokens.claims import Claims, check_times, claim, scopes_claim, text_claim
 from tenants.tokens.envelope import Envelope, refused
@@ -51,12 +56,12 @@ class Issuer:
         """
         algorithm = envelope.algorithm
         if algorithm not in self.algorithms:
-            raise refused(f"the algorithm {algorithm[:32]!r} is not allowed for this issuer")
+            raise refused(f"the algorithm {algorithm[:32]!r} is not allowed for its issuer")
         for key in await self._candidates(envelope):
             claims = self._claims(token, key)
             if claims is not None:
                 return self._statement(claims, check_times(claims, now, self.leeway_s))
-        raise refused("no key of the issuer verifies it")
+        raise refused("no key of its issuer verifies its signature")
 
     async def _candidates(self, envelope: Envelope) -> list[VerificationKey]:
         known: KeySet = await self.keys.current()
@@ -79,8 +84,12 @@ class Issuer:
             )
         except InvalidSignatureError:
             return None
+        except InvalidAudienceError as error:
+            raise refused("it is for another audience") from error
+        except MissingRequiredClaimError as error:
+            raise refused(f"it has no {error.claim}") from error
         except PyJWTError as error:
-            raise refused(str(error)) from error
+            raise refused(str(error), "it is malformed") from error
         return signed
 
     def _statement(self, claims: Claims, expires_at: float) -> "Statement":
@@ -121,5 +130,5 @@ class Issuers:
         """Whom the token claims to be from; raises `InvalidCredential` where there is no such issuer."""
         issuer = self._issuers.get(envelope.issuer)
         if issuer is None:
-            raise refused(f"the issuer {envelope.issuer[:64]!r} is not configured")
+            raise refused(f"its issuer {envelope.issuer[:64]!r} is not accepted here")
         return issuer

@@ -18,6 +18,7 @@ MAX_LIFETIME_S = 24 * 3600
 MAX_MODELS = 32
 _MAX_USER = 256
 _ALGORITHM = "HS256"
+_NOT_OURS = "it is no token of this installation"
 _PURPOSE = b"torpor minted tokens 1"
 
 
@@ -81,7 +82,7 @@ class Mint:
     def verify(self, token: str, envelope: Envelope) -> MintedToken:
         """Raises `InvalidCredential`."""
         if envelope.algorithm != _ALGORITHM:
-            raise refused("a minted token is signed with HS256")
+            raise refused("its algorithm is not HS256")
         try:
             claims: Claims = jwt.decode(
                 token,
@@ -92,7 +93,7 @@ class Mint:
                 options={"verify_exp": False, "verify_iat": False, "verify_nbf": False},
             )
         except PyJWTError as error:
-            raise refused(f"no token of this installation: {error}") from error
+            raise refused(f"no token of this installation: {error}", _NOT_OURS) from error
         models = claims.get("models")
         return MintedToken(
             key_id=text_claim(claims, "key"),

@@ -136,9 +136,10 @@ async def stage_at(
     near: Mapping[str, Any] | None = None,
     alerts: AlertsConfig | None = None,
     environment: Mapping[str, str] | None = None,
+    database: str | None = None,
 ) -> AsyncIterator[Stage]:
     """``near`` and ``away`` count as smollm2-135m does; ``near`` is the stand-in, nobody answers ``away``."""
-    storage = StorageConfig(data_dir=folder)
+    storage = StorageConfig(data_dir=folder, database=database)
     await migrate(storage.database_url())
     models = (
         ModelConfig(id="near", url=engine, max_model_len=CONTEXT, **(near or {})),

@@ -1,20 +1,26 @@
 """The administration, driven with the official client over real HTTP."""
 
 import time
+from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import openai
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAI
+from openai._resource import SyncAPIResource
 from openai.types.admin.organization import AdminAPIKey, Project
 from openai.types.admin.organization.projects import (
     ProjectAPIKey,
     ProjectModelPermissions,
     ProjectServiceAccount,
 )
+from starlette.routing import Match
 
+from gateway.app import _routes
 from gateway.unsupported_api import UNSUPPORTED
 from tests.gateway.limits_stage import Stage
 
@@ -282,6 +288,38 @@ async def test_what_there_is_nothing_behind_is_a_clear_501(client: AsyncOpenAI, 
     for path in UNSUPPORTED:
         shown = path.removeprefix("/v1").replace("{project}", "{id}").replace("{user}", "{id}")
         assert f"`{shown}`" in documented
+
+
+def test_every_method_of_the_client_has_a_route() -> None:
+    """Whatever the official client can send is answered by an endpoint, be it with a 501."""
+    sent: list[tuple[str, str]] = []
+
+    def note(request: httpx2.Request) -> httpx2.Response:
+        sent.append((request.method, request.url.path))
+        return httpx2.Response(400, json={})
+
+    transport = httpx2.Client(transport=httpx2.MockTransport(note))
+    with OpenAI(admin_api_key="a", api_key="b", max_retries=0, http_client=transport) as official:
+        for method in _methods(official.admin.organization):
+            names = [name for name in signature(method).parameters if not name.startswith("extra_")]
+            with pytest.raises(openai.BadRequestError):
+                method(**{name: "x" for name in names if name != "timeout"})
+    assert len(sent) > 130
+    routes = [route for route in _routes() if route.methods is not None]
+    for called, path in sent:
+        scope = {"type": "http", "method": called, "path": path, "root_path": ""}
+        assert any(route.matches(scope)[0] is Match.FULL for route in routes), (called, path)
+
+
+def _methods(resource: SyncAPIResource) -> Iterator[Callable[..., Any]]:
+    for name in dir(type(resource)):
+        if name.startswith("_") or name in ("with_raw_response", "with_streaming_response"):
+            continue
+        member = getattr(resource, name)
+        if isinstance(member, SyncAPIResource):
+            yield from _methods(member)
+        elif callable(member):
+            yield member
 
 
 async def test_the_wrong_kind_of_key_is_refused(stage: Stage, root: httpx.AsyncClient) -> None:

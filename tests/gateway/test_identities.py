@@ -119,27 +119,39 @@ def test_a_users_token_is_metered_under_the_users_name(place: Place) -> None:
     assert ("alice@example.com", "jwt_idp") in {(one["user_id"], one["api_key_id"]) for one in results}
 
 
-def test_refused_tokens_tell_the_caller_nothing_and_the_log_why(place: Place) -> None:
+def test_the_sender_of_a_refused_token_learns_what_is_wrong_with_it(place: Place) -> None:
     address = {"x-forwarded-for": "198.51.100.1"}
-    unknown = place.chat("sk-" + "a" * 48, headers=address)
-    assert unknown.status_code == 401
+    no_project = "the project that it names does not exist, or its issuer may not speak for it"
+    head, body, _ = place.token().split(".")
     refused = {
-        "expired": place.token({"exp": 1}),
-        "aud": place.token({"aud": "elsewhere"}),
-        "organization": place.token({"project": "proj_unknown"}),
-        "signature": place.token()[:-8] + "AAAAAAAA",
-        "key": place.token(kid="other"),
+        place.token({"exp": 1}): "it has expired",
+        place.token({"nbf": 9999999999}): "it is not valid yet: its nbf is in the future",
+        place.token({"aud": "elsewhere"}): "it is for another audience",
+        place.token({"iss": "https://elsewhere"}): "its issuer 'https://elsewhere' is not accepted here",
+        place.token({"project": "proj_unknown"}): no_project,
+        f"{head}.{body}.{'A' * 342}": "no key of its issuer verifies its signature",
+        place.token(kid="other"): "no key of its issuer verifies its signature",
+        f"{head}.!.AAAA": "it is not made of JSON objects in base64url",
+        f"{head}.{'a' * 9000}.AAAA": "it is longer than 8192 characters",
     }
-    for number, token in enumerate(refused.values()):
+    for number, (token, told) in enumerate(refused.items()):
         answer = place.chat(token, headers={**address, "x-request-id": f"refused-{number}"})
-        assert (answer.status_code, answer.content) == (401, unknown.content)
-        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.status_code == 401
+        assert answer.json() == {
+            "error": {
+                "message": f"Invalid token: {told}.",
+                "type": "authentication_error",
+                "param": None,
+                "code": "invalid_api_key",
+            }
+        }
+        assert answer.headers["www-authenticate"] == 'Bearer error="invalid_token"'
     for _ in range(100):
-        if "refused-4" in place.gateway.log:
+        if f"refused-{len(refused) - 1}" in place.gateway.log:
             break
         time.sleep(0.05)
-    assert "it has expired" in place.gateway.log
-    assert not any(token in place.gateway.log for token in refused.values())
+    assert "what it speaks for is unknown" in place.gateway.log
+    assert not any(token in place.gateway.log for token in refused)
 
 
 def test_scopes(place: Place) -> None:
@@ -225,6 +237,14 @@ def test_an_address_that_tries_many_keys_has_to_wait(place: Place) -> None:
     assert known.status_code == 200, "a key in memory is not refused"
     elsewhere = place.call("GET", "/v1/models", "sk-wrong", headers={"x-forwarded-for": "203.0.113.8"})
     assert elsewhere.status_code == 401
+
+
+def test_a_page_that_retries_its_expired_token_locks_nobody_out(place: Place) -> None:
+    address, expired = {"x-forwarded-for": "203.0.113.9"}, place.token({"exp": 1})
+    answers = [place.call("GET", "/v1/models", expired, headers=address) for _ in range(30)]
+    assert {answer.json()["error"]["message"] for answer in answers} == {"Invalid token: it has expired."}
+    fresh = place.token({"sub": "colleague"})
+    assert place.call("GET", "/v1/models", fresh, headers=address).status_code == 200
 
 
 def test_browsers_of_configured_origins_may_call(place: Place) -> None:

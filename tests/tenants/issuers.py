@@ -178,8 +178,15 @@ class Stage:
         return self.idp.token({"project": self.project.id, **(claims or {})}, **header)
 
     async def detail(self, token: str) -> str:
-        """Why the token was refused: what the log is told. A client is told the same of them all."""
+        """Why the token was refused, as the log has it."""
         with pytest.raises(InvalidCredential) as caught:
             await self.store.authenticate(token)
-        assert caught.value.reason == "unknown"
+        assert caught.value.reason == ("expired" if caught.value.detail == "it has expired" else "unknown")
         return caught.value.detail or ""
+
+    async def told(self, token: str) -> str:
+        """Why the token was refused, as its sender learns it."""
+        with pytest.raises(InvalidCredential) as caught:
+            await self.store.authenticate(token)
+        assert caught.value.told is not None
+        return caught.value.told

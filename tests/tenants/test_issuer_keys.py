@@ -22,7 +22,7 @@ async def test_rotated_key_is_found_at_its_first_token(stage: Stage) -> None:
     stage.now[0] += 31
     assert (await stage.store.authenticate(stage.token({"sub": "user-2"}))).user_id == "user-2"
     assert stage.idp.hits == 2
-    assert "no key of the issuer" in await stage.detail(old), "the earlier key is gone"
+    assert "no key of its issuer" in await stage.detail(old), "the earlier key is gone"
 
 
 async def test_storm_of_unknown_kids_asks_the_issuer_once_in_a_while(stage: Stage) -> None:

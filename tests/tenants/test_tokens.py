@@ -60,15 +60,15 @@ async def test_known_token_is_not_verified_again(stage: Stage, database: AsyncEn
 @pytest.mark.parametrize(
     ("claims", "told"),
     [
-        ({"exp": None}, "exp"),
+        ({"exp": None}, "it has no exp"),
         ({"exp": 1}, "expired"),
         ({"exp": "9999999999"}, "no number"),
         ({"exp": 1e300}, "no number"),
         ({"nbf": 9999999999}, "nbf is in the future"),
         ({"iat": 9999999999}, "iat is in the future"),
-        ({"aud": "https://elsewhere.test"}, "Audience"),
-        ({"aud": None}, "aud"),
-        ({"iss": "https://elsewhere.test"}, "not configured"),
+        ({"aud": "https://elsewhere.test"}, "another audience"),
+        ({"aud": None}, "it has no aud"),
+        ({"iss": "https://elsewhere.test"}, "not accepted here"),
         ({"iss": None}, "no iss"),
         ({"project": None}, "'project'"),
         ({"project": "proj_unknown"}, "unknown"),
@@ -134,16 +134,16 @@ async def test_the_public_key_is_no_shared_secret_where_both_algorithms_are_allo
     assert await store.authenticate(jwt.encode(claims, key, algorithm="RS256"))
     signed = _unsigned({"alg": "HS256"}, claims)
     mac = base64.urlsafe_b64encode(hmac.digest(public_pem(key), signed.encode(), hashlib.sha256))
-    with pytest.raises(InvalidCredential, match="no key of the issuer"):
+    with pytest.raises(InvalidCredential, match="no key of its issuer"):
         await store.authenticate(f"{signed}.{mac.rstrip(b'=').decode()}")
 
 
 async def test_signature_of_a_key_that_is_not_the_issuers(stage: Stage) -> None:
     forger = private_key("RS256", "forger")
     forged = jwt.encode(_claims(stage), forger, algorithm="RS256", headers={"kid": "first"})
-    assert "no key of the issuer" in await stage.detail(forged)
+    assert "no key of its issuer" in await stage.detail(forged)
     head, body, signature = stage.token().split(".")
-    assert "no key of the issuer" in await stage.detail(f"{head}.{body}.{'AAAA' + signature[4:]}")
+    assert "no key of its issuer" in await stage.detail(f"{head}.{body}.{'AAAA' + signature[4:]}")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ async def test_a_token_brings_no_key_of_its_own(stage: Stage, header: dict[str, 
     ],
 )
 async def test_kid_only_selects_among_the_issuers_keys(stage: Stage, kid: str) -> None:
-    assert "no key of the issuer" in await stage.detail(stage.token(kid=kid))
+    assert "no key of its issuer" in await stage.detail(stage.token(kid=kid))
 
 
 async def test_what_should_be_text_and_is_not(stage: Stage) -> None:
@@ -209,7 +209,27 @@ async def test_what_is_no_token_costs_nothing_and_breaks_nothing(stage: Stage, t
 async def test_an_issuer_speaks_for_its_organizations_alone(stage: Stage, store: TenantStore) -> None:
     other = await store.create_organization("umbrella")
     theirs = await store.create_project(other.id, "secret plans")
-    assert "may not speak" in await stage.detail(stage.token({"project": theirs.id}))
+    token = stage.token({"project": theirs.id})
+    assert "may not speak for the project's organization" in await stage.detail(token)
+    absent = stage.token({"project": "proj_absent"})
+    assert await stage.told(token) == await stage.told(absent), "nobody learns which projects others have"
+    await store.archive_project(other.id, theirs.id)
+    assert await stage.told(token) == await stage.told(absent)
+
+
+async def test_before_the_signature_is_verified_only_what_the_sender_wrote_is_told(stage: Stage) -> None:
+    """What a forger tries is answered as if everything but the signature were right."""
+    forger = private_key("RS256", "forger")
+
+    def forged(**claims: Any) -> str:
+        content = {**_claims(stage), **claims}
+        return jwt.encode(content, forger, algorithm="RS256", headers={"kid": "first"})
+
+    answers = {
+        await stage.told(forged(**claims))
+        for claims in ({}, {"exp": 1}, {"aud": "elsewhere"}, {"project": "proj_absent"}, {"sub": 7})
+    }
+    assert answers == {"no key of its issuer verifies its signature"}
 
 
 async def test_the_organization_that_is_named_must_be_the_projects(
