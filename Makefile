@@ -47,7 +47,7 @@ down: ## End the gateway and every engine
 	else echo "no gateway is running"; fi
 
 .PHONY: test
-test: setup node ## Every test, with a gateway and data of its own
+test: setup node postgres ## Every test, with a gateway and data of its own
 	@$(BIN)/python -m tests.run $(PYTEST)
 
 .PHONY: soak
@@ -123,6 +123,16 @@ $(VENV)/.lock: requirements.lock $(VENV)/.python
 $(VENV)/.torpor: pyproject.toml $(VENV)/.lock
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
+
+# For the tests, which start a server of their own. Debian's package would start one as well.
+.PHONY: postgres
+postgres:
+	@$(ALONE); compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || { \
+	    [ "$$(id -u)" = 0 ] || { echo "torpor: PostgreSQL is missing: apt-get install postgresql" >&2; exit 1; }; \
+	    echo "PostgreSQL: installing"; export DEBIAN_FRONTEND=noninteractive; apt-get update -q; \
+	    apt-get install -yq --no-install-recommends postgresql-common; \
+	    sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf; \
+	    apt-get install -yq --no-install-recommends postgresql; }
 
 # The official Node client, and the Node that it requires.
 .PHONY: node
