@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import itertools
 import re
 import tempfile
 import time
@@ -134,10 +135,13 @@ async def _soak(
         await _wake(running, traffic, Tally(), _SLEEPER)
         models += await asyncio.to_thread(_adapters, site, arguments.models / _SLEEPER, arguments.adapters)
     await engine.state(forget=True)
+    over = asyncio.Event()
     samples = _Samples(running, site.metrics_url)
     beside = [asyncio.create_task(samples.take(seconds / _SAMPLES, progress))]
     if wakes:
-        beside.append(asyncio.create_task(_wakes(running, traffic, woken, models, arguments.wake_every)))
+        beside.append(
+            asyncio.create_task(_wakes(running, traffic, woken, models, arguments.wake_every, over))
+        )
     try:
         done = await open_loop(
             running.endpoint,
@@ -148,8 +152,8 @@ async def _soak(
             watch=traffic.watch,
         )
     finally:
-        for task in beside:
-            task.cancel()
+        over.set()
+        beside[0].cancel()
         ended = await asyncio.gather(*beside, return_exceptions=True)
     for error in ended:
         if isinstance(error, Exception):
@@ -170,12 +174,16 @@ def _adapters(site: Site, base: Path, count: int) -> list[str]:
     return names
 
 
-async def _wakes(running: Running, traffic: Traffic, tally: Tally, models: list[str], every_s: float) -> None:
-    number = 0
-    while True:
-        await asyncio.sleep(every_s)
+async def _wakes(
+    running: Running, traffic: Traffic, tally: Tally, models: list[str], every_s: float, over: asyncio.Event
+) -> None:
+    for number in itertools.count():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(every_s):
+                await over.wait()
+        if over.is_set():
+            return
         await _wake(running, traffic, tally, models[number % len(models)])
-        number += 1
 
 
 async def _wake(running: Running, traffic: Traffic, tally: Tally, model: str) -> None:
