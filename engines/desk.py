@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from coldstart.tiers import SleepTier
 from engines.adapters import Adapter
-from engines.errors import AdapterRejected, AdapterUnfit, EngineError
+from engines.errors import AdapterGone, AdapterRejected, AdapterUnfit, EngineError
 from engines.misfits import Misfits
 from engines.replica import Replica
 from engines.status import AdapterCounts
@@ -39,7 +39,7 @@ class AdapterDesk:
         """Fails who asks for an adapter that has cost too many engines."""
         if waiter.adapter is None or not self._misfits.refused(waiter.adapter.digest):
             return False
-        fail(waiter.result, _unfit(waiter.adapter))
+        fail(waiter.result, _unfit(waiter.adapter.name))
         return True
 
     def on_loaded(self) -> None:
@@ -60,16 +60,16 @@ class AdapterDesk:
         self._misfits.clear(adapter.digest)
         self._settle()
 
-    def on_rejected(self, adapter: Adapter, reason: str) -> None:
-        """An engine refuses the adapter, as any other would."""
-        self._fail(adapter, AdapterRejected(reason))
+    def on_rejected(self, adapter: Adapter, refusal: AdapterRejected) -> None:
+        """An engine refuses the adapter, as any other would; or it is gone."""
+        self._fail(adapter, lambda asked: AdapterGone(asked) if isinstance(refusal, AdapterGone) else refusal)
         self._settle()
 
     def on_not_loaded(self, adapter: Adapter) -> None:
         """An engine failed while it loaded the adapter. That may not go on for ever."""
         self._misfits.add(adapter.digest)
         if self._misfits.refused(adapter.digest):
-            self._fail(adapter, _unfit(adapter))
+            self._fail(adapter, _unfit)
         self._settle()
 
     def on_unfit(self, replica: Replica, adapter: Adapter) -> None:
@@ -84,7 +84,7 @@ class AdapterDesk:
             _logger.error(
                 "adapter %s is refused: %s", adapter.digest[:16], "its canary differs in every engine"
             )
-            self._fail(adapter, _unfit(adapter))
+            self._fail(adapter, _unfit)
         replica.condemned = True
         replica.rest(SleepTier.COLD)
         self._settle()
@@ -102,11 +102,12 @@ class AdapterDesk:
         for replica in self._replicas:
             replica.adapters.forget(digest)
 
-    def _fail(self, adapter: Adapter, error: EngineError) -> None:
+    def _fail(self, adapter: Adapter, error: Callable[[str], EngineError]) -> None:
+        """``error`` is given the adapter's name, which is not the same for everybody who has its content."""
         for waiter in self._waiters:
             if waiter.adapter is not None and waiter.adapter.digest == adapter.digest:
-                fail(waiter.result, error)
+                fail(waiter.result, error(waiter.adapter.name))
 
 
-def _unfit(adapter: Adapter) -> AdapterUnfit:
-    return AdapterUnfit(f"the adapter {adapter.name} does not answer as it did")
+def _unfit(name: str) -> AdapterUnfit:
+    return AdapterUnfit(f"the adapter {name} does not answer as it did")

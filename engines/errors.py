@@ -7,6 +7,7 @@
     ├── InvalidModel
     ├── UnsupportedTier
     ├── AdapterRejected
+    │   └── AdapterGone
     ├── EngineBroken
     │   └── AdapterUnfit
     ├── SnapshotFailed
@@ -45,6 +46,14 @@ class EngineBroken(EngineError):
 
 class AdapterRejected(EngineError):
     """The engine cannot serve the adapter. The message says why, and is safe to show its owner."""
+
+
+class AdapterGone(AdapterRejected):
+    """The adapter was deleted while a request waited for it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("the adapter was deleted")
+        self.name = name
 
 
 class AdapterUnfit(EngineBroken):

@@ -14,7 +14,7 @@ from typing import Any
 
 from engines.adapters import Adapter
 from engines.calls import call
-from engines.errors import AdapterRejected, EngineBroken
+from engines.errors import AdapterGone, AdapterRejected, EngineBroken
 from engines.status import EngineLease
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -35,11 +35,13 @@ class AdapterDoor:
     async def load(self, adapter: Adapter, name: str, number: int, leaver: str | None) -> None:
         """Load it under a name that was never used in this engine; ``leaver`` is unloaded before.
 
-        Raises `AdapterRejected`, `EngineBroken`.
+        Raises `AdapterRejected`, `AdapterGone` where its files are not there any more, `EngineBroken`.
         """
         folder = self.folder / _FOLDER / name
         try:
             await asyncio.to_thread(_copy, adapter.folder, folder)
+        except FileNotFoundError:
+            raise AdapterGone(adapter.name) from None
         except OSError as error:
             raise AdapterRejected(f"the adapter's files cannot be read: {error.strerror}") from error
         wanted = {

@@ -58,8 +58,8 @@ class Residency:
             leaving = None if leaver is None else leaver.name
             await engine.adapters.load(adapter, resident.name, resident.number, leaving)
         except AdapterRejected as error:
-            reason = str(error)
-            post(lambda: self._on_rejected(resident, reason))
+            refusal = error
+            post(lambda: self._on_rejected(resident, refusal))
         except EngineBroken as error:
             _logger.warning("an adapter could not be loaded: %s", error)
             post(lambda: self._on_not_loaded(resident))
@@ -77,11 +77,11 @@ class Residency:
         self._replica.relieved()
         self._parts.listener.desk.on_loaded()
 
-    def _on_rejected(self, resident: Resident, reason: str) -> None:
+    def _on_rejected(self, resident: Resident, refusal: AdapterRejected) -> None:
         if self._there(resident):
             self.slots.remove(resident)
             self._replica.relieved()
-            self._parts.listener.desk.on_rejected(resident.adapter, reason)
+            self._parts.listener.desk.on_rejected(resident.adapter, refusal)
 
     def _on_not_loaded(self, resident: Resident) -> None:
         if self._there(resident):

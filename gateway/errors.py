@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engines.errors import (
+    AdapterGone,
     AdapterRejected,
     EngineBroken,
     EngineUnavailable,
@@ -271,6 +272,8 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return shutting_down()
         case EngineUnavailable():
             return _unavailable(error)
+        case AdapterGone():
+            return model_not_found(error.name)
         case EngineBroken() | AdapterRejected():
             return engine_failed()
         case SnapshotFailed():

@@ -3,17 +3,20 @@
 import asyncio
 import json
 import random
+import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from coldstart.tiers import SleepTier
 from engines.adapters import Adapter
-from engines.errors import AdapterRejected, AdapterUnfit, EngineUnavailable
+from engines.errors import AdapterGone, AdapterRejected, AdapterUnfit, EngineUnavailable
 from engines.host import EngineHost
 from engines.spec import LoraSettings
 from engines.status import EngineState
+from gateway.errors import translate
 from tests.engines.sleepers import asleep, has_snapshot, snapshot_host
 from tests.engines.support import QUICK, eventually, folders
 from tests.engines.uploads import (
@@ -144,6 +147,20 @@ async def test_what_the_engine_refuses_is_told_to_all_who_wait(run_dir: Path) ->
         assert {type(error) for error in outcomes} == {AdapterRejected}
         assert (await ask(host, good)).text == "good"
         assert residents(host) == named(good)
+
+
+async def test_one_that_is_deleted_while_requests_wait_is_gone_to_each_by_his_own_name(run_dir: Path) -> None:
+    mine = uploaded(run_dir, "ours")
+    yours = renamed(mine, "ft:model:other:theirs:2")
+    async with one_host(run_dir) as host:
+        waiting = [asyncio.create_task(ask(host, adapter)) for adapter in (mine, yours)]
+        await asyncio.sleep(0)
+        shutil.rmtree(mine.folder)
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [translate(error).status for error in errors if isinstance(error, AdapterGone)] == [404, 404]
+        for adapter, error in zip((mine, yours), errors, strict=True):
+            assert adapter.name in translate(cast(Exception, error)).message
+        assert (await ask(host, uploaded(run_dir, "good"))).text == "good"
 
 
 async def test_an_adapter_that_kills_engines_does_so_twice_at_most(run_dir: Path) -> None:
