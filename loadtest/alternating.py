@@ -2,9 +2,11 @@
 
 import asyncio
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from loadtest.histogram import Histogram
 from loadtest.measure import Load, Measured, Series, measure
@@ -63,6 +65,19 @@ class Results:
 
     measured: dict[tuple[str, str], list[Measured]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    loops_ms: list[float] = field(default_factory=list)
+    """CPU that one and the same loop of Python took after each measurement."""
+
+    def speed(self) -> str:
+        """A sentence on how constant the machine was: figures of CPU go up and down with its speed."""
+        if not self.loops_ms:
+            return ""
+        low, high = min(self.loops_ms), max(self.loops_ms)
+        return (
+            f"Between the measurements one and the same loop of Python took {low:.1f} to {high:.1f} ms of CPU, "
+            f"{median(self.loops_ms):.1f} at the median: so much does the speed of this machine's cores change, "
+            "and each figure of CPU with it."
+        )
 
     def series(self, target: str, load: Load, figure: Figure) -> Series | None:
         """A figure of each round; None where there is none."""
@@ -125,9 +140,22 @@ async def _one(
                 progress.step(f"{target.name}: {load.name}")
                 measured = await measure(running, load, seconds=times[0], warm_up_s=times[1])
                 results.measured.setdefault((target.name, load.name), []).append(measured)
+                results.loops_ms.append(_loop_ms())
                 await asyncio.sleep(_REST_S)
 
 
 def steps(targets: Sequence[Target], loads: Sequence[Load], rounds: int) -> int:
     """Of the progress."""
     return rounds * len(targets) * (1 + len(loads))
+
+
+def _loop_ms() -> float:
+    """About 5 ms of work for one core that has nothing else to do; the shortest of three."""
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        total = 0
+        for number in range(100_000):
+            total += number * number % 7
+        times.append(time.process_time() - began)
+    return min(times) * 1000

@@ -71,7 +71,7 @@ def _report(results: Results, targets: Sequence[Target]) -> Report:
     if results.failed:
         lines = [f"- {name}: {_quoted(reason)}" for name, reason in results.failed.items()]
         sections.append("Not measured:\n\n" + "\n".join(lines))
-    sections.append(_ratios(results, there))
+    sections += [_ratios(results, there), results.speed()]
     gateways = [target.name for target in there if target.name != "direct"]
     panels = [
         Panel(title, {name: [results.median(name, load, figure_of)] for name in gateways}, logarithmic=True)

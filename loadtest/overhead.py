@@ -136,7 +136,7 @@ def _report(
         name="overhead",
         title="What a plain request costs",
         about=ABOUT,
-        sections=[table(head, rows)],
+        sections=[table(head, rows), results.speed()],
         data=data,
         panels=panels,
         goals=goals,

@@ -117,7 +117,7 @@ def _report(results: Results, held: dict[str, OpenStreams], freed: list[Freed]) 
         name="streams",
         title="What a stream costs",
         about=ABOUT,
-        sections=[table(head, rows), _held_table(held), _freed_table(freed)],
+        sections=[table(head, rows), results.speed(), _held_table(held), _freed_table(freed)],
         data={
             "measurements": results.summary(),
             "open": {
