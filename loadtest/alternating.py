@@ -75,8 +75,8 @@ class Results:
         low, high = min(self.loops_ms), max(self.loops_ms)
         return (
             "Between the measurements one and the same loop of Python took "
-            f"{low:.1f} to {high:.1f} ms of CPU, {median(self.loops_ms):.1f} at the median: so much does the speed "
-            "of this machine's cores change, and each figure of CPU with it."
+            f"{low:.1f} to {high:.1f} ms of CPU, {median(self.loops_ms):.1f} at the median: so much does the "
+            "speed of this machine's cores change, and each figure of CPU with it."
         )
 
     def series(self, target: str, load: Load, figure: Figure) -> Series | None:
