@@ -40,6 +40,9 @@ CONFIG = """
 [server]
 port = {port}
 
+[metrics]
+enabled = false
+
 [engines]
 snapshots = false
 """
