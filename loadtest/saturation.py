@@ -26,6 +26,7 @@ ABOUT = """One vLLM engine that Torpor runs, asked over its own Unix socket (*di
 (everything on, as in [overhead](overhead.md)), in alternating order, by two clients: vLLM's serving
 benchmark (`vllm.benchmarks.serve`, dataset *random*) and the load generator of these tests. Every prompt is
 new, so that no prefix cache helps; every answer is streamed and has all the tokens that were asked for.
+There is one tenant, and no slot is kept for others (`reserved_slots`, of which one in 16 is kept by default).
 Client, gateway and engine share the cores, so that what the gateway takes is not there for the engine. A
 share is the median of the rounds' ratios; each ratio is of two runs, one after the other."""
 
@@ -84,7 +85,7 @@ async def run(arguments: argparse.Namespace) -> Report:
         progress.step("engine: start")
         section = (
             f'[[models]]\nid = "{_MODEL}"\nsource = "{source.resolve()}"\nidle_pause_s = 3600\n'
-            f"max_running = {arguments.concurrency}\n"
+            f"max_running = {arguments.concurrency}\nreserved_slots = 0\n"
             f'[[prices]]\nmodel = "{_MODEL}"\ninput = "1"\noutput = "2"\n'
         )
         site = prepare(folder, section, "[engines]\nsnapshots = false")
