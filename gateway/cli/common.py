@@ -82,11 +82,15 @@ class Installation:
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port of the gateway that this configuration describes."""
-        server = self.config.server
+        """Scheme, host and port of the gateway that this configuration describes, or of the one that runs.
+
+        That one may have been started with another port in its environment.
+        """
+        server, running = self.config.server, self.data.running()
+        port = server.port if running is None else running.port
         scheme = "https" if server.tls_certificate else "http"
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.host)  # noqa: S104
-        return f"{scheme}://{host}:{server.port}"
+        return f"{scheme}://{host}:{port}"
 
     def http(self, key: str | None, timeout_s: float = _TIMEOUT_S) -> httpx.AsyncClient:
         """A client of the running gateway."""

@@ -139,7 +139,7 @@ def _port(installation: Installation) -> Finding:
     server = installation.config.server
     running = installation.data.running()
     if running is not None:
-        return Finding("port", "ok", f"{server.port}, held by the running gateway (process {running.pid})")
+        return Finding("port", "ok", f"{running.port}, held by the running gateway (process {running.pid})")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

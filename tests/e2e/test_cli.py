@@ -43,6 +43,12 @@ def test_a_tenant_from_nothing(gateway: Gateway) -> None:
     assert gateway_of_acme.torpor("project", "list", check=False).returncode == 1
 
 
+def test_commands_find_the_gateway_that_runs_on_another_port_than_they_are_told(gateway: Gateway) -> None:
+    elsewhere = Gateway(gateway.folder, gateway.port, {**gateway.environment, "TORPOR_PORT": "9"})
+    assert CHAT_MODEL in elsewhere.torpor("engines", "--once").stdout
+    assert f"{gateway.port}, held by the running gateway" in elsewhere.torpor("doctor", check=False).stdout
+
+
 def test_an_expired_key_is_refused(gateway: Gateway) -> None:
     project = json.loads(gateway.torpor("project", "list", "--json").stdout)[0]["id"]
     soon = int(time.time()) + 8
