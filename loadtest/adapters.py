@@ -264,7 +264,7 @@ def main() -> None:
     )
     parser.add_argument("section", choices=["first-token", "many", "throughput", "listing"])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--registered", type=int, default=1000)
+    parser.add_argument("--registered", type=int, help="1,000 for many, 10,000 for listing")
     parser.add_argument("--used", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -276,10 +276,11 @@ def main() -> None:
         elif chosen.section == "throughput":
             title, text = "Throughput", throughput(Path(folder), max(3, chosen.rounds // 4))
         elif chosen.section == "listing":
-            title, text = "Listing", listing(Path(folder), 10 * chosen.registered, chosen.rounds)
+            title, text = "Listing", listing(Path(folder), chosen.registered or 10_000, chosen.rounds)
         else:
             title = "Many adapters"
-            text = many(Path(folder), chosen.registered, chosen.used, chosen.clients, chosen.seconds)
+            registered = chosen.registered or 1000
+            text = many(Path(folder), registered, chosen.used, chosen.clients, chosen.seconds)
     print(text)
     if chosen.write is not None:
         write_section(chosen.write, title, f"{text}\n\n{command('loadtest.adapters')}")
