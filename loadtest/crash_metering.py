@@ -240,7 +240,7 @@ async def _run(site: Site, kinds: list[str], arguments: argparse.Namespace) -> l
             name, disaster = KINDS[kind]
             tally = Tally(name)
             tallies.append(tally)
-            for _ in range(arguments.rounds if kind == "gateway" else arguments.others):
+            for _ in range(arguments.rounds):
                 await _round(site, disaster, tally, arguments.streams, chance)
             tally.counts["twice"] += not site.verified()
             print(tally.line(), flush=True)
@@ -268,8 +268,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=30, help="of killing the gateway")
-    parser.add_argument("--others", type=int, default=5, help="of each other disaster")
+    parser.add_argument("--rounds", type=int, default=30, help="of each kind")
     parser.add_argument("--streams", type=int, default=100, help="at a time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
