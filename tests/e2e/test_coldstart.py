@@ -158,6 +158,35 @@ def test_snapshots_are_listed_verified_and_deleted(sleepy: Gateway) -> None:
     assert "there is no snapshot" in refused.stderr
 
 
+def test_a_project_with_engines_of_its_own_shares_the_snapshot_alone(sleepy: Gateway) -> None:
+    sleep(sleepy, "snapshot")
+    with sleepy.http(sleepy.admin_key) as client:
+        (ours,) = [one["id"] for one in client.get("/v1/organization/projects").json()["data"]]
+        theirs = client.post("/v1/organization/projects", json={"name": "theirs"}).json()["id"]
+        account = client.post(
+            f"/v1/organization/projects/{theirs}/service_accounts", json={"name": "somebody"}
+        ).json()
+    their_client = sleepy.client(account["api_key"]["value"])
+    sleepy.end()
+    configuration = sleepy.folder / "torpor.toml"
+    text = configuration.read_text()
+    configuration.write_text(text.replace("[models.lora]", f'dedicated_projects = ["{ours}"]\n[models.lora]'))
+    sleepy.start()
+    assert ask(sleepy)[1] == "snapshot"
+    raw = their_client.chat.completions.with_raw_response.create(
+        model=CHAT_MODEL, messages=QUESTION, temperature=0
+    )
+    assert raw.headers["x-torpor-engine"] == "snapshot"  # our engine is hot, and not theirs
+    with sleepy.http(sleepy.root_key) as client:
+        engine = client.get("/v1/torpor/engines").json()["data"][0]
+    assert [one.get("project_id") for one in engine["replicas"]] == [None, ours]
+    assert ask(sleepy)[1] == "hot"
+    with sleepy.http(sleepy.admin_key) as client:
+        seen = client.get("/v1/torpor/engines").json()["data"][0]["replicas"]
+    assert all("project_id" not in one for one in seen)
+    configuration.write_text(text)
+
+
 def test_an_engine_that_is_not_fit_is_replaced_within_the_request(sleepy: Gateway) -> None:
     """The canary in the manifest is made to differ: the restored engine holds its answer back and ends."""
     sleep(sleepy, "snapshot")
