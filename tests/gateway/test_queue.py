@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from gateway.config import LimitsConfig
+from gateway.queue_config import QueueDiscipline
 from tests.gateway.limits_stage import Stage, stage_at
 from tests.gateway.serving import serving
 
@@ -120,6 +121,35 @@ async def test_another_project_is_served_before_the_rest_of_a_flood(tmp_path: Pa
             engine.let_go()
             await asyncio.sleep(0.05)
         assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 5
+
+
+async def test_a_slot_that_is_kept_back_is_for_who_has_none(tmp_path: Path) -> None:
+    two = crowded(tmp_path, max_concurrent=2, reserved_slots=1)
+    async with two as (stage, engine), stage.client(stage.other.key) as other:
+        asked = [asyncio.create_task(ask(stage.http, "flood 0"))]
+        assert await engine.has("flood 0")
+        asked.append(asyncio.create_task(ask(stage.http, "flood 1")))
+        await waiting(stage, 1)
+        asked.append(asyncio.create_task(ask(other, "other")))
+        assert await engine.has("flood 0", "other")
+        engine.end()
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+
+
+async def test_first_come_first_served_where_it_is_configured(tmp_path: Path) -> None:
+    plain = crowded(tmp_path, queue_discipline=QueueDiscipline.FIFO)
+    async with plain as (stage, engine), stage.client(stage.other.key) as other:
+        asked = [asyncio.create_task(ask(stage.http, "flood 0"))]
+        assert await engine.has("flood 0")
+        for text, http in (("flood 1", stage.http), ("flood 2", stage.http), ("other", other)):
+            asked.append(asyncio.create_task(ask(http, text)))
+            await waiting(stage, len(asked) - 1)
+        for _ in range(3):
+            engine.let_go()
+            await asyncio.sleep(0.05)
+        assert await engine.has("flood 0", "flood 1", "flood 2", "other")
+        engine.let_go()
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
 
 
 async def test_a_batch_waits_for_those_who_do_not_want_to(tmp_path: Path) -> None:
