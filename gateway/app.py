@@ -110,14 +110,17 @@ async def open_services(
     async with AsyncExitStack() as stack:
         database = open_database(url)
         stack.push_async_callback(database.dispose)
-        keys = await stack.enter_async_context(key_client())
+        issuers = []
+        if config.issuers:
+            keys = await stack.enter_async_context(key_client())
+            issuers = make_issuers(config.issuers, data.environment, keys)
         tenants = await stack.enter_async_context(
             open_tenants(
                 database,
                 data.pepper(),
                 changes=data.changes_file,
                 memory_s=config.authentication.memory_s,
-                issuers=make_issuers(config.issuers, data.environment, keys),
+                issuers=issuers,
             )
         )
         ledger = await stack.enter_async_context(

@@ -61,9 +61,9 @@ class GatewayServer(uvicorn.Server):
             self._metrics = MetricsServer(registry_of(services.metric_sources()), self._metrics_listener)
             self._metrics.begin()
         # What has been made until now stays: no collection is to look through it again and again.
-        gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
+        gc.enable()
         _log.info("listening on %s://%s:%d", scheme, server.host, server.port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -85,6 +85,7 @@ def serve(config: Config, data: DataDirectory) -> None:
 
     Raises `StartFailed`.
     """
+    gc.disable()  # until it listens: there is next to no garbage, and looking for it would take long
     server = config.server
     _configure_logging(server)
     try:

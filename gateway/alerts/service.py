@@ -13,6 +13,7 @@ from gateway.alerts.config import AlertsConfig
 from gateway.alerts.delivery import Channel, Deliveries
 from gateway.alerts.loop import Loop
 from gateway.alerts.mail import MailChannel
+from gateway.alerts.transport import LateTransport
 from gateway.alerts.webhooks import WebhookChannel, shown_secret, webhook_secret
 from tenants.budgets import CENT, Budgets, Crossing
 from tenants.outbox import Outbox
@@ -142,11 +143,8 @@ async def open_alerts(
     storage = Storage(database)
     outbox = Outbox(storage)
     password = environment.get(config.smtp_password_env) if config.smtp_password_env else None
-    limits = httpx.Limits(max_keepalive_connections=0)
-    trusted = httpx.create_ssl_context()
-    async with httpx.AsyncClient(
-        trust_env=False, verify=trusted, timeout=config.timeout_s, limits=limits
-    ) as client:
+    transport = LateTransport(_transport)
+    async with httpx.AsyncClient(trust_env=False, transport=transport, timeout=config.timeout_s) as client:
         channels: dict[str, Channel] = {
             "email": MailChannel(config, password),
             "webhook": WebhookChannel(client, pepper, private=config.allow_private_addresses),
@@ -161,3 +159,8 @@ async def open_alerts(
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
+
+
+def _transport() -> httpx.AsyncHTTPTransport:
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncHTTPTransport(verify=httpx.create_ssl_context(), limits=limits)

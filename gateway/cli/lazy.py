@@ -29,5 +29,6 @@ class LazyGroup(click.Group):
         try:
             command: click.Command = getattr(import_module(module), attribute)
         finally:
+            gc.freeze()
             gc.enable()
         return command
