@@ -69,6 +69,8 @@ class MeteredExchange(Exchange):
     """An exchange with an entry in the ledger."""
 
     _plan: MeteredPlan
+    #: Nothing of the answer leaves before the settlement is durable.
+    _patient = False
 
     def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord, admitted: Admitted) -> None:
         super().__init__(door, plan, record)
@@ -83,7 +85,7 @@ class MeteredExchange(Exchange):
             self._admitted.withdraw()  # where it never came to an entry in the ledger
 
     async def _attempt(self, send: Send) -> None:
-        meter = self._meter = self._door.ledger.open(self._plan.attempt)
+        meter = self._meter = self._door.ledger.open(self._plan.attempt, patient=self._patient)
         ending = _Ending(Outcome.FAILED, 500)
         try:
             await self._ask(send, lambda client: self._work_at(client, meter, send))
@@ -168,6 +170,8 @@ class MeteredExchange(Exchange):
 
 class PlainExchange(MeteredExchange):
     """Answers with the engine's whole body."""
+
+    _patient = True
 
     async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
         plan, record = self._plan, self._record

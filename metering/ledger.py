@@ -117,16 +117,18 @@ class Ledger:
         """Returns when the database has all that was durable before; ``False`` where it is away, or late."""
         return self._recorder is not None and await self._recorder.applied(FRESH_S)
 
-    def open(self, attempt: Attempt) -> "Meter":
+    def open(self, attempt: Attempt, *, patient: bool = False) -> "Meter":
         """Queues the opening entry and returns its meter at once.
+
+        ``patient``: of an attempt that may be over soon, and of which nothing leaves before its settlement is
+        durable. The opening waits up to `PATIENCE_S` for the settlement, and is one entry with it then.
 
         Raises `StorageUnavailable` where the ledger is closed, cannot be written, or its queue or its journal
         is full.
         """
         if not self.accepts:
             raise StorageUnavailable("the ledger takes no entries now")
-        meter = Meter(self, attempt)
-        self._open[attempt.id] = meter
+        meter = self._open[attempt.id] = Meter(self, attempt, patient=patient)
         return meter
 
     def put(self, write: Write) -> None:
@@ -136,6 +138,15 @@ class Ledger:
             return
         for ticket in write.tickets:
             ticket.resolve(StorageUnavailable("the ledger is closed"))
+
+    def put_by(self, write: Write) -> None:
+        """Queues an opening that may wait for its settlement. The ledger is open."""
+        if self._recorder is not None:
+            self._recorder.put_by(write)
+
+    def take_back(self, attempt_id: str) -> Write | None:
+        """The opening, if it still waits: what it was to tell is the caller's to put."""
+        return None if self._recorder is None else self._recorder.take_back(attempt_id)
 
     def changed(self, meter: "Meter") -> None:
         """The meter's usage is to be checkpointed when it is time."""
@@ -163,7 +174,8 @@ class Ledger:
         self._timer = None
         changed, self._changed = self._changed, {}
         for meter in changed.values():
-            self.put(Write(meter.attempt, meter.usage))
+            opening = self.take_back(meter.attempt.id)
+            self.put(Write(meter.attempt, meter.usage, tickets=[] if opening is None else opening.tickets))
 
     async def _recover(self, journal: Journal) -> int:
         """Brings the journal into the database and settles what is open. The number of its last group."""
@@ -205,13 +217,17 @@ class Meter:
 
     __slots__ = ("_ledger", "_opened", "_settled", "_usage", "attempt")
 
-    def __init__(self, ledger: Ledger, attempt: Attempt) -> None:
+    def __init__(self, ledger: Ledger, attempt: Attempt, *, patient: bool = False) -> None:
         self.attempt = attempt
         self._ledger = ledger
         self._usage = Usage()
         self._settled: Ticket | None = None
         self._opened = Ticket()
-        ledger.put(Write(attempt, self._usage, tickets=[self._opened]))
+        opening = Write(attempt, self._usage, tickets=[self._opened])
+        if patient:
+            ledger.put_by(opening)
+        else:
+            ledger.put(opening)
 
     @property
     def usage(self) -> Usage:
@@ -225,6 +241,9 @@ class Meter:
 
     async def opened(self) -> None:
         """Returns when the opening entry is durable; raises `StorageUnavailable` where it is not."""
+        waiting = self._ledger.take_back(self.attempt.id)
+        if waiting is not None:
+            self._ledger.put(waiting)
         await self._opened.wait()
 
     def observe(self, usage: Usage) -> None:
@@ -260,7 +279,9 @@ class Meter:
                 self._usage = usage
             self._settled = ticket = Ticket()
             settlement = self._ledger.settlement(self.attempt, self._usage, outcome, timings, status)
-            self._ledger.put(Write(self.attempt, self._usage, settlement, tickets=[ticket]))
+            opening = self._ledger.take_back(self.attempt.id)
+            tickets = [ticket] if opening is None else [*opening.tickets, ticket]
+            self._ledger.put(Write(self.attempt, self._usage, settlement, tickets))
             self._ledger.settled(self)
         return self._settled
 

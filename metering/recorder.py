@@ -25,6 +25,8 @@ GATHER_S = 0.002
 """Between two groups, while each is of many writes: a thread that runs in between slows the loop down."""
 GIVE_S = 0.05
 """The database's thread is woken so seldom; it waits for a while anyway."""
+PATIENCE_S = 0.1
+"""So long may a write wait for the one that takes its place."""
 _MANY = 4
 _RESERVED = 0.9
 """Of the journal; beyond that no entry is opened, so that what is open can be settled."""
@@ -41,6 +43,8 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[list[Write] | int | None] = queue.SimpleQueue()
         self._gathered: list[Write] = []
+        self._put_by: dict[str, Write] = {}
+        self._put_by_timer: asyncio.TimerHandle | None = None
         self._many = False
         self._handed_over_at = 0.0
         self._given: list[Group] = []
@@ -96,6 +100,30 @@ class Recorder:
     def put(self, write: Write) -> None:
         """Queues a write. Never fails, never waits."""
         self._pending += len(write.tickets)
+        self._queue_up(write)
+
+    def put_by(self, write: Write) -> None:
+        """Keeps a write back, for `PATIENCE_S` at most, for `take_back`; then it is queued."""
+        self._pending += len(write.tickets)
+        self._put_by[write.attempt.id] = write
+        if self._put_by_timer is None:
+            self._put_by_timer = self._loop.call_later(PATIENCE_S, self._queue_all)
+
+    def take_back(self, attempt_id: str) -> Write | None:
+        """What `put_by` was given for this attempt, if it has not been queued; it is the caller's again."""
+        write = self._put_by.pop(attempt_id, None)
+        if write is not None:
+            self._pending -= len(write.tickets)
+        return write
+
+    def _queue_all(self) -> None:
+        """What was put by. The timer is not cancelled where all of it was taken back: it would cost more."""
+        self._put_by_timer = None
+        writes, self._put_by = self._put_by, {}
+        for write in writes.values():
+            self._queue_up(write)
+
+    def _queue_up(self, write: Write) -> None:
         self._put += 1
         self._gathered.append(write)
         if len(self._gathered) == 1:
@@ -136,6 +164,9 @@ class Recorder:
 
     async def close(self) -> None:
         """Writes everything, and ends. What the database does not take stays in the journal."""
+        if self._put_by_timer is not None:
+            self._put_by_timer.cancel()
+        self._queue_all()
         if self._thread is not None:
             self._hand_over()
             self._queue.put(None)
