@@ -215,6 +215,8 @@ def _watched(build_and_serve: Callable[..., Any]) -> Callable[..., Any]:
     async def serve(engine_client: EngineClient, *args: Any, **kwargs: Any) -> Any:
         watch = asyncio.create_task(_end_with(engine_client))
         shutdown = await build_and_serve(engine_client, *args, **kwargs)
+        if engine_client.errored:  # vLLM has ended its server by itself, and would say that all is well
+            await watch
         watch.cancel()
         return shutdown
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,10 @@ async def test_a_dead_engine_core_breaks_the_stream_and_the_engine_is_given_up(
     began = time.monotonic()
     for pid in set(processes_with("VLLM::EngineCore")) & set(trees.descendants(os.getpid())):
         os.kill(pid, signal.SIGKILL)
+    with suppress(EngineBroken):  # has vLLM end its server at once, and by itself
+        assert (
+            await chat.request("POST", "/v1/completions", body(prompt="Twice"), timeout_s=10)
+        ).status == 500
     try:
         await asyncio.wait_for(reading, 10)
     except EngineBroken:
