@@ -121,7 +121,7 @@ class Ledger:
         """Queues the opening entry and returns its meter at once.
 
         ``patient``: of an attempt that may be over soon, and of which nothing leaves before its settlement is
-        durable. The opening waits up to `PATIENCE_S` for the settlement, and is one entry with it then.
+        durable. The opening waits up to `PATIENCE_S` for the settlement, and is one write with it then.
 
         Raises `StorageUnavailable` where the ledger is closed, cannot be written, or its queue or its journal
         is full.
@@ -140,7 +140,7 @@ class Ledger:
             ticket.resolve(StorageUnavailable("the ledger is closed"))
 
     def put_by(self, write: Write) -> None:
-        """Queues an opening that may wait for its settlement. The ledger is open."""
+        """Keeps back an opening, until its settlement or for `PATIENCE_S`. The ledger is open."""
         if self._recorder is not None:
             self._recorder.put_by(write)
 
