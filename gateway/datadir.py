@@ -9,10 +9,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.privacy import DataDirectoryError, make_private, private_umask
+
 _PEPPER_BYTES = 32
 
 
-class DataDirectoryInUse(Exception):
+class DataDirectoryInUse(DataDirectoryError):
     """Another process holds the data directory."""
 
 
@@ -20,12 +22,14 @@ class DataDirectoryInUse(Exception):
 class RunningGateway:
     """The process that announced itself, and when it was started, in clock ticks since boot.
 
-    No later process under the same id shares the start time.
+    No later process under the same id shares the start time. ``origin`` is where clients on this host reach
+    it, such as ``http://127.0.0.1:8080``.
     """
 
     pid: int
     started: int
     port: int
+    origin: str
 
     def alive(self) -> bool:
         """Whether the process has not ended yet."""
@@ -38,7 +42,10 @@ class RunningGateway:
 
 
 class DataDirectory:
-    """A folder, mode 0700, that one gateway (or one writing command) holds at a time."""
+    """A folder, mode 0700, that one gateway (or one writing command) holds at a time.
+
+    Whatever is in it is for its owner alone.
+    """
 
     def __init__(self, path: Path, environment: Mapping[str, str] | None = None) -> None:
         self.path = path
@@ -81,18 +88,23 @@ class DataDirectory:
 
     @property
     def pid_file(self) -> Path:
-        """The running gateway's process id, and its port."""
+        """The running gateway's process id, start time, port and address."""
         return self.path / "gateway.pid"
 
+    @property
+    def socket(self) -> Path:
+        """The Unix socket through which commands reach the running gateway."""
+        return self.path / "gateway.sock"
+
     def create(self) -> None:
-        """Makes the folder where there is none."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Makes the folder if it is missing, and closes it to others. Raises `DataDirectoryError`."""
+        make_private(self.path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the lock; raises `DataDirectoryInUse` where another process does.
+        """Holds the lock; raises `DataDirectoryInUse` if another process does, else `DataDirectoryError`.
 
-        The kernel gives the lock back however the process ends.
+        The kernel gives the lock back however the process ends. Files that are made meanwhile are private.
         """
         self.create()
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -103,7 +115,8 @@ class DataDirectory:
                 raise DataDirectoryInUse(
                     f"{self.path} is in use by another gateway; stop it first (`torpor stop`)"
                 ) from None
-            yield
+            with private_umask():
+                yield
         finally:
             os.close(descriptor)
 
@@ -119,19 +132,22 @@ class DataDirectory:
             beside.unlink()
         return bytes.fromhex(file.read_text())
 
-    def announce(self, port: int) -> None:
+    def announce(self, port: int, origin: str) -> None:
         """Writes the pid file of this process."""
-        replace_private(self.pid_file, f"{os.getpid()} {_start_time(os.getpid())} {port}\n")
+        replace_private(self.pid_file, f"{os.getpid()} {_start_time(os.getpid())} {port} {origin}\n")
 
     def withdraw(self) -> None:
-        """Removes the pid file."""
+        """Removes the pid file and the socket."""
         self.pid_file.unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)
 
     def running(self) -> RunningGateway | None:
         """The gateway that announced itself here; ``None`` where a killed one left its file."""
         try:
-            gateway = RunningGateway(*map(int, self.pid_file.read_text().split()))
-        except (FileNotFoundError, ValueError, TypeError):
+            pid, started, port, *origin = self.pid_file.read_text().split()
+            address = origin[0] if origin else f"http://127.0.0.1:{port}"
+            gateway = RunningGateway(int(pid), int(started), int(port), address)
+        except (FileNotFoundError, ValueError):
             return None
         return gateway if gateway.alive() else None
 

@@ -5,7 +5,9 @@ import gc
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,8 +16,10 @@ from starlette.applications import Starlette
 from engines.errors import InvalidModel
 from gateway.app import create_app, served
 from gateway.config import Config, ServerConfig
+from gateway.credentials import CredentialsFile
 from gateway.database import DatabaseError, migrate
 from gateway.datadir import DataDirectory
+from gateway.listening import CannotListen, listen, listen_locally, origin_of
 from gateway.logs import LogFile, configure_logging
 from gateway.metrics import registry_of
 from gateway.metrics_server import MetricsServer
@@ -42,9 +46,11 @@ class GatewayServer(uvicorn.Server):
         app: Starlette,
         data: DataDirectory,
         settings: Config,
+        local: socket.socket,
         metrics: socket.socket | None = None,
     ) -> None:
         super().__init__(config)
+        self._local_listener = local
         self._app = app
         self._data = data
         self._settings = settings
@@ -53,9 +59,16 @@ class GatewayServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        server = self._settings.server
-        scheme = "https" if server.tls_certificate else "http"
-        self._data.announce(server.port)
+        # Without TLS: the data directory tells whom it leads to, and nobody else can listen in.
+        protocol: Callable[[], asyncio.Protocol] = partial(
+            self.config.http_protocol_class,  # type: ignore[call-arg]
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        local = await asyncio.get_running_loop().create_unix_server(protocol, sock=self._local_listener)
+        self.servers.append(local)
+        self._announce((sockets or [])[0].getsockname()[1])
         if self._metrics_listener is not None and self.started:
             services: Services = self._app.state.services
             self._metrics = MetricsServer(registry_of(services.metric_sources()), self._metrics_listener)
@@ -64,7 +77,18 @@ class GatewayServer(uvicorn.Server):
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
         gc.enable()
+        server = self._settings.server
+        scheme = "https" if server.tls_certificate else "http"
         _log.info("listening on %s://%s:%d", scheme, server.host, server.port)
+
+    def _announce(self, port: int) -> None:
+        """Tell the commands of this installation that the gateway is here, and where."""
+        origin = origin_of(self._settings.server, port)
+        try:
+            CredentialsFile(self._data.credentials_file).follow(f"{origin}/v1")
+        except OSError as error:
+            _log.warning("%s keeps an old address: %s", self._data.credentials_file, error.strerror)
+        self._data.announce(port, origin)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services: Services = self._app.state.services
@@ -100,12 +124,18 @@ def serve(config: Config, data: DataDirectory) -> None:
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, lambda *_: None)
     with ExitStack() as listeners:
-        listener = listeners.enter_context(_listener(server.host, server.port))
         metrics = None
-        if config.metrics.enabled:
-            metrics = listeners.enter_context(_listener(config.metrics.host, config.metrics.port, "metrics"))
         try:
-            GatewayServer(_settings(server, app), app, data, config, metrics).run(sockets=[listener])
+            listener = listeners.enter_context(listen(server.host, server.port))
+            if config.metrics.enabled:
+                metrics = listeners.enter_context(listen(config.metrics.host, config.metrics.port, "metrics"))
+            local = listeners.enter_context(listen_locally(data.socket))
+        except CannotListen as error:
+            raise StartFailed(str(error)) from error
+        except OSError as error:
+            raise StartFailed(f"cannot listen on {data.socket}: {error.strerror}") from error
+        try:
+            GatewayServer(_settings(server, app), app, data, config, local, metrics).run(sockets=[listener])
         finally:
             # Not before: also where the end was forced, the engines have ended by now.
             data.withdraw()
@@ -140,20 +170,3 @@ def _settings(server: ServerConfig, app: Starlette) -> uvicorn.Config:
         ssl_certfile=server.tls_certificate,
         ssl_keyfile=server.tls_key,
     )
-
-
-def _listener(host: str, port: int, section: str = "server") -> socket.socket:
-    """Bound before anything is started, so that a port in use stops the start at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        variable = "TORPOR_PORT" if section == "server" else f"TORPOR_{section.upper()}__PORT"
-        raise StartFailed(
-            f"cannot listen on {host}:{port}: {error.strerror}; set [{section}] port, or {variable}"
-        ) from None
-    listener.set_inheritable(False)
-    return listener

@@ -6,6 +6,7 @@ import click
 
 from gateway.cli.errors import CommandError
 from gateway.cli.lazy import LazyGroup
+from gateway.privacy import DataDirectoryError
 
 _COMMANDS = {
     "serve": "gateway.cli.running:serve",
@@ -37,6 +38,6 @@ def main() -> None:
     """The entry point: an expected failure is one line on standard error and exit code 1."""
     try:
         torpor(prog_name="torpor")
-    except CommandError as error:
+    except (CommandError, DataDirectoryError) as error:
         click.echo(f"torpor: {error}", err=True)
         sys.exit(1)

@@ -228,7 +228,7 @@ def rotate_root(config_file: Path, as_json: bool) -> None:
     try:
         with installation.data.held():
             secret = run(work)
-            installation.keep_credential(_ROOT, secret)
+            installation.credentials_file.change(_ROOT, secret)
     except DataDirectoryInUse as error:
         raise CommandError(str(error)) from None
     _told({"object": "torpor.root_key", "value": secret}, as_json, secret)

@@ -2,8 +2,7 @@
 
 import asyncio
 import os
-import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +16,11 @@ from gateway.cli.errors import CommandError
 from gateway.config import Config, ConfigError, load_config
 from gateway.config_loader import Wanted
 from gateway.context import RequestContext
+from gateway.credentials import CredentialsFile
 from gateway.database import DatabaseError, migrate
-from gateway.datadir import DataDirectory, DataDirectoryInUse, replace_private
+from gateway.datadir import DataDirectory, RunningGateway
+from gateway.listening import LocalTransport, origin_of
+from gateway.privacy import DataDirectoryError
 
 T = TypeVar("T")
 DEFAULT_CONFIG = "torpor.toml"
@@ -60,55 +62,48 @@ class Installation:
             raise CommandError(f"set {name} to the key to use")
         return value
 
+    @property
+    def credentials_file(self) -> CredentialsFile:
+        """The keys of the demo organization."""
+        return CredentialsFile(self.data.credentials_file)
+
     def credentials(self) -> dict[str, str]:
-        """The ``export KEY=value`` lines of the credentials file; empty where there is none."""
-        try:
-            lines = self.data.credentials_file.read_text().splitlines()
-        except FileNotFoundError:
-            return {}
-        pairs = (line.removeprefix("export ").partition("=") for line in lines if line.startswith("export "))
-        return {name: value for name, _, value in pairs}
-
-    def write_credentials(self, values: Mapping[str, str]) -> None:
-        """Replaces the credentials file."""
-        text = "".join(f"export {name}={value}\n" for name, value in values.items())
-        replace_private(self.data.credentials_file, text)
-
-    def keep_credential(self, name: str, value: str) -> None:
-        """Puts the new value where the file holds an old one."""
-        kept = self.credentials()
-        if name in kept:
-            self.write_credentials({**kept, name: value})
+        """The ``export KEY=value`` lines of the credentials file; empty if it is missing."""
+        return self.credentials_file.read()
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port of the gateway that this configuration describes, or of the one that runs.
+        """Scheme, host and port of the gateway that runs, or else of the one that is configured.
 
-        That one may have been started with another port in its environment.
+        The running one may have been started with another port in its environment.
         """
-        server, running = self.config.server, self.data.running()
-        port = server.port if running is None else running.port
-        scheme = "https" if server.tls_certificate else "http"
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.host)  # noqa: S104
-        return f"{scheme}://{host}:{port}"
+        gateway = self.data.running()
+        return origin_of(self.config.server) if gateway is None else gateway.origin
+
+    def require_running(self) -> RunningGateway:
+        """The gateway that runs with this data directory; raises `CommandError` if none does."""
+        gateway = self.data.running()
+        if gateway is None:
+            raise CommandError(
+                f"no gateway is running with the data directory {self.data.path}; "
+                "start one with `torpor start`"
+            )
+        return gateway
 
     def http(self, key: str | None, timeout_s: float = _TIMEOUT_S) -> httpx.AsyncClient:
-        """A client of the running gateway."""
+        """A client of the running gateway, through the socket in its data directory.
+
+        So no other program gets the key, whoever listens on the gateway's port. Raises `CommandError` if
+        no gateway of this data directory runs, and `DataDirectoryError`.
+        """
+        self.require_running()
         return httpx.AsyncClient(
-            base_url=self.origin,
+            base_url="http://torpor",
             headers=_bearer(key),
             timeout=timeout_s,
             trust_env=False,
-            verify=self._trust(),
+            transport=LocalTransport(self.data.socket),
         )
-
-    def _trust(self) -> ssl.SSLContext | bool:
-        certificate = self.config.server.tls_certificate
-        if certificate is None:
-            return False
-        context = ssl.create_default_context(cafile=str(certificate))
-        context.check_hostname = False
-        return context
 
     @asynccontextmanager
     async def api(
@@ -145,7 +140,7 @@ def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return asyncio.run(work())
     except httpx.HTTPError as error:
         raise CommandError(f"the gateway does not answer: {error or type(error).__name__}") from None
-    except (DataDirectoryInUse, DatabaseError) as error:
+    except (DataDirectoryError, DatabaseError) as error:
         raise CommandError(str(error)) from None
 
 

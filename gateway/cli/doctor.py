@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from engines.folders import RunFolders
 from gateway.cli.common import Installation, config_option, json_option, run
 from gateway.cli.errors import CommandError
 from gateway.database import is_migrated
+from gateway.listening import CannotListen, check_ports
 
 _GIB = 1024**3
 
@@ -140,14 +140,11 @@ def _port(installation: Installation) -> Finding:
     running = installation.data.running()
     if running is not None:
         return Finding("port", "ok", f"{running.port}, held by the running gateway (process {running.pid})")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((server.host, server.port))
-        except OSError as error:
-            return Finding(
-                "port", "fails", f"{server.port}: {error.strerror}", "set TORPOR_PORT to a free one"
-            )
+    try:
+        check_ports(installation.config)
+    except CannotListen as error:
+        reason, _, advice = str(error).partition("; ")
+        return Finding("port", "fails", reason, advice)
     return Finding("port", "ok", f"{server.port} is free")
 
 

@@ -27,8 +27,7 @@ _SNAPSHOT_HEADS = ("model", "snapshot", "made", "disk MB", "usable")
 def engines(once: bool, config_file: Path, as_json: bool) -> None:
     """The engines of the running gateway, every second: state, tier, memory, last wakes and their phases."""
     installation = Installation.load(config_file)
-    if installation.data.running() is None:
-        raise CommandError("no gateway is running; start one with `torpor start`")
+    installation.require_running()
     key = installation.credential("TORPOR_ROOT_KEY")
     while True:
         found = run(lambda: _engines(installation, key))

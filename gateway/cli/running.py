@@ -20,8 +20,10 @@ from gateway.cli.common import Installation, config_option, run
 from gateway.cli.errors import CommandError
 from gateway.cli.setup import greeting
 from gateway.config import ModelConfig
-from gateway.datadir import DataDirectoryInUse
+from gateway.datadir import RunningGateway
+from gateway.listening import CannotListen, check_ports
 from gateway.logs import LogFile
+from gateway.privacy import private_umask
 from gateway.server import StartFailed
 from gateway.server import serve as serve_gateway
 
@@ -44,13 +46,13 @@ def serve(greet: bool, config_file: Path) -> None:
     try:
         with installation.data.held():
             serve_gateway(installation.config, installation.data)
-    except (DataDirectoryInUse, StartFailed) as error:
+    except StartFailed as error:
         raise CommandError(str(error)) from None
 
 
 def _greet(installation: Installation) -> None:
     try:
-        run(lambda: _wait(installation, _WAIT_S))
+        run(lambda: _wait(installation, _WAIT_S, pid=os.getpid()))
         click.echo(greeting(installation))
     except CommandError as error:
         click.echo(f"torpor: {error}", err=True)
@@ -75,9 +77,11 @@ def start(timeout_s: float, config_file: Path) -> None:
     server = installation.config.server
     log = server.log_file or installation.data.path / "gateway.log"
     launched: AbstractContextManager[subprocess.Popen[bytes] | None] = nullcontext()
-    if installation.data.running() is not None:
-        click.echo("the gateway runs already")
+    running = installation.data.running()
+    if running is not None:
+        click.echo(f"the gateway runs already, at {running.origin}")
     else:
+        _check_ports(installation)
         file = LogFile(log, server.log_file_bytes, server.log_files_kept)
         launched = _launched(installation, config_file, file)
     # So that also a SIGTERM to this command leaves nothing behind.
@@ -90,6 +94,14 @@ def start(timeout_s: float, config_file: Path) -> None:
         raise CommandError(f"{error}\nThe last lines of {log}:\n{last}") from None
 
 
+def _check_ports(installation: Installation) -> None:
+    """Whoever answers on a port that is in use, it is not the gateway that would be started."""
+    try:
+        check_ports(installation.config)
+    except CannotListen as error:
+        raise CommandError(f"{error}; no gateway was started") from None
+
+
 @contextmanager
 def _launched(
     installation: Installation, config_file: Path, log: LogFile
@@ -97,7 +109,7 @@ def _launched(
     """A gateway in a process of its own, which outlives the block only where the block succeeds."""
     installation.data.create()
     # What it says before it writes its log reaches the same file: appended, as the log is.
-    with _opened(log) as output:
+    with private_umask(), _opened(log) as output:
         process = subprocess.Popen(  # noqa: S603 - this command again
             [sys.executable, "-m", "gateway.cli", "serve", "--config", str(config_file)],
             stdin=subprocess.DEVNULL,
@@ -171,17 +183,28 @@ def _default_model(installation: Installation) -> tuple[ModelConfig, str]:
 
 
 async def _wait(
-    installation: Installation, timeout_s: float, process: "subprocess.Popen[bytes] | None" = None
+    installation: Installation,
+    timeout_s: float,
+    process: "subprocess.Popen[bytes] | None" = None,
+    *,
+    pid: int | None = None,
 ) -> None:
+    """Wait for the default model of a gateway: of ``process``, of the process ``pid``, or of any."""
     model, key = _default_model(installation)
     began = time.monotonic()
+    gateway: RunningGateway | None = None
     try:
-        async with asyncio.timeout(timeout_s), installation.http(key, timeout_s=timeout_s) as client:
-            await _until_listening(client, process)
-            click.echo(f"the gateway listens; waking {model.id} (a cold start takes about half a minute)")
-            async with _telling(began):
+        async with asyncio.timeout(timeout_s):
+            gateway = await _until_ready(installation, process, pid)
+            click.echo(f"the gateway listens at {gateway.origin}; waking {model.id}")
+            async with installation.http(key, timeout_s=timeout_s) as client, _telling(began):
                 response = await _ask(client, model)
     except TimeoutError:
+        if gateway is None:
+            path = installation.data.path
+            raise CommandError(
+                f"no gateway with the data directory {path} was ready within {timeout_s:g} s"
+            ) from None
         raise CommandError(f"{model.id} did not answer within {timeout_s:g} s") from None
     if response.is_error:
         raise CommandError(f"{model.id} did not answer: {response.text}")
@@ -212,14 +235,27 @@ async def _telling(began: float) -> AsyncIterator[None]:
         telling.cancel()
 
 
-async def _until_listening(client: httpx.AsyncClient, process: "subprocess.Popen[bytes] | None") -> None:
+async def _until_ready(
+    installation: Installation, process: "subprocess.Popen[bytes] | None", pid: int | None
+) -> RunningGateway:
+    """The gateway, once it takes requests.
+
+    It is known by what it wrote into the data directory, and asked through its socket there. Whoever answers
+    on its port proves nothing.
+    """
+    expected = pid if process is None else process.pid
     while True:
         if process is not None and process.poll() is not None:
             raise CommandError(f"the gateway ended by itself, with exit code {process.returncode}")
-        try:
-            response = await client.get("/health/ready", timeout=_READY_TIMEOUT_S)
-        except httpx.TransportError:
-            response = None
-        if response is not None and response.is_success:
-            return
+        gateway = installation.data.running()
+        if gateway is not None and expected in (None, gateway.pid) and await _is_ready(installation):
+            return gateway
         await asyncio.sleep(_POLL_S)
+
+
+async def _is_ready(installation: Installation) -> bool:
+    try:
+        async with installation.http(None, _READY_TIMEOUT_S) as client:
+            return (await client.get("/health/ready")).is_success
+    except (httpx.TransportError, CommandError):
+        return False

@@ -11,8 +11,9 @@ from coldstart.criu import CriuMissing
 from coldstart.criu_package import fetch
 from gateway.cli.common import Installation, config_option, run
 from gateway.cli.errors import CommandError
+from gateway.credentials import BASE_URL
 from gateway.database import migrate, open_database
-from gateway.datadir import DataDirectoryInUse
+from gateway.privacy import private_umask
 from tenants.errors import NotFound
 from tenants.store import TenantStore
 from tenants.types import KeyKind, Organization, Project
@@ -30,19 +31,17 @@ def setup(config_file: Path) -> None:
             shutil.copyfile(example, config_file)
         click.echo(f"wrote {config_file}")
     installation = Installation.load(config_file)
-    _fetch_criu(installation)
-    kept = installation.credentials()
+    installation.data.create()
+    with private_umask():
+        _fetch_criu(installation)
     base_url = f"{installation.origin}/v1"
-    if not kept:
-        try:
-            with installation.data.held():
-                kept = run(lambda: _make_demo(installation))
-        except DataDirectoryInUse as error:
-            raise CommandError(str(error)) from None
+    if not installation.credentials():
+        with installation.data.held():
+            keys = run(lambda: _make_demo(installation))
+            installation.credentials_file.write({BASE_URL: base_url, **keys})
         click.echo(f"made the organization {_DEMO!r}, its project and its keys")
-    if kept.get("TORPOR_BASE_URL") != base_url:
-        rest = {name: value for name, value in kept.items() if name != "TORPOR_BASE_URL"}
-        installation.write_credentials({"TORPOR_BASE_URL": base_url, **rest})
+        click.echo(f"wrote {installation.data.credentials_file}")
+    elif installation.credentials_file.follow(base_url):
         click.echo(f"wrote {installation.data.credentials_file}")
 
 
@@ -104,7 +103,9 @@ async def _project(store: TenantStore, organization: Organization) -> Project:
 @config_option
 def hello(config_file: Path) -> None:
     """Print a curl line and a Python snippet that talk to the running gateway."""
-    click.echo(greeting(Installation.load(config_file)))
+    installation = Installation.load(config_file)
+    installation.require_running()
+    click.echo(greeting(installation))
 
 
 def greeting(installation: Installation) -> str:

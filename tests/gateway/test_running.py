@@ -99,12 +99,13 @@ def test_a_start_whose_model_fails_leaves_nothing(tmp_path: Path) -> None:
     assert processes_with(_mark(gateway)) == []
 
 
-def test_a_gateway_that_cannot_start_says_why(tmp_path: Path, silent: str) -> None:
-    gateway = _installed(tmp_path, silent, port=int(silent.rpartition(":")[2]))
+def test_a_gateway_that_cannot_start_says_why(tmp_path: Path, standin: str) -> None:
+    gateway = _installed(tmp_path, standin)
+    (tmp_path / ".torpor/torpor.db").write_text("not a database")
     failed = _start(gateway)
     assert failed.returncode == 1
     assert "the gateway ended by itself, with exit code 1" in failed.stderr
-    assert f"cannot listen on 127.0.0.1:{gateway.port}" in failed.stderr
+    assert "check [storage] database" in failed.stderr
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
