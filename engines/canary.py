@@ -11,6 +11,7 @@ alone and in a batch. Runs in the engine's API server process.
 
 import asyncio
 import itertools
+import time
 from typing import Any
 
 from vllm import PoolingParams, SamplingParams
@@ -27,9 +28,10 @@ _ids = itertools.count()
 
 
 async def record(engine: Any) -> dict[str, Any]:
-    """``{"prompt": [token ids], "probes": [token ids], "token": id | None, "values", "tolerance"}``.
+    """``{"prompt": [token ids], "probes": [token ids], "token": id | None, "values", "tolerance", ...}``.
 
     ``token`` is the one that follows, and the last of ``probes``, whose log-probabilities are the ``values``.
+    ``ms``: how long the prompt took alone. ``batch_tokens``: the most tokens that a step computes.
     Raises RuntimeError when the engine contradicts itself more than a sound one may.
     """
     measure = Asker(engine).measure
@@ -39,7 +41,9 @@ async def record(engine: Any) -> dict[str, Any]:
     token, _ = await measure(prompt, probes)
     if token is not None:
         probes = [*(probe for probe in probes if probe != token), token]
+    began = time.perf_counter()
     _, values = await measure(prompt, probes)
+    ms = (time.perf_counter() - began) * 1000
     others = [tokens(104729 + row, _PROMPT_TOKENS + row, size) for row in range(_BATCH)]
     again = [measure(prompt, probes) for _ in range(_BATCH)]
     measured = await asyncio.gather(*again, *(measure(other, probes) for other in others))
@@ -48,7 +52,15 @@ async def record(engine: Any) -> dict[str, Any]:
     tolerance = max(least, _SLACK * deviation)
     if tolerance > _MOST:
         raise RuntimeError(f"the engine's answers to one prompt differ by {deviation:.3g}")
-    return {"prompt": prompt, "probes": probes, "token": token, "values": values, "tolerance": tolerance}
+    return {
+        "prompt": prompt,
+        "probes": probes,
+        "token": token,
+        "values": values,
+        "tolerance": tolerance,
+        "ms": ms,
+        "batch_tokens": engine.vllm_config.scheduler_config.max_num_batched_tokens,
+    }
 
 
 async def check(engine: Any, recorded: dict[str, Any], prefix: str) -> tuple[bool, float]:

@@ -16,7 +16,7 @@
 ``GET /torpor/proof``
     Answers when the canary has: ``{"deviation", "ms"}``.
 ``POST /torpor/canary``
-    Records a canary. Answers `engines.canary.Canary` as JSON.
+    Records a canary (`engines.canary.record`). 409 where the engine contradicts itself.
 ``POST /torpor/adapters``, ``{"name", "number", "folder", "canary", "leaver"}``
     Loads an adapter, to be served under the name once, in the place of the one named ``leaver``. With a
     canary its answers are held back until that has passed; without one it is loaded to record one, and not
@@ -95,7 +95,7 @@ class Control:
             await self._attached(app).rehearse()
             return 200, None
         if method == "POST" and what == "canary":
-            return 200, await canary.record(engine)
+            return await _record(engine)
         return 404, {"error": "unknown path"}
 
     def _way_in(self, engine: Any) -> FirstBatch:
@@ -187,6 +187,13 @@ async def _prove(
         _logger.error("the canary differs by %.3g, at most %.3g is sound", deviation, tolerance)
         _end(UNFIT)
     return {"deviation": deviation, "ms": (time.perf_counter() - began) * 1000}
+
+
+async def _record(engine: Any) -> _Reply:
+    try:
+        return 200, await canary.record(engine)
+    except RuntimeError as error:
+        return 409, {"error": str(error)}
 
 
 def _end(status: int) -> NoReturn:

@@ -32,6 +32,7 @@ from engines.errors import (
 )
 from engines.folders import RunFolders
 from engines.habits import Habits
+from engines.patience import Patience
 from engines.policy import HostPolicy
 from engines.process import EngineProcess, EngineSite
 from engines.remote import RemoteEngine
@@ -276,7 +277,7 @@ class EngineHost:
         servable(self._spec(model_id), adapter)
         try:
             async with self._leased(self._actor(model_id), timeout_s, None, alone) as lease:
-                canary = await loading.record(lease)
+                canary = await loading.record(lease, Patience.of(self._spec(model_id)))
         except AdapterUnfit as error:
             raise AdapterRejected("the engine fails when it loads the adapter") from error
         except EngineBroken as error:
@@ -331,8 +332,7 @@ class EngineHost:
         """Start the engine unless it runs. Raises `UnknownModel`, `EngineUnavailable`."""
         if model_id not in self._remote:
             actor = self._actor(model_id)
-            # The longest that a wake takes once it has memory: a restore that fails, and a start.
-            limit_s = self._policy.restore_timeout_s + actor.spec.start_timeout_s
+            limit_s = Patience.of(actor.spec).wake_s(self._policy.restore_timeout_s, actor.spec)
             await self._answer(actor, actor.ask(lease=False), limit_s)
         return self._status(model_id)
 

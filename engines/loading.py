@@ -15,22 +15,23 @@ from typing import Any
 from engines.adapters import Adapter
 from engines.calls import call
 from engines.errors import AdapterGone, AdapterRejected, EngineBroken
+from engines.patience import Patience
 from engines.status import EngineLease
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _FOLDER = "adapters"
 _LOAD_TIMEOUT_S = 60.0
-_PROOF_TIMEOUT_S = 60.0
 _PATH = "/torpor/adapters"
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterDoor:
-    """One engine's: its socket, its folder, and where it sees this folder."""
+    """One engine's: its socket, its folder, where it sees this folder, and how long it may take."""
 
     socket: Path
     folder: Path
     inside: Path
+    patience: Patience
 
     async def load(self, adapter: Adapter, name: str, number: int, leaver: str | None) -> None:
         """Load it under a name that was never used in this engine; ``leaver`` is unloaded before.
@@ -67,7 +68,8 @@ class AdapterDoor:
 
     async def proof(self, name: str) -> Mapping[str, Any]:
         """Wait for its canary: ``{"fit", "deviation", "share", "ms"}``. Raises `EngineBroken`."""
-        told: Mapping[str, Any] = await self._ask("GET", f"{_PATH}/{name}/proof", None, _PROOF_TIMEOUT_S)
+        limit_s = self.patience.proof_s(_LOAD_TIMEOUT_S)
+        told: Mapping[str, Any] = await self._ask("GET", f"{_PATH}/{name}/proof", None, limit_s)
         return told
 
     async def sweep(self) -> None:
@@ -81,10 +83,10 @@ class AdapterDoor:
         return await _ask(self.socket, method, path, value, timeout_s)
 
 
-async def record(lease: EngineLease) -> bytes:
+async def record(lease: EngineLease, patience: Patience) -> bytes:
     """Record the canary of the adapter that the lease is for. Raises `AdapterRejected`, `EngineBroken`."""
     path = f"{_PATH}/{lease.internal_name}/canary"
-    told = await _ask(Path(lease.address.uds or ""), "POST", path, None, _PROOF_TIMEOUT_S)
+    told = await _ask(Path(lease.address.uds or ""), "POST", path, None, patience.canary_s)
     return json.dumps(told).encode()
 
 

@@ -27,6 +27,7 @@ from engines.errors import EngineBroken, EngineError
 from engines.folders import RunFolder, RunFolders
 from engines.loading import AdapterDoor
 from engines.output import EngineOutput
+from engines.patience import Patience
 from engines.spec import EngineAddress, ModelSpec
 
 #: The exit status of an engine whose canary is not fit, and of one that could not be asked.
@@ -34,7 +35,6 @@ UNFIT = 71
 UNPROVEN = 72
 _POLL_S = 0.05
 _OUTPUT_TIMEOUT_S = 1.0
-_SLEEP_TIMEOUT_S = 20.0
 _WAKE_TIMEOUT_S = 30.0
 _SOCKET = "s"
 _CRIU_OUTPUT = "criu.out"
@@ -89,6 +89,7 @@ class EngineProcess:
         self._site = site
         self._argv = argv
         self._health_timeout_s = health_timeout_s
+        self._patience = Patience.of(spec)
         self._output = EngineOutput(spec.id)
         self._reading: asyncio.Task[int] | None = None
         self._folder: RunFolder | None = None
@@ -113,7 +114,7 @@ class EngineProcess:
     def adapters(self) -> AdapterDoor:
         """The way to load adapters into it."""
         socket = self._socket
-        return AdapterDoor(socket, socket.parent, self._inside())
+        return AdapterDoor(socket, socket.parent, self._inside(), self._patience)
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         """The argv and the environment that it is started with: a snapshot is only good for these."""
@@ -153,6 +154,7 @@ class EngineProcess:
     async def _restore(self, snapshot: Snapshot) -> Mapping[str, float]:
         began = time.perf_counter()
         layout, manifest = snapshot.layout, snapshot.manifest
+        self._patience = Patience.of_snapshot(self._spec, snapshot)
         if self._site.criu is None:
             raise EngineStartFailed("there is no CRIU")
         first = chain(self._site.criu.files, layout.images.iterdir())
@@ -217,25 +219,28 @@ class EngineProcess:
 
     async def proof(self) -> Mapping[str, float]:
         """Wait for the canary: the milliseconds that it took. Raises `EngineBroken` when it is not fit."""
-        status, answer = await call(self._socket, "GET", "/torpor/proof", timeout_s=_WAKE_TIMEOUT_S)
+        limit_s = self._patience.proof_s(_WAKE_TIMEOUT_S)
+        status, answer = await call(self._socket, "GET", "/torpor/proof", timeout_s=limit_s)
         if status != 200:
             raise EngineBroken(f"its canary differs: {answer}")
         return {"canary": answer["ms"]}
 
     async def canary(self) -> Mapping[str, Any]:
         """Record what `wake` compares. Raises `EngineBroken`."""
-        status, answer = await call(self._socket, "POST", "/torpor/canary", timeout_s=_WAKE_TIMEOUT_S)
+        limit_s = self._patience.canary_s
+        status, answer = await call(self._socket, "POST", "/torpor/canary", timeout_s=limit_s)
         if status != 200:
             raise EngineBroken(f"the engine records no canary: {answer}")
         return dict(answer)
 
     async def rehearse(self) -> None:
         """Load an adapter that changes nothing, and unload it. Raises `EngineBroken`."""
-        await self.control("rehearse")
+        await self.control("rehearse", self._patience.request_s)
 
-    async def control(self, what: str) -> None:
+    async def control(self, what: str, limit_s: float | None = None) -> None:
         """Ask something of the engine itself (`engines.control`). Raises `EngineBroken`."""
-        status, answer = await call(self._socket, "POST", f"/torpor/{what}", timeout_s=_SLEEP_TIMEOUT_S)
+        limit_s = limit_s or self._patience.sleep_s
+        status, answer = await call(self._socket, "POST", f"/torpor/{what}", timeout_s=limit_s)
         if status != 200:
             raise EngineBroken(f"the engine refuses to {what}: {answer}")
 

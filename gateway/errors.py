@@ -276,8 +276,8 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return model_not_found(error.name)
         case EngineBroken() | AdapterRejected():
             return engine_failed()
-        case SnapshotFailed():
-            message = "The snapshot could not be made; the gateway's log says why."
+        case SnapshotFailed():  # only the root key can ask for one: it is told the cause
+            message = f"The snapshot could not be made: {error}"
             return ApiError(500, "server_error", "snapshot_failed", message)
         case UnknownModel():
             return model_not_found(error.model_id)

@@ -7,7 +7,7 @@ import time
 import openai
 import pytest
 
-from tests.process import CHAT_MODEL, Gateway, running_gateway
+from tests.process import CHAT_MODEL, MODELS, Gateway, running_gateway
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,29 @@ def test_commands_find_the_gateway_that_runs_on_another_port_than_they_are_told(
     elsewhere = Gateway(gateway.folder, gateway.port, {**gateway.environment, "TORPOR_PORT": "9"})
     assert CHAT_MODEL in elsewhere.torpor("engines", "--once").stdout
     assert f"{gateway.port}, held by the running gateway" in elsewhere.torpor("doctor", check=False).stdout
+
+
+def test_a_snapshot_that_cannot_be_made_is_told_with_its_cause_without_a_gateway(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    models = f"""
+[[models]]
+id = "broken"
+source = "{MODELS}/{CHAT_MODEL}"
+engine_args = ["--no-such-option"]
+"""
+    folder = tmp_path_factory.mktemp("broken")
+    with running_gateway(folder, models=models, snapshots=True) as started:
+        with started.http(started.root_key) as root:
+            answer = root.post("/v1/torpor/engines/broken/snapshot").json()["error"]
+        assert answer["code"] == "snapshot_failed"
+        assert "unrecognized arguments: --no-such-option" in answer["message"]
+        started.end()
+        done = started.torpor("snapshot", "create", "broken", check=False)
+        assert done.returncode == 1
+        assert "unrecognized arguments: --no-such-option" in done.stderr
+        assert "log says why" not in done.stderr
+        started.start()
 
 
 def test_an_expired_key_is_refused(gateway: Gateway) -> None:
