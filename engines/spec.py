@@ -26,6 +26,13 @@ class Task(StrEnum):
     EMBED = "embed"
 
 
+class TokenArrays(StrEnum):
+    """What is done with token ids as the input of embeddings."""
+
+    ACCEPT = "accept"
+    REFUSE = "refuse"
+
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The largest ranks that vLLM can be told."""
 
@@ -88,6 +95,8 @@ class ModelSpec:
     wake_timeout_s: float | None = None
     #: Whether it may sleep in a snapshot.
     snapshot: bool = True
+    #: Whether its embeddings take token ids; None: if its vocabulary is OpenAI's.
+    token_arrays: TokenArrays | None = None
     #: What its engines are made for when they are to serve adapters.
     lora: LoraSettings | None = None
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.bodies import ChatCall, CompletionCall, EmbeddingCall, Generation
+from gateway.calls import ChatCall, CompletionCall, EmbeddingCall, Generation
 from gateway.catalog import Model
 from gateway.config import Config
 from gateway.context import RequestRecord
@@ -157,7 +157,7 @@ def _most_output(asking: Asking, prompt_tokens: int) -> int:
     if isinstance(call, CompletionCall):
         wanted = _COMPLETION_TOKENS if call.max_tokens is None else call.max_tokens
     else:
-        wanted = call.max_completion_tokens or call.max_tokens or fits
+        wanted = fits if call.answer_limit is None else call.answer_limit
     each = wanted if context is None else min(wanted, fits)
     return each * (call.n or 1) * _number_of_prompts(call)
 

@@ -13,6 +13,7 @@ from tenants.scopes import grants
 from tenants.tokens.envelope import MAX_TOKEN_CHARACTERS, too_long
 from tenants.types import KeyKind, Principal
 
+_KEY = {KeyKind.ROOT: "a root key", KeyKind.ADMIN: "an admin key", KeyKind.PROJECT: "a project key"}
 _OPENS = {
     KeyKind.ROOT: "the host itself, under /v1/torpor",
     KeyKind.ADMIN: "the administration of one organization, under /v1/organization",
@@ -36,10 +37,10 @@ async def authenticate(request: Request, *kinds: KeyKind, scope: str | None = No
     record.principal = principal
     record.auth_ms = record.elapsed_ms()
     if principal.kind not in kinds:
-        wanted = " or ".join(f"a {kind} key" for kind in kinds)
+        needed = " or ".join(_KEY[kind] for kind in kinds)
         services.counts.authentication("insufficient_scope")
         raise insufficient_scope(
-            f"This is a {principal.kind} key: it opens {_OPENS[principal.kind]}. This call needs {wanted}."
+            f"This is {_KEY[principal.kind]}: it opens {_OPENS[principal.kind]}. This call needs {needed}."
         )
     if scope is not None and not grants(principal.scopes, scope):
         services.counts.authentication("insufficient_scope")

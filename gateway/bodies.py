@@ -1,7 +1,7 @@
-"""Reading a request's body within its limits, and checking it before any engine is asked."""
+"""Reading a request's body within its limits, as a JSON object."""
 
 import asyncio
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -9,13 +9,9 @@ from starlette.requests import ClientDisconnect, Request
 from gateway.config import LimitsConfig
 from gateway.context import header
 from gateway.errors import ApiError, invalid_request
+from gateway.json_numbers import infinite_number, large_integer
 from gateway.link import link_of
 
-T = TypeVar("T", bound=msgspec.Struct)
-MAX_PROMPTS = 2048
-"""Prompts or inputs of one request, as many as OpenAI's embeddings take."""
-MAX_CHOICES = 128
-_SERVICE_TIERS = frozenset({None, "auto", "default", "fast", "flex", "priority", "scale"})
 _IN_THREAD_BYTES = 256 * 1024
 
 
@@ -85,8 +81,10 @@ def parse_object(body: bytes, max_depth: int) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        param = infinite_number(body)
+        what = f"{error}" if param is None else f"'{param}' is not a finite number of 64 bits"
         raise invalid_request(
-            f"We could not parse the JSON body of your request: {error}.", code="invalid_json"
+            f"We could not parse the JSON body of your request: {what}.", param, "invalid_json"
         ) from None
     except RecursionError:
         raise _too_deep(max_depth) from None
@@ -94,6 +92,10 @@ def parse_object(body: bytes, max_depth: int) -> dict[str, Any]:
         raise invalid_request("The JSON body must be an object.", code="invalid_json")
     if body.count(b"{") + body.count(b"[") > max_depth and _deeper_than(value, max_depth):
         raise _too_deep(max_depth)
+    if (param := large_integer(body, value)) is not None:
+        raise invalid_request(
+            f"Invalid value for '{param}': integers must fit into 64 bits.", param, "invalid_value"
+        )
     return value
 
 
@@ -112,151 +114,3 @@ def _deeper_than(value: Any, max_depth: int) -> bool:
             return False
         level = below
     return True
-
-
-class StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
-class Message(msgspec.Struct):
-    role: str
-    content: str | list[dict[str, Any]] | None = None
-
-
-class Call(msgspec.Struct, kw_only=True):
-    """What all inference calls share. Fields that are not named here are the engine's to judge."""
-
-    model: str
-    user: str | None = None
-    service_tier: str | None = None
-
-
-class Generation(Call, kw_only=True):
-    """What chat and text completions share."""
-
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-
-
-class ChatCall(Generation, kw_only=True):
-    """``POST /v1/chat/completions``."""
-
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
-    response_format: dict[str, Any] | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-
-
-class CompletionCall(Generation, kw_only=True):
-    """``POST /v1/completions``."""
-
-    prompt: str | list[str | int | list[int]]
-    logprobs: int | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-    best_of: int | None = None
-
-
-class EmbeddingCall(Call, kw_only=True):
-    """``POST /v1/embeddings``."""
-
-    input: str | list[str | int | list[int]]
-    encoding_format: str | None = None
-    dimensions: int | None = None
-
-
-class TokenizeCall(Call, kw_only=True):
-    """``POST /tokenize``: a prompt or messages."""
-
-    prompt: str | None = None
-    messages: list[Message] | None = None
-
-
-class DetokenizeCall(Call, kw_only=True):
-    """``POST /detokenize``."""
-
-    tokens: list[int]
-
-
-def check_call(body: dict[str, Any], kind: type[T]) -> T:
-    """The fields that OpenAI defines, with their types checked; raises 400 naming the first that is wrong."""
-    model = body.get("model")
-    if model is None or model == "":
-        raise invalid_request("You must provide a model parameter.", "model", "missing_required_parameter")
-    try:
-        call = msgspec.convert(body, kind, strict=True)
-    except msgspec.ValidationError as error:
-        raise _type_fault(str(error)) from None
-    _check_values(call)
-    return call
-
-
-def _type_fault(message: str) -> ApiError:
-    """msgspec says ``Expected `int`, got `str` - at `$.max_tokens```."""
-    what, _, place = message.partition(" - at `$")
-    param = place.rstrip("`").lstrip(".") or None
-    if what.startswith("Object missing required field"):
-        name = what.split("`")[1]
-        param = f"{param}.{name}" if param else name
-        return invalid_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
-    return invalid_request(f"Invalid type for '{param}': {what.replace('`', '')}.", param, "invalid_type")
-
-
-def _check_values(call: msgspec.Struct) -> None:
-    if isinstance(call, Call) and call.service_tier not in _SERVICE_TIERS:
-        named = ", ".join(sorted(tier for tier in _SERVICE_TIERS if tier))
-        raise invalid_request(f"'service_tier' must be one of {named}.", "service_tier", "invalid_value")
-    if isinstance(call, TokenizeCall) and (call.prompt is None) == (call.messages is None):
-        raise invalid_request("Give either 'prompt' or 'messages'.", "prompt", "invalid_value")
-    if isinstance(call, ChatCall) and not call.messages:
-        raise invalid_request("'messages' must hold at least one message.", "messages", "invalid_value")
-    if isinstance(call, CompletionCall):
-        _check_prompts(call.prompt, "prompt")
-    if isinstance(call, EmbeddingCall):
-        _check_prompts(call.input, "input")
-        if call.encoding_format not in (None, "float", "base64"):
-            raise invalid_request(
-                "'encoding_format' must be float or base64.", "encoding_format", "invalid_value"
-            )
-    if not isinstance(call, Generation):
-        return
-    if call.stream_options is not None and not call.stream:
-        raise invalid_request(
-            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-            "stream_options",
-            "invalid_value",
-        )
-    for name in ("n", "max_tokens", "max_completion_tokens"):
-        value = getattr(call, name)
-        # A completion of no tokens is how the prompt alone is scored.
-        least = 0 if name == "max_tokens" and isinstance(call, CompletionCall) else 1
-        if value is not None and value < least:
-            raise invalid_request(f"'{name}' must be at least {least}, not {value}.", name, "invalid_value")
-    if call.n is not None and call.n > MAX_CHOICES:
-        raise invalid_request(f"'n' must be at most {MAX_CHOICES}.", "n", "invalid_value")
-
-
-def _check_prompts(prompts: str | list[Any], name: str) -> None:
-    """A text, texts, the tokens of one, or the tokens of several: not mixed, not none, and not too many."""
-    if not prompts:
-        raise invalid_request(f"'{name}' must not be empty.", name, "invalid_value")
-    if isinstance(prompts, str):
-        return
-    kind = type(prompts[0])
-    if any(type(prompt) is not kind for prompt in prompts):
-        raise invalid_request(
-            f"Invalid type for '{name}': texts and tokens cannot be mixed.", name, "invalid_type"
-        )
-    if kind is not int and len(prompts) > MAX_PROMPTS:
-        raise invalid_request(f"'{name}' may hold at most {MAX_PROMPTS} prompts.", name, "invalid_value")

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engines.spec import ModelSpec, Task, context_length
 from gateway.errors import ApiError, invalid_request, model_not_found
+from gateway.model_traits import Traits, read_traits
 from metering.errors import TemplateError
 from metering.prompts import ChatTemplate
 from metering.tokens import TokenCounter
@@ -30,6 +31,7 @@ class Model:
     counter: TokenCounter | None
     template: ChatTemplate | None
     adapter: RegisteredAdapter | None = None
+    traits: Traits = field(default_factory=Traits)
 
     @property
     def id(self) -> str:
@@ -107,9 +109,10 @@ def wrong_task(name: str, wanted: Task) -> ApiError:
 def load_model(spec: ModelSpec, created: int) -> Model:
     """Reads the tokenizer, the chat template and the context length from the model's folder."""
     if spec.source is None:
-        return Model(spec, created, spec.max_model_len, None, None)
+        return Model(spec, created, spec.max_model_len, None, None, traits=read_traits(spec, None))
     counter = TokenCounter.load(spec.source)
-    return Model(spec, created, context_length(spec), counter, _template(spec))
+    traits = read_traits(spec, counter)
+    return Model(spec, created, context_length(spec), counter, _template(spec), traits=traits)
 
 
 def _template(spec: ModelSpec) -> ChatTemplate | None:

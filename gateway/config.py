@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InvalidModel
-from engines.spec import LoraSettings, ModelSpec, Task, check_model
+from engines.spec import LoraSettings, ModelSpec, Task, TokenArrays, check_model
 from gateway.adapters.config import AdaptersConfig
 from gateway.alerts.config import AlertsConfig, alerts_fault
 from gateway.config_loader import ConfigError as ConfigError
@@ -110,6 +110,7 @@ class ModelConfig:
     idle_snapshot_s: float | None = None
     wake_timeout_s: float | None = None
     snapshot: bool = True
+    token_arrays: TokenArrays | None = None
     lora: LoraSettings | None = None
     url: str | None = None
     api_key_env: str | None = None
@@ -135,6 +136,7 @@ class ModelConfig:
             idle_snapshot_s=self.idle_snapshot_s,
             wake_timeout_s=self.wake_timeout_s,
             snapshot=self.snapshot,
+            token_arrays=self.token_arrays,
             lora=self.lora,
         )
 

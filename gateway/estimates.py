@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.bodies import Generation
+from gateway.calls import Generation
 from gateway.catalog import Model
 from gateway.prompt_length import count_prompts
 from metering.types import Usage

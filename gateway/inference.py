@@ -10,7 +10,11 @@ from engines.spec import Task
 from gateway.adapters.resolving import resolve_model
 from gateway.admission import Asking, admit
 from gateway.authentication import authenticate
-from gateway.bodies import (
+from gateway.bodies import read_json
+from gateway.call_checks import check_call, without_nulls
+from gateway.calls import (
+    ENGINE_FIELDS,
+    OWN_FIELDS,
     Call,
     ChatCall,
     CompletionCall,
@@ -18,35 +22,22 @@ from gateway.bodies import (
     EmbeddingCall,
     Generation,
     TokenizeCall,
-    check_call,
-    read_json,
 )
 from gateway.catalog import Model
 from gateway.context import RequestRecord, record_of
-from gateway.errors import invalid_request, not_supported, shutting_down
+from gateway.errors import not_supported, shutting_down
 from gateway.estimates import estimator
 from gateway.exchange import Exchange, Plan, UnmeteredExchange
 from gateway.metered import MeteredPlan, PlainExchange, StreamExchange
+from gateway.model_fit import check_fit, fitted
 from gateway.openai_fields import OPENAI_FIELDS
 from gateway.queueing import Ask
+from gateway.service_tiers import tier_of, used_tier
 from gateway.services import Services, services_of
 from metering.types import Attempt, Operation, new_attempt_id
 from tenants.adapter_index import RegisteredAdapter
-from tenants.fairness import ServiceTier
 from tenants.scopes import MODEL_REQUEST
 from tenants.types import KeyKind, Principal
-
-_OWN_FIELDS = (
-    "cache_salt",
-    "priority",
-    "request_id",
-    "session_id",
-    "kv_transfer_params",
-    "ec_transfer_params",
-    "vllm_xargs",
-    "stream_options",
-)
-"""The gateway's own: a client's value never reaches an engine."""
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -67,9 +58,10 @@ async def _read(request: Request, kind: type[Call], task: Task | None = None) ->
     if services.draining:
         raise shutting_down()
     config = services.config
-    body = await read_json(request, config.limits, config.server.body_timeout_s)
+    body = without_nulls(await read_json(request, config.limits, config.server.body_timeout_s))
     call = check_call(body, kind)
     model = resolve_model(services, principal, call.model, task)
+    check_fit(call, body, model)
     record = record_of(request.scope)
     record.model = model.id
     record.adapter = model.adapter_name
@@ -132,6 +124,7 @@ class Endpoint:
             ),
             wake_timeout_s=_wake_timeout_s(asked),
             prefix=_prefix(asked),
+            service_tier=None if asked.model.spec.url else used_tier(call.service_tier),
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
             estimate=estimator(asked.model, call, asked.body),
@@ -144,11 +137,10 @@ def _engine_body(asked: _Asked, adapter: RegisteredAdapter | None = None) -> byt
     The salt keeps a project's prefix cache from being timed by another's.
     """
     call, remote = asked.call, asked.model.spec.url is not None
-    sent = {
-        name: value
-        for name, value in asked.body.items()
-        if name not in _OWN_FIELDS and (not remote or name in OPENAI_FIELDS)
-    }
+    known = OPENAI_FIELDS - OWN_FIELDS if remote else ENGINE_FIELDS[type(call)]
+    sent = {name: value for name, value in asked.body.items() if name in known}
+    if not remote:
+        sent = fitted(sent, asked.model)
     sent.pop("model", None)
     if adapter is None:
         sent["model"] = asked.model.id
@@ -158,10 +150,7 @@ def _engine_body(asked: _Asked, adapter: RegisteredAdapter | None = None) -> byt
             sent["stream_options"]["continuous_usage_stats"] = True
     if isinstance(call, Generation) and not remote:
         sent["cache_salt"] = asked.principal.project_id
-    try:
-        return msgspec.json.encode(sent)
-    except OverflowError:
-        raise invalid_request("A number in the body is out of range.", code="invalid_json") from None
+    return msgspec.json.encode(sent)
 
 
 _PREFIX_BYTES = 1024
@@ -186,7 +175,6 @@ def _pool(asked: _Asked) -> str | None:
 
 
 _BYTES_A_TOKEN = 4
-_TIERS = {"priority": ServiceTier.PRIORITY, "fast": ServiceTier.PRIORITY, "flex": ServiceTier.FLEX}
 
 
 def _ask(asked: _Asked, body_bytes: int) -> Ask:
@@ -194,14 +182,14 @@ def _ask(asked: _Asked, body_bytes: int) -> Ask:
     call, project_id = asked.call, asked.principal.project_id or ""
     most, sequences = (None, call.n or 1) if isinstance(call, Generation) else (0, 1)
     if isinstance(call, Generation):
-        most = call.max_tokens if call.max_completion_tokens is None else call.max_completion_tokens
+        most = call.answer_limit
     if isinstance(call, CompletionCall) and isinstance(call.prompt, list):
         sequences *= 1 if isinstance(call.prompt[0], int) else len(call.prompt)
     return Ask(
         model_id=asked.model.id,
         project_id=project_id,
         weight=asked.services.weights.of(project_id),
-        tier=_TIERS.get(call.service_tier or "", ServiceTier.DEFAULT),
+        tier=tier_of(call.service_tier),
         input_tokens=-(-body_bytes // _BYTES_A_TOKEN),
         sequences=sequences,
         max_output=most,

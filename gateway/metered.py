@@ -25,6 +25,7 @@ from gateway.engine_errors import engine_error, refusal
 from gateway.errors import translate
 from gateway.estimates import Estimate, RelayedText
 from gateway.exchange import Door, Exchange, KeepAlive, Plan
+from gateway.service_tiers import with_tier
 from gateway.sse import DONE, EventTooLarge, StreamFilter, usage_of
 from metering.ledger import Meter
 from metering.types import Attempt, Outcome, Usage
@@ -44,11 +45,13 @@ class MeteredPlan(Plan, frozen=True, kw_only=True):
     ``estimate`` counts tokens where no engine could say.
     ``prioritized``: the engine is told the request's place in the model's queue; ``body`` is a JSON object
     with at least one field then.
+    ``service_tier``: what the answer names as the tier that was used; None if the client asked for none.
     """
 
     attempt: Attempt
     estimate: Estimate
     prioritized: bool = False
+    service_tier: str | None = None
     include_usage: bool = False
     continuous_usage: bool = False
 
@@ -181,7 +184,7 @@ class PlainExchange(MeteredExchange):
         if upstream.status != 200:
             raise refusal(upstream.status, body)
         await self._settle_with(meter, _COMPLETED, await self._usage_in(body))
-        await self._answer(body, send)
+        await self._answer(with_tier(body, plan.service_tier), send)
 
     async def _usage_in(self, body: bytes) -> Usage:
         try:
@@ -240,7 +243,7 @@ class StreamExchange(MeteredExchange):
 
         def flow(chunk: bytes) -> bool:
             nonlocal told_at
-            onward = self._filtered(chunk)
+            onward = with_tier(self._filtered(chunk), self._plan.service_tier)
             seen = tap.seen
             meter.observe(seen)
             admitted.generated(seen.output_tokens)

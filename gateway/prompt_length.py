@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.bodies import ChatCall, CompletionCall, Generation
+from gateway.calls import ChatCall, CompletionCall, Generation
 from gateway.catalog import Model
 from gateway.errors import ApiError, invalid_request
 from metering.errors import TemplateError
@@ -34,8 +34,6 @@ async def check_prompt_length(
     if model.counter is None or body.get("truncate_prompt_tokens") is not None:
         return None
     answer = _answer_tokens(call)
-    if limit is not None and answer >= limit:
-        raise _exceeded(limit, 1, answer)
     messages = len(call.messages) if isinstance(call, ChatCall) else 1
     fits = limit is None or body_bytes + _TEMPLATE_MARGIN + 16 * messages + answer <= limit
     if fits and not count:
@@ -47,25 +45,37 @@ async def check_prompt_length(
     if limit is not None:
         least = max(answer, 1 if isinstance(call, Generation) else 0)
         if prompts.longest + least > limit:
-            raise _exceeded(limit, prompts.longest, answer)
+            raise _exceeded(limit, prompts.longest, answer, call)
     return prompts
 
 
-def _exceeded(limit: int, prompt: int, answer: int) -> ApiError:
-    asked = f" and {answer} for the answer" if answer else ""
-    param = "max_tokens" if prompt < limit and answer else "messages"
+def _exceeded(limit: int, prompt: int, answer: int, call: Any) -> ApiError:
+    param, what = _input_of(call)
+    asked = ""
+    if answer:
+        field = "max_tokens" if call.max_tokens == answer else "max_completion_tokens"
+        asked = f" and {answer} for the answer"
+        what = f"{what} or '{field}'"
+        param = field if prompt < limit else param
     return invalid_request(
         f"This model's maximum context length is {limit} tokens. However, your request asks for {prompt} "
-        f"tokens of input{asked}. Please reduce either.",
+        f"tokens of input{asked}. Please reduce {what}.",
         param,
         "context_length_exceeded",
     )
 
 
+def _input_of(call: Any) -> tuple[str, str]:
+    """The field of the input, and what to reduce of it."""
+    if isinstance(call, ChatCall):
+        return "messages", "the length of the messages"
+    if isinstance(call, CompletionCall):
+        return "prompt", "the length of 'prompt'"
+    return "input", "the length of 'input'"
+
+
 def _answer_tokens(call: Any) -> int:
-    if not isinstance(call, Generation):
-        return 0
-    return call.max_completion_tokens or call.max_tokens or 0
+    return (call.answer_limit or 0) if isinstance(call, Generation) else 0
 
 
 def count_prompts(model: Model, call: Any, body: dict[str, Any]) -> PromptTokens:

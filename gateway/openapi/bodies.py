@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.admin_requests import MAX_NAME
-from gateway.bodies import MAX_CHOICES, MAX_PROMPTS
+from gateway.call_checks import MAX_PROMPTS
+from gateway.calls import MAX_CHOICES
 from gateway.limits_api import MODEL_SIZES, SUBJECT_SIZES
 from gateway.openapi.operations import (
     ANYTHING,

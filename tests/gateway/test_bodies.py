@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from gateway.bodies import ChatCall, CompletionCall, EmbeddingCall, check_call, parse_object
+from gateway.bodies import parse_object
+from gateway.call_checks import check_call
+from gateway.calls import ChatCall, CompletionCall, EmbeddingCall
 from gateway.errors import ApiError
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -101,6 +103,20 @@ def test_vectors_come_as_numbers_or_base64() -> None:
     assert caught.value.param == "encoding_format"
 
 
-def test_fields_of_the_engine_are_left_to_it() -> None:
-    call = check_call({"model": "m", "messages": MESSAGES, "top_k": "many", "guided": {}}, ChatCall)
-    assert call.model == "m"
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"top_k": "many"}, "top_k", "invalid_type"),
+        ({"top_k": 2**80}, "top_k", "invalid_value"),
+        ({"seed": 2**63}, "seed", "invalid_value"),
+        ({"structured_outputs": [1]}, "structured_outputs", "invalid_type"),
+    ],
+)
+def test_fields_of_the_engine_are_checked(fields: dict[str, Any], param: str, code: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        check_call({"model": "m", "messages": MESSAGES, **fields}, ChatCall)
+    assert (caught.value.param, caught.value.code) == (param, code)
+
+
+def test_unknown_fields_are_no_fault() -> None:
+    assert check_call({"model": "m", "messages": MESSAGES, "guided": {}}, ChatCall).model == "m"

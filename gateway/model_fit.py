@@ -1,0 +1,58 @@
+"""Whether a model can do what a call asks for, and the form in which its engine takes it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.calls import Call, EmbeddingCall
+from gateway.catalog import Model
+from gateway.errors import invalid_request
+from gateway.openai_fields import check_supported
+
+_LEAST_TOP_P = 1e-6
+"""Keeps the likeliest token alone, as OpenAI's ``top_p`` of 0 does, which vLLM refuses."""
+
+
+def check_fit(call: Call, body: Mapping[str, Any], model: Model) -> None:
+    """Raises 400 naming what the model cannot do. Another server judges for itself."""
+    if isinstance(call, EmbeddingCall) and not model.traits.takes_token_arrays:
+        _check_texts(call, model)
+    if model.spec.url is not None:
+        return
+    check_supported(call, body, takes_media=model.traits.takes_media)
+    if isinstance(call, EmbeddingCall):
+        _check_dimensions(call, model)
+
+
+def _check_texts(call: EmbeddingCall, model: Model) -> None:
+    if isinstance(call.input, list) and not isinstance(call.input[0], str):
+        raise invalid_request(
+            f"The model `{model.name}` has a vocabulary of its own, so token ids of another tokenizer would "
+            "give a wrong embedding. Send the text itself as 'input' (with LangChain: "
+            "OpenAIEmbeddings(check_embedding_ctx_length=False)).",
+            "input",
+            "token_arrays_not_supported",
+        )
+
+
+def _check_dimensions(call: EmbeddingCall, model: Model) -> None:
+    traits, asked = model.traits, call.dimensions
+    if asked is None or traits.vector_size is None or asked == traits.vector_size:
+        return
+    if not traits.shortens or asked > traits.vector_size:
+        limit = "at most" if traits.shortens else "exactly"
+        raise invalid_request(
+            f"'dimensions' must be {limit} {traits.vector_size} for the model `{model.name}`, not {asked}.",
+            "dimensions",
+            "invalid_value",
+        )
+
+
+def fitted(sent: dict[str, Any], model: Model) -> dict[str, Any]:
+    """The fields for vLLM, without those that it refuses though they change nothing."""
+    if sent.get("dimensions") == model.traits.vector_size:
+        sent.pop("dimensions", None)
+    if sent.get("suffix") == "":
+        del sent["suffix"]
+    if sent.get("top_p") == 0:
+        sent["top_p"] = _LEAST_TOP_P
+    return sent
