@@ -10,21 +10,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from engines import host_memory
 from engines.errors import InsufficientMemory
 
-_MEMORY = Path("/proc/meminfo")
 _SHARE = 0.8
 _logger = logging.getLogger("torpor.engine")
 
 
 def default_limit() -> int:
-    """Bytes: four fifths of the machine's memory."""
-    for line in _MEMORY.read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            return int(int(line.split()[1]) * 1024 * _SHARE)
-    raise OSError("the system does not tell how much memory it has")
+    """Bytes: four fifths of the machine's memory, or of its control group's. Raises OSError."""
+    return int(host_memory.total_bytes() * _SHARE)
 
 
 class Reservation:

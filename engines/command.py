@@ -21,6 +21,8 @@ _INHERITED = (
     "NVIDIA_DRIVER_CAPABILITIES",
     "OMP_NUM_THREADS",
     "GOMP_SPINCOUNT",
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
     "VLLM_CPU_OMP_THREADS_BIND",
     "VLLM_LOGGING_LEVEL",
 )
@@ -53,17 +55,16 @@ def arguments(spec: ModelSpec, socket: Path) -> list[str]:
         chosen["--max-lora-rank"] = str(spec.lora.max_rank)
     if spec.max_model_len is not None:
         chosen["--max-model-len"] = str(spec.max_model_len)
-    dtype = "bfloat16"
     flags = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--disable-fastapi-docs"]
     if spec.lora is not None:
         flags.append("--enable-lora")
     if spec.task is Task.EMBED:
         chosen["--runner"] = "pooling"
-        dtype = "float32"  # these models are small, and vectors are compared by their last digits
     else:
         flags.append("--enable-prefix-caching")
-    if on_cpu():
+    if (dtype := data_type(spec)) is not None:
         chosen["--dtype"] = dtype
+    if on_cpu():
         flags.append("--enforce-eager")
         chosen["--distributed-executor-backend"] = "engines.executor.InProcessExecutor"
         chosen["--kv-cache-memory-bytes"] = str(spec.kv_cache_bytes)
@@ -72,6 +73,15 @@ def arguments(spec: ModelSpec, socket: Path) -> list[str]:
     if not on_cpu() and spec.memory_bytes:
         chosen["--kv-cache-memory-bytes"] = str(spec.memory_bytes)
     return [word for pair in chosen.items() for word in pair] + flags + list(spec.engine_args)
+
+
+def data_type(spec: ModelSpec) -> str | None:
+    """What the engine is told to compute in; None: as vLLM chooses, which it does on a GPU."""
+    if spec.dtype != "auto":
+        return spec.dtype
+    if not on_cpu():
+        return None
+    return "float32" if spec.task is Task.EMBED else "bfloat16"
 
 
 def command(spec: ModelSpec, socket: Path) -> list[str]:

@@ -1,10 +1,8 @@
 """What an engine uses of the host's memory: estimated before it wakes, measured while it runs. In bytes."""
 
 from engines.budget import MemoryBudget, Reservation
+from engines.sizing import PROCESS_BYTES
 from engines.spec import ModelSpec
-
-# What an engine needs beside its weights and its KV cache.
-_PROCESS_BYTES = 1_500_000_000
 
 
 class Footprint:
@@ -16,7 +14,7 @@ class Footprint:
 
     def cold(self) -> int:
         """One that is started: as such ones did before, or estimated from the files and the KV cache."""
-        return self._learned or self._spec.weights_bytes() + self._spec.kv_cache_bytes + _PROCESS_BYTES
+        return self._learned or self._spec.weights_bytes() + self._spec.kv_cache_bytes + PROCESS_BYTES
 
     def restored(self, measured: int) -> int:
         """One that is restored, which used so much before its KV cache was touched; 0: not known."""

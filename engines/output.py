@@ -6,6 +6,8 @@ import re
 from collections import deque
 from typing import BinaryIO
 
+from engines.failure_cause import FailureCause
+
 _LONGEST_LINE = 4096
 _KEPT_LINES = 120
 _TOLD_LINES = 30
@@ -26,6 +28,7 @@ class EngineOutput(asyncio.Protocol):
     def __init__(self, model_id: str) -> None:
         self._model_id = model_id
         self._kept: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._cause = FailureCause()
         self._partial = b""
         self._skipping = False
         self._transport: asyncio.BaseTransport | None = None
@@ -44,6 +47,10 @@ class EngineOutput(asyncio.Protocol):
         except TimeoutError:
             self._transport.close()
             await self._ended.wait()
+
+    def cause(self) -> str:
+        """Why it ended, in a line, if its output tells."""
+        return self._cause.text()
 
     def last_words(self) -> str:
         """The last lines that say what went wrong, for an operator."""
@@ -77,6 +84,7 @@ class EngineOutput(asyncio.Protocol):
             return
         text = _NOISE.sub("", raw[:_LONGEST_LINE].decode(errors="replace"))
         self._kept.append(text)
+        self._cause.feed(text)
         level = _LEVEL.search(text, 0, _LEVEL_WITHIN)
         _logger.log(
             logging.getLevelNamesMapping()[level[1]] if level else logging.INFO,

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from coldstart.snapshots import Layout, Snapshot, in_use
 from coldstart.spares import SpareRooms
 from engines import command
 from engines.calls import call
+from engines.ending import end_text, kernel_kills
 from engines.engine import Dumped
 from engines.errors import EngineBroken, EngineError
 from engines.folders import RunFolder, RunFolders
@@ -97,6 +97,7 @@ class EngineProcess:
         self._pipe = 0
         self._main_pid = 0
         self._ended: asyncio.Task[int] | None = None
+        self._kernel_kills = kernel_kills()
         self._stopping: asyncio.Task[None] | None = None
 
     @property
@@ -201,7 +202,6 @@ class EngineProcess:
         while ended is not None and not await self.healthy():
             await asyncio.wait((ended,), timeout=_POLL_S)
             if ended.done():
-                await self._output.close(_OUTPUT_TIMEOUT_S)
                 raise EngineStartFailed(f"{await self.ended()}\n{self.last_words()}")
 
     async def wake(self, canary: Mapping[str, Any] | None) -> Mapping[str, float]:
@@ -290,16 +290,12 @@ class EngineProcess:
         return Dumped(self._main_pid, self._pipe, moment)
 
     async def ended(self) -> str:
-        """Wait until no process of it is left. Says how it ended."""
+        """Wait until no process of it is left. Says in a line how it ended, and why if that is known."""
         if self._ended is None:
             return "the engine was never started"
         code = await asyncio.shield(self._ended)
-        if code <= 128:
-            return f"the engine ended with exit status {code}"
-        try:
-            return f"the engine was ended by {signal.Signals(code - 128).name}"
-        except ValueError:
-            return f"the engine ended with exit status {code}"
+        await self._output.close(_OUTPUT_TIMEOUT_S)
+        return end_text(code, self._kernel_kills, self._spec, self._output)
 
     @property
     def unfit(self) -> bool:

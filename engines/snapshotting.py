@@ -17,6 +17,7 @@ from coldstart.remap import remap
 from coldstart.snapshots import Layout, Snapshot, SnapshotStore
 from coldstart.touched import observe
 from engines.calls import call
+from engines.command import data_type
 from engines.engine import Dumped, Engine
 from engines.errors import EngineError, SnapshotFailed
 from engines.patience import Patience
@@ -98,6 +99,7 @@ class Snapshots:
             **machine(),
             **_versions(),
             "criu": self._criu_version,
+            "dtype": data_type(spec) or "auto",
             "arguments": json.dumps(argv),
             "environment": json.dumps(env, sort_keys=True),
         }

@@ -4,19 +4,18 @@ import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from engines.adapters import Adapter
+from engines.checkpoint import WEIGHTS, read_configuration, weight_files
 from engines.errors import AdapterRejected, InvalidModel
+from engines.lengths import derived_length
+from engines.sizing import Sizing
 
 DEFAULT_KV_CACHE = 1 << 30
-"""Bytes of KV cache where nothing else is said."""
+"""Bytes of KV cache if nothing was chosen."""
 
 # A checkpoint is whole when it has one of these, as transformers and vLLM look for them.
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json", "*.tiktoken")
-# The names under which configurations keep the longest sequence; the first that is there counts.
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
 
 class Task(StrEnum):
@@ -71,8 +70,10 @@ class ModelSpec:
     engine_args: tuple[str, ...] = ()
     #: Longest sequence in tokens; None: what the model's own configuration says.
     max_model_len: int | None = None
-    #: Bytes of KV cache; 0 is 1 GiB.
+    #: Bytes of KV cache; 0: as `engines.fitting` chooses, or 1 GiB without it.
     memory_bytes: int = 0
+    #: ``auto``, or what the engine computes in: bfloat16, float32 or float16.
+    dtype: str = "auto"
     #: How long a cold start may take.
     start_timeout_s: float = 300.0
     #: Start together with the gateway.
@@ -99,6 +100,8 @@ class ModelSpec:
     token_arrays: TokenArrays | None = None
     #: What its engines are made for when they are to serve adapters.
     lora: LoraSettings | None = None
+    #: The arithmetic of its memory, once it has been fitted to the machine.
+    sizing: Sizing | None = field(default=None, compare=False, repr=False)
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -111,9 +114,10 @@ class ModelSpec:
         return min(self.max_running, self.max_concurrent or self.max_running)
 
     def weights_bytes(self) -> int:
-        """Bytes of the files that hold the weights."""
-        files = (path for pattern in _WEIGHTS for path in (self.source or Path()).glob(pattern))
-        return 0 if self.source is None else sum(path.stat().st_size for path in files)
+        """Bytes of the weights in the engine, or of their files if nothing has been computed."""
+        if self.sizing is not None:
+            return self.sizing.weights_bytes
+        return 0 if self.source is None else sum(path.stat().st_size for path in weight_files(self.source))
 
     @property
     def remote(self) -> bool:
@@ -154,8 +158,8 @@ def check_model(spec: ModelSpec) -> None:
     folder = spec.source
     if not folder.is_dir():
         raise InvalidModel(f"model {spec.id}: {folder} is no folder")
-    _configuration(spec)
-    for what, patterns in (("tokenizer", _TOKENIZERS), ("weights", _WEIGHTS)):
+    read_configuration(folder, spec.id)
+    for what, patterns in (("tokenizer", _TOKENIZERS), ("weights", WEIGHTS)):
         if not any(path.is_file() and path.stat().st_size for p in patterns for path in folder.glob(p)):
             raise InvalidModel(f"model {spec.id}: no {what} in {folder} (looked for {', '.join(patterns)})")
     _check_shards(spec, folder)
@@ -172,44 +176,12 @@ def _check_shards(spec: ModelSpec, folder: Path) -> None:
                 raise InvalidModel(f"model {spec.id}: {index.name} names {shard}, which {folder} lacks")
 
 
-def _configuration(spec: ModelSpec) -> dict[str, Any]:
-    if spec.source is None:
-        raise InvalidModel(f"model {spec.id}: there is no folder")
-    path = spec.source / "config.json"
-    try:
-        configuration = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InvalidModel(f"model {spec.id}: {path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise InvalidModel(f"model {spec.id}: {path} cannot be read: {error}") from error
-    if not isinstance(configuration, dict):
-        raise InvalidModel(f"model {spec.id}: {path} is no JSON object")
-    return configuration
-
-
 def context_length(spec: ModelSpec) -> int | None:
     """The longest sequence in tokens that the engine will serve, told from the files, before it runs.
 
     None where they do not tell, and for a remote model. Raises `InvalidModel`.
     """
-    if spec.max_model_len is not None:
+    if spec.max_model_len is not None or spec.source is None:
         return spec.max_model_len
-    if spec.source is None:
-        return None
-    configuration = _configuration(spec)
-    text = configuration.get("text_config")
-    lengths = [
-        value
-        for part in (configuration, text if isinstance(text, dict) else {})
-        for name in _LENGTHS
-        if isinstance(value := part.get(name), int) and not isinstance(value, bool)
-    ]
-    # sentence-transformers' own limit goes before the model's, in vLLM too.
-    for name in ("sentence_bert_config.json", "sentence_roberta_config.json"):
-        try:
-            sentence = json.loads((spec.source / name).read_bytes())
-        except (OSError, ValueError):
-            continue
-        if isinstance(sentence, dict) and isinstance(length := sentence.get("max_seq_length"), int):
-            return length
-    return lengths[0] if lengths else None
+    configuration = read_configuration(spec.source, spec.id)
+    return derived_length(spec.source, configuration, pooling=spec.task is Task.EMBED)

@@ -39,7 +39,7 @@ from gateway.cors import cors
 from gateway.database import open_database
 from gateway.datadir import DataDirectory
 from gateway.direct import DirectRoutes
-from gateway.engine_host import engine_host
+from gateway.engine_host import engine_host, fitted_specs
 from gateway.engine_watch import watched
 from gateway.errors import ApiError, answer_error, not_supported
 from gateway.failure_limit import FailureLimit
@@ -73,7 +73,7 @@ def create_app(config: Config, data: DataDirectory) -> Starlette:
     ``data`` is held by the caller, and the database's schema is up to date. Raises `InvalidModel` and
     `InvalidTokenizer` for a model whose files cannot be used.
     """
-    specs = [model.spec(data.environment) for model in config.models]
+    specs = fitted_specs(config, data)
     started = int(time.time())
     catalog = Catalog(load_model(spec, started) for spec in specs)
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from engines.checkpoint import DTYPE_BYTES
 from engines.errors import InvalidModel
+from engines.fitting import ModelMisfit, require_fit
 from engines.spec import LoraSettings, ModelSpec, Task, TokenArrays, check_model
 from gateway.adapters.config import AdaptersConfig
 from gateway.alerts.config import AlertsConfig, alerts_fault
@@ -84,6 +86,11 @@ class EnginesConfig:
     criu: Path | None = None
     spare_sandboxes: int = 1
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """What all engines together may use; None for the default."""
+        return int(self.memory_gib * _GIB) if self.memory_gib else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -93,7 +100,8 @@ class ModelConfig:
     source: Path | None = None
     task: Task = Task.GENERATE
     engine_args: tuple[str, ...] = ()
-    kv_cache_gib: float = 1.0
+    kv_cache_gib: float | None = None
+    dtype: str = "auto"
     max_model_len: int | None = None
     max_running: int = 32
     max_concurrent: int | None = None
@@ -123,7 +131,8 @@ class ModelConfig:
             source=self.source,
             engine_args=self.engine_args,
             max_model_len=self.max_model_len,
-            memory_bytes=int(self.kv_cache_gib * _GIB),
+            memory_bytes=0 if self.kv_cache_gib is None else max(1, int(self.kv_cache_gib * _GIB)),
+            dtype=self.dtype,
             start_timeout_s=self.start_timeout_s,
             preload=self.preload,
             url=self.url.rstrip("/").removesuffix("/v1") if self.url else None,
@@ -286,6 +295,7 @@ def _check_models(config: Config, loader: Loader, environment: Mapping[str, str]
             )
         if model.api_key_env and model.api_key_env not in environment:
             raise loader.fault("models", "api_key_env", f"{model.api_key_env} is not set", index)
+        _check_data_type(model, loader, index)
         for key in (
             "kv_cache_gib", "max_running", "start_timeout_s", "max_replicas",
             "idle_pause_s", "idle_snapshot_s", "wake_timeout_s", "max_concurrent", "max_queued",
@@ -299,10 +309,23 @@ def _check_models(config: Config, loader: Loader, environment: Mapping[str, str]
         _check_lora(model, loader, index)
         if not 0 <= model.min_hot <= model.max_replicas:
             raise loader.fault("models", "min_hot", "must be between 0 and max_replicas", index)
-        try:
-            check_model(model.spec(environment))
-        except InvalidModel as error:
-            raise loader.fault("models", "source", str(error), index) from None
+        _check_files(model.spec(environment), config, loader, index)
+
+
+def _check_data_type(model: ModelConfig, loader: Loader, index: int) -> None:
+    if model.dtype not in (names := ("auto", *DTYPE_BYTES)):
+        raise loader.fault("models", "dtype", f"must be one of {', '.join(names)}", index)
+
+
+def _check_files(spec: ModelSpec, config: Config, loader: Loader, index: int) -> None:
+    """The model's files are complete, and an engine of it fits into the memory."""
+    try:
+        check_model(spec)
+        require_fit(spec, config.engines.memory_bytes)
+    except ModelMisfit as error:
+        raise loader.fault("models", error.key, str(error), index) from None
+    except InvalidModel as error:
+        raise loader.fault("models", "source", str(error), index) from None
 
 
 def _check_lora(model: ModelConfig, loader: Loader, index: int) -> None:

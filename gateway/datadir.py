@@ -67,6 +67,11 @@ class DataDirectory:
         return self.path / "criu"
 
     @property
+    def data_types_file(self) -> Path:
+        """How fast this machine computes in which data type."""
+        return self.path / "data-types.json"
+
+    @property
     def credentials_file(self) -> Path:
         """``export KEY=value`` lines of the demo organization, mode 0600."""
         return self.path / "credentials.env"

@@ -1,14 +1,34 @@
 """The host of engines that a configuration describes."""
 
+import logging
 from collections.abc import Sequence
 
+from engines.data_type import DataTypes
+from engines.fitting import fitted
 from engines.host import EngineHost
 from engines.policy import HostPolicy
 from engines.spec import ModelSpec
 from gateway.config import Config
 from gateway.datadir import DataDirectory
 
-_GIB = 1024**3
+_logger = logging.getLogger("torpor.engine")
+
+
+def fitted_specs(config: Config, data: DataDirectory) -> list[ModelSpec]:
+    """The configured models, with what was chosen for this machine.
+
+    Takes some seconds for a model whose data types are compared for the first time. Raises `InvalidModel`.
+    """
+    types = DataTypes(data.data_types_file)
+    specs = [
+        fitted(model.spec(data.environment), config.engines.memory_bytes, types.of) for model in config.models
+    ]
+    for spec in specs:
+        if spec.sizing is not None:
+            _logger.info("%s: %s; %s", spec.id, spec.sizing.text(), spec.sizing.dtype_reason)
+            for note in spec.sizing.notes:
+                _logger.warning("%s: %s", spec.id, note)
+    return specs
 
 
 def engine_host(config: Config, data: DataDirectory, specs: Sequence[ModelSpec]) -> EngineHost:
@@ -19,6 +39,6 @@ def engine_host(config: Config, data: DataDirectory, specs: Sequence[ModelSpec])
         run_dir=data.run_folder,
         snapshot_dir=data.snapshot_folder if engines.snapshots else None,
         criu_dir=engines.criu or data.criu_folder,
-        memory_bytes=int(engines.memory_gib * _GIB) if engines.memory_gib else None,
+        memory_bytes=engines.memory_bytes,
         policy=HostPolicy(spare_rooms=engines.spare_sandboxes),
     )

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from coldstart.tiers import SleepTier
+from engines.sizing import Sizing
 from engines.status import EngineStatus, ResidentAdapter
 from gateway.authentication import authenticate
 from gateway.bodies import read_json
@@ -16,11 +17,12 @@ from tenants.audit import Act
 from tenants.types import KeyKind
 
 
-def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]:
+def engine_object(status: EngineStatus, sizing: Sizing | None, *, for_operator: bool) -> dict[str, Any]:
     """Torpor's ``engine`` object. Memory in bytes, times in unix seconds, durations in milliseconds.
 
     Only the operator sees ``failure``: an engine's own words hold paths and stacks. The same holds for whose
-    a dedicated replica is, and for the adapters that an engine holds.
+    a dedicated replica is, and for the adapters that an engine holds. ``sizing``: what was chosen for the
+    model's engines on this machine, and why.
     """
     return {
         "id": status.id,
@@ -30,6 +32,7 @@ def engine_object(status: EngineStatus, *, for_operator: bool) -> dict[str, Any]
         "memory_bytes": status.memory_bytes,
         "in_flight": status.in_flight,
         **({"failure": status.failure} if for_operator else {}),
+        **({"sizing": sizing and sizing.summary()} if for_operator else {}),
         "replicas": [
             {
                 "number": replica.number,
@@ -59,7 +62,10 @@ async def list_engines(request: Request) -> Response:
     host = services_of(request).host
     answer: dict[str, Any] = {
         "object": "list",
-        "data": [engine_object(status, for_operator=operator) for status in host.status()],
+        "data": [
+            engine_object(status, spec.sizing, for_operator=operator)
+            for spec, status in zip(host.specs, host.status(), strict=True)
+        ],
     }
     if operator:
         memory = await asyncio.to_thread(host.memory)
@@ -75,7 +81,7 @@ async def wake_engine(request: Request) -> Response:
     """``POST /v1/torpor/engines/{model}/wake``: answers when it is awake."""
     services, name = await _root(request)
     await record_engine_act(services, "torpor.engine.wake", name)
-    return JSONResponse(engine_object(await services.host.wake(name), for_operator=True))
+    return _answer(services, await services.host.wake(name))
 
 
 async def sleep_engine(request: Request) -> Response:
@@ -87,16 +93,19 @@ async def sleep_engine(request: Request) -> Response:
     if body.get("tier") not in tiers:
         raise invalid_request(f"'tier' must be one of {', '.join(tiers)}.", "tier", "invalid_value")
     await record_engine_act(services, "torpor.engine.sleep", name, tier=body["tier"])
-    return JSONResponse(
-        engine_object(await services.host.sleep(name, SleepTier(body["tier"])), for_operator=True)
-    )
+    return _answer(services, await services.host.sleep(name, SleepTier(body["tier"])))
 
 
 async def snapshot_engine(request: Request) -> Response:
     """``POST /v1/torpor/engines/{model}/snapshot``: answers when the new snapshot has been verified."""
     services, name = await _root(request)
     await record_engine_act(services, "torpor.engine.snapshot", name)
-    return JSONResponse(engine_object(await services.host.snapshot(name), for_operator=True))
+    return _answer(services, await services.host.snapshot(name))
+
+
+def _answer(services: Services, status: EngineStatus) -> Response:
+    sizing = next((spec.sizing for spec in services.host.specs if spec.id == status.id), None)
+    return JSONResponse(engine_object(status, sizing, for_operator=True))
 
 
 async def record_engine_act(services: Services, kind: str, name: str, **details: str) -> None:

@@ -17,8 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from coldstart import criu, sandbox
 from coldstart.criu import Criu, CriuMissing
-from engines import site
+from engines import host_memory, site
+from engines.data_type import DataTypes
+from engines.errors import InvalidModel
+from engines.fitting import fitted
 from engines.folders import RunFolders
+from engines.sizing import Sizing
 from gateway.cli.common import Installation, config_option, json_option, run
 from gateway.cli.errors import CommandError
 from gateway.database import is_migrated
@@ -74,13 +78,11 @@ def _cpu() -> Finding:
 
 
 def _memory() -> Finding:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-            break
-    else:
-        return Finding("memory", "lacks", "unknown", "/proc/meminfo does not tell")
-    shown = f"{available / _GIB:.1f} GiB available"
+    try:
+        total, available = host_memory.total_bytes(), host_memory.available_bytes()
+    except OSError as error:
+        return Finding("memory", "lacks", "unknown", str(error))
+    shown = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available"
     if available < 4 * _GIB:
         return Finding("memory", "lacks", shown, "an engine of the default model takes about 3 GiB")
     return Finding("memory", "ok", shown)
@@ -174,6 +176,34 @@ def _models(installation: Installation) -> Finding:
     return Finding("models", "ok", names)
 
 
+def _sizes(installation: Installation) -> list[Finding]:
+    """Of each model that Torpor runs: the arithmetic of its memory, and the data type."""
+    types = DataTypes(installation.data.data_types_file)
+    findings = []
+    for model in installation.config.models:
+        try:
+            spec = fitted(
+                model.spec(installation.data.environment), installation.config.engines.memory_bytes, types.of
+            )
+        except InvalidModel as error:
+            findings.append(Finding(f"model {model.id}", "fails", str(error), "change its [[models]] table"))
+            continue
+        if spec.sizing is not None:
+            findings.append(
+                _size(f"model {model.id}", spec.sizing, running=bool(installation.data.running()))
+            )
+    return findings
+
+
+def _size(subject: str, sizing: Sizing, *, running: bool) -> Finding:
+    what = f"{sizing.text()}; {sizing.dtype}: {sizing.dtype_reason}"
+    advice = list(sizing.notes)
+    available = host_memory.available_bytes()
+    if sizing.total_bytes > available and not running:
+        advice.append(f"only {available / _GIB:.1f} GiB are available now")
+    return Finding(subject, "lacks" if advice else "ok", what, "; ".join(advice))
+
+
 _CHECKS: tuple[Callable[[], Finding], ...] = (_python, _vllm, _cpu, _memory, _namespaces)
 _INSTALLATION_CHECKS: tuple[Callable[[Installation], Finding], ...] = (
     _snapshots,
@@ -197,6 +227,7 @@ def doctor(config_file: Path, as_json: bool) -> None:
     else:
         findings.append(Finding("configuration", "ok", str(config_file)))
         findings += [check(installation) for check in _INSTALLATION_CHECKS]
+        findings += _sizes(installation)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
