@@ -1,7 +1,7 @@
 """Admission of a request: what it takes of the limits and of the budget, from its first byte to its end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from gateway.catalog import Model
 from gateway.config import Config
 from gateway.context import RequestRecord
 from gateway.estimates import Estimate, RelayedText
+from gateway.monthly_spend import MonthlySpend
 from gateway.price_config import price_list
 from gateway.prompt_length import PromptTokens, check_prompt_length, prompts_of
 from metering.prices import FREE, Price, PriceList
@@ -39,6 +40,7 @@ class AdmissionControl:
     limits: LimitStore
     spend_limits: SpendLimitStore
     budgets: Budgets
+    spend: MonthlySpend
     prices: PriceList
     admissions: Admissions
 
@@ -49,10 +51,12 @@ async def open_admission(
     *,
     clock_ns: Callable[[], int] = time.monotonic_ns,
     clock: Callable[[], float] = time.time,
+    applied: Callable[[], Awaitable[bool]] | None = None,
 ) -> AdmissionControl:
     """Reads the limits, and from the ledger what has been spent this month.
 
-    ``clock_ns`` is that of the limits, ``clock`` (unix seconds) that of the months.
+    ``clock_ns`` is that of the limits, ``clock`` (unix seconds) that of the months. ``applied`` returns when
+    the database has what the ledger has, and whether it has.
     Raises `tenants.errors.StorageUnavailable` and `metering.errors.StorageUnavailable`.
     """
     defaults = config.limits
@@ -67,12 +71,14 @@ async def open_admission(
     limits, spend_limits = LimitStore(database, book), SpendLimitStore(database, budgets)
     await limits.load()
     await spend_limits.load()
+    spend = MonthlySpend(budgets, partial(spent_since, database), applied)
     if config.prices:
-        budgets.load(await spent_since(database, budgets.month_start()))
+        await spend.ready(clock())
     return AdmissionControl(
         limits=limits,
         spend_limits=spend_limits,
         budgets=budgets,
+        spend=spend,
         prices=prices,
         admissions=Admissions(book, budgets, clock_ns=clock_ns),
     )
@@ -121,7 +127,8 @@ async def admit(control: AdmissionControl, asking: Asking) -> Admitted:
     """Charges the request, after the length of its prompt has been found good.
 
     The caller settles or withdraws it, whatever the ending. Raises what `Admissions.admit` and
-    `check_prompt_length` raise; then nothing has been charged.
+    `check_prompt_length` raise, and `metering.errors.StorageUnavailable` if the spend of the month cannot be
+    read; then nothing has been charged.
     """
     principal, model = asking.principal, asking.model
     admissions = control.admissions
@@ -135,7 +142,11 @@ async def admit(control: AdmissionControl, asking: Asking) -> Admitted:
         prompts = prompts if prompts is not None and prompts.total else _estimated(asking)
         input_tokens = prompts.total
         cost = price.most(input_tokens, _most_output(asking, prompts.longest))
-    admission = admissions.admit(principal, model.id, input_tokens, cost=cost, adapter=adapter)
+    # When the request began, by the clock of the budgets: the ledger enters it into the same month.
+    at = control.budgets.clock() - asking.record.elapsed_ms() / 1000
+    if price != FREE:
+        await control.spend.ready(at)
+    admission = admissions.admit(principal, model.id, input_tokens, cost=cost, adapter=adapter, at=at)
     return Admitted(admission, price)
 
 

@@ -126,7 +126,7 @@ async def open_services(
         ledger = await stack.enter_async_context(
             open_ledger(url, database, data.ledger_folder, price_list(config.prices))
         )
-        control = await open_admission(config, database)
+        control = await open_admission(config, database, applied=ledger.applied)
         alerts = await stack.enter_async_context(
             open_alerts(
                 database,

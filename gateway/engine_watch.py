@@ -24,7 +24,7 @@ _AWAKE = (EngineState.READY, EngineState.DRAINING)
 @asynccontextmanager
 async def watched(host: EngineHost, database: AsyncEngine, owner: str) -> AsyncIterator[None]:
     """Samples the host as long as it lasts, and stores what was seen at its end."""
-    clock = EngineClock(time.time)
+    clock = EngineClock(time.time, time.monotonic)
     task = asyncio.create_task(_watch(host, clock, database, owner), name="engine times")
     try:
         yield

@@ -34,7 +34,7 @@ class SpendLimit:
         services, organization_id = await admin_of(request)
         project_id = project_of(request)
         cents = await services.control.spend_limits.get(organization_id, project_id)
-        return self._shown(services, organization_id, project_id, cents)
+        return await self._shown(services, organization_id, project_id, cents)
 
     async def update(self, request: Request) -> Response:
         """``POST``: made where there is none; holds from the next request on."""
@@ -48,7 +48,7 @@ class SpendLimit:
             if body.get(name) != only:
                 raise _bad_spend_limit(name, f"'{only}'")
         await services.control.spend_limits.set(organization_id, project_id, cents)
-        return self._shown(services, organization_id, project_id, cents)
+        return await self._shown(services, organization_id, project_id, cents)
 
     async def delete(self, request: Request) -> Response:
         """``DELETE``; 404 where there is none."""
@@ -58,15 +58,15 @@ class SpendLimit:
             raise NotFound("There is no spend limit.")
         return JSONResponse({"object": f"{_kind(project_id)}.spend_limit.deleted", "deleted": True})
 
-    def _shown(
+    async def _shown(
         self, services: Services, organization_id: str, project_id: str | None, cents: int | None
     ) -> Response:
         if cents is None:
             raise NotFound("There is no spend limit.")
-        subject_id = project_id or organization_id
-        return JSONResponse(
-            spend_limit_object(_kind(project_id), subject_id, cents, services.control.budgets)
-        )
+        subject_id, budgets = project_id or organization_id, services.control.budgets
+        if services.config.prices:
+            await services.control.spend.ready(budgets.clock())
+        return JSONResponse(spend_limit_object(_kind(project_id), subject_id, cents, budgets))
 
 
 def _kind(project_id: str | None) -> str:

@@ -19,6 +19,7 @@ from metering.errors import StorageUnavailable
 from metering.tables import engine_times, usage_hours
 
 _HOUR_S = 3_600
+_HOUR_MS = _HOUR_S * 1000
 _MEASURES = ("busy_ms", "idle_ms", "waking_ms", "wakes")
 
 
@@ -60,26 +61,30 @@ class Sample:
 class EngineClock:
     """Adds up samples: between two of them, what the earlier one saw is taken to have lasted.
 
-    ``clock`` is unix time in seconds.
+    ``clock`` is unix time in seconds and says in which hours time belongs. ``steady``, which nobody sets,
+    says how much there was: a clock that is put right neither adds a year nor stops the count for one.
+    Without ``steady`` it is ``clock``, and time in which that goes back does not count.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], steady: Callable[[], float] | None = None) -> None:
         self._clock = clock
+        self._steady = steady or clock
         self._seen: dict[str, Sample] = {}
-        self._at = clock()
+        self._at_ms = round(self._steady() * 1000)
         self._times: dict[tuple[int, str], EngineTime] = {}
 
     def sample(self, samples: Iterable[Sample]) -> None:
         """What is to be seen now."""
-        now = max(self._clock(), self._at)
+        now_ms, at_ms = round(self._clock() * 1000), round(self._steady() * 1000)
+        passed_ms = max(0, at_ms - self._at_ms)
         for model, seen in self._seen.items():
-            self._spread(model, seen, self._at, now)
+            self._spread(model, seen, now_ms - passed_ms, now_ms)
         current = {one.model: one for one in samples if one.busy or one.idle or one.waking}
         for model, one in current.items():
             before = self._seen.get(model, Sample(model))
             if one.waking > before.waking:
-                self._of(now, model).wakes += one.waking - before.waking
-        self._seen, self._at = current, now
+                self._of(now_ms, model).wakes += one.waking - before.waking
+        self._seen, self._at_ms = current, at_ms
 
     def take(self) -> dict[tuple[int, str], EngineTime]:
         """All that was added up since, by hour and model; it begins anew."""
@@ -91,18 +96,19 @@ class EngineClock:
         for key, time in times.items():
             self._times.setdefault(key, EngineTime()).add(time)
 
-    def _spread(self, model: str, seen: Sample, start: float, end: float) -> None:
+    def _spread(self, model: str, seen: Sample, start: int, end: int) -> None:
+        """From and to milliseconds since the epoch."""
         while start < end:
-            until = min(end, (start // _HOUR_S + 1) * _HOUR_S)
-            ms = round(until * 1000) - round(start * 1000)
-            time = self._of(start, model)
-            time.busy_ms += seen.busy * ms
-            time.idle_ms += seen.idle * ms
-            time.waking_ms += seen.waking * ms
+            until = min(end, (start // _HOUR_MS + 1) * _HOUR_MS)
+            ms = until - start
+            added = self._of(start, model)
+            added.busy_ms += seen.busy * ms
+            added.idle_ms += seen.idle * ms
+            added.waking_ms += seen.waking * ms
             start = until
 
-    def _of(self, at: float, model: str) -> EngineTime:
-        return self._times.setdefault((int(at // _HOUR_S), model), EngineTime())
+    def _of(self, at_ms: int, model: str) -> EngineTime:
+        return self._times.setdefault((at_ms // _HOUR_MS, model), EngineTime())
 
 
 async def store_times(database: AsyncEngine, owner: str, times: dict[tuple[int, str], EngineTime]) -> None:

@@ -14,21 +14,20 @@ from metering.tables import ledger_entries, usage_days
 
 
 async def spent_since(
-    database: AsyncEngine, since: int, organization_ids: Collection[str] | None = None
+    database: AsyncEngine,
+    since: int,
+    organization_ids: Collection[str] | None = None,
+    *,
+    until: int | None = None,
 ) -> dict[str, int]:
-    """Picodollars for tokens by project and by organization, of what began at ``since`` or later.
+    """Picodollars for tokens by project and by organization, of what began from ``since`` to ``until``.
 
-    ``since`` is in unix seconds. Every settled entry counts, with the tokens that it has; of the named
-    organizations, or of all.
+    Times are in unix seconds; without ``until`` there is no end, and ``until`` itself is not included. Every
+    settled entry counts, with the tokens that it has; of the named organizations, or of all.
     Raises `StorageUnavailable`.
     """
     spent: dict[str, int] = {}
-    first_day = -(-since // DAY_S)
-    entry, days = ledger_entries.c, usage_days.c
-    edge = (entry.started_ms >= since * 1000, entry.started_ms < first_day * DAY_S * 1000)
-    statements = [_by_project(usage_days).where(days.day >= first_day)]
-    if since % DAY_S:
-        statements.append(_by_project(ledger_entries).where(*edge, entry.outcome.is_not(None)))
+    statements = _statements(since, until)
     try:
         async with database.connect() as connection:
             for every in statements:
@@ -40,6 +39,25 @@ async def spent_since(
     except (DBAPIError, PoolTimeoutError, OSError) as error:
         raise StorageUnavailable("the ledger cannot be read") from error
     return spent
+
+
+def _statements(since: int, until: int | None) -> list[Select[Any]]:
+    """Whole days are read from their rollup, what is left at the edges from the entries themselves."""
+    first_day = -(-since // DAY_S)
+    last_day = None if until is None else max(first_day, until // DAY_S)
+    days = _by_project(usage_days).where(usage_days.c.day >= first_day)
+    edges = [(since, first_day * DAY_S if until is None else min(first_day * DAY_S, until))]
+    if until is not None and last_day is not None:
+        days = days.where(usage_days.c.day < last_day)
+        edges.append((max(since, last_day * DAY_S), until))
+    entry = ledger_entries.c
+    return [days] + [
+        _by_project(ledger_entries).where(
+            entry.started_ms >= start * 1000, entry.started_ms < end * 1000, entry.outcome.is_not(None)
+        )
+        for start, end in edges
+        if start < end
+    ]
 
 
 def _by_project(table: Any) -> Select[Any]:

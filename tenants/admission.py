@@ -55,18 +55,20 @@ class Admissions:
         cost: int = 0,
         batch: bool = False,
         adapter: str | None = None,
+        at: float | None = None,
     ) -> "Admission":
         """Charges one request and its input; the caller settles the admission, whatever the ending.
 
         A request for an adapter is held to the limits of its base model and to its own.
 
-        ``cost`` is the most that the request can cost, in picodollars. A request of a batch is held to the
+        ``cost`` is the most that the request can cost, in picodollars, in the month of ``at``, the unix time
+        at which it began (by default now). A request of a batch is held to the
         limit of batch tokens and to the budget alone. Raises `BudgetExceeded`, `RequestTooLarge` or
         `RateLimitExceeded`; then nothing has been charged.
         """
         applicable = self._book.applicable(principal, model, adapter)
         project_id, organization_id = principal.project_id or "", principal.organization_id or ""
-        self._budgets.check(project_id, organization_id, cost)
+        self._budgets.check(project_id, organization_id, cost, at)
         if batch:
             applicable = Applicable(tokens=applicable.batch, names=applicable.names)
         for rate in applicable.tokens:
@@ -80,7 +82,7 @@ class Admissions:
         charges = self._charge(applicable, input_tokens)
         for ceiling in applicable.ceilings:
             running[ceiling.key] = running.get(ceiling.key, 0) + 1
-        reservation = self._budgets.reserve(project_id, organization_id, cost)
+        reservation = self._budgets.reserve(project_id, organization_id, cost, at)
         return Admission(self, applicable, input_tokens, charges, reservation, charges_output=not batch)
 
     def standings(self, principal: Principal, model: str, adapter: str | None = None) -> Standings:

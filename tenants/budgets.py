@@ -5,6 +5,7 @@ thresholds are in cents. A month is a calendar month in UTC, and a request belon
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,37 +21,43 @@ Whose = Literal["project", "organization"]
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """A project or an organization has spent as much as a threshold of its alerts, in this month."""
+    """A project or an organization has spent as much as a threshold of its alerts, in one month.
+
+    ``month`` is its first second, in unix seconds; ``None`` for the month that the clock shows.
+    """
 
     subject_id: str
     threshold_cents: int
     spent: int
+    month: int | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
 class _Account:
-    """What a project or an organization has spent this month, and what its running requests may cost."""
+    """What the running requests of a project or an organization may cost, whenever they began."""
 
-    spent: int = 0
     reserved: int = 0
 
 
 @dataclass(slots=True)
 class Reservation:
-    """What a running request may cost, of the month that ends at ``month_ends``."""
+    """What a running request may cost, of the month that it began in."""
 
     project_id: str
     organization_id: str
     amount: int
-    month_ends: float
+    month: int
 
 
 @dataclass(slots=True)
 class Budgets:
     """Limits, spend and reservations by project and organization; ids never coincide.
 
-    ``clock`` is in unix seconds. ``on_crossing`` is called once for each threshold and month, within the
-    settlement that crosses it: it must return at once and raise nothing.
+    A month is named by its first second. What was spent is kept by month, so a clock that leaves a month and
+    comes back finds it as it was. A month that was not given to `load` begins with nothing.
+
+    ``clock`` is in unix seconds, and may go back. ``on_crossing`` is called once for each threshold and
+    month, within the settlement that crosses it: it must return at once and raise nothing.
     """
 
     clock: Callable[[], float] = time.time
@@ -58,17 +65,40 @@ class Budgets:
     _limits: dict[str, int] = field(default_factory=dict)
     _thresholds: dict[str, frozenset[int]] = field(default_factory=dict)
     _accounts: dict[str, _Account] = field(default_factory=dict)
-    _month_ends: float = 0.0
+    _months: dict[int, dict[str, int]] = field(default_factory=dict)
+    _running: Counter[int] = field(default_factory=Counter)
+    _last: tuple[int, int] = (0, 0)
 
-    def load(self, spent: Mapping[str, int]) -> None:
-        """What has been spent this month so far, by project and by organization."""
-        self._turn_page()
-        for subject_id, amount in spent.items():
-            self._account(subject_id).spent = amount
+    def load(self, spent: Mapping[str, int], month: int | None = None) -> None:
+        """What has been spent in the month so far, by project and by organization; the clock's by default."""
+        self._months[self.month_start() if month is None else month] = dict(spent)
 
-    def month_start(self) -> int:
-        """The first second of this month."""
-        return int(_month(self.clock())[0])
+    def loaded(self, month: int) -> bool:
+        """Whether the spend of the month is known."""
+        return month in self._months
+
+    def months(self) -> list[int]:
+        """The months whose spend is in memory."""
+        return list(self._months)
+
+    def forget(self, month: int) -> bool:
+        """Frees the memory of a month, to be loaded again when it is needed.
+
+        Returns ``False``, and does nothing, while a request runs that began in it.
+        """
+        if self._running[month]:
+            return False
+        self._months.pop(month, None)
+        return True
+
+    def month_start(self, at: float | None = None) -> int:
+        """The first second of the month of a time in unix seconds, by default of now."""
+        if at is None:
+            at = self.clock()
+        first, following = self._last
+        if not first <= at < following:
+            first, following = self._last = month_of(at)
+        return first
 
     def set_limit(self, subject_id: str, cents: int | None) -> None:
         """From the next request on; ``None`` for no limit."""
@@ -91,73 +121,81 @@ class Budgets:
 
     def spent(self, subject_id: str) -> int:
         """What has been spent this month by requests that are over."""
-        self._turn_page()
-        account = self._accounts.get(subject_id)
-        return 0 if account is None else account.spent
+        return self._months.get(self.month_start(), _NOTHING).get(subject_id, 0)
 
     def exhausted(self, subject_id: str) -> bool:
         """Whether the limit has been spent."""
         limit = self._limits.get(subject_id)
         return limit is not None and self.spent(subject_id) >= limit * CENT
 
-    def check(self, project_id: str, organization_id: str, amount: int) -> None:
-        """Raises `BudgetExceeded` where so much cannot be reserved. What costs nothing always can."""
-        self._turn_page()
+    def check(self, project_id: str, organization_id: str, amount: int, at: float | None = None) -> None:
+        """Raises `BudgetExceeded` where so much cannot be reserved. What costs nothing always can.
+
+        ``at`` is when the request began, in unix seconds, by default now.
+        """
         if not self._limits or not amount:
             return
+        spent = self._months.get(self.month_start(at), _NOTHING)
         subjects: tuple[tuple[Whose, str], ...] = (("project", project_id), ("organization", organization_id))
         for whose, subject_id in subjects:
             limit = self._limits.get(subject_id)
             if limit is None:
                 continue
-            account = self._accounts.get(subject_id) or _Account()
-            if account.spent + account.reserved + amount > limit * CENT:
-                raise BudgetExceeded(whose, limit, account.spent, account.reserved, amount)
+            account = self._accounts.get(subject_id)
+            reserved = 0 if account is None else account.reserved
+            if spent.get(subject_id, 0) + reserved + amount > limit * CENT:
+                raise BudgetExceeded(whose, limit, spent.get(subject_id, 0), reserved, amount)
 
-    def reserve(self, project_id: str, organization_id: str, amount: int) -> Reservation:
+    def reserve(
+        self, project_id: str, organization_id: str, amount: int, at: float | None = None
+    ) -> Reservation:
         """Sets so much aside. Call `check` first, and let nothing come between."""
-        for subject_id in (project_id, organization_id):
-            self._account(subject_id).reserved += amount
-        return Reservation(project_id, organization_id, amount, self._month_ends)
+        if amount:
+            for subject_id in (project_id, organization_id):
+                account = self._accounts.get(subject_id)
+                if account is None:
+                    account = self._accounts[subject_id] = _Account()
+                account.reserved += amount
+        month = self.month_start(at)
+        self._running[month] += 1
+        return Reservation(project_id, organization_id, amount, month)
 
     def settle(self, reservation: Reservation, cost: int) -> None:
         """The request is over and has cost so much. To be called once for each reservation."""
-        self._turn_page()
-        for subject_id in (reservation.project_id, reservation.organization_id):
-            account = self._account(subject_id)
-            account.reserved -= reservation.amount
-            if reservation.month_ends == self._month_ends and cost:
-                before, account.spent = account.spent, account.spent + cost
-                self._report(subject_id, before, account.spent)
+        month = reservation.month
+        self._running[month] -= 1
+        if not self._running[month]:
+            del self._running[month]
+        subjects = reservation.project_id, reservation.organization_id
+        if reservation.amount:
+            for subject_id in subjects:
+                account = self._accounts[subject_id]
+                account.reserved -= reservation.amount
+                if not account.reserved:
+                    del self._accounts[subject_id]
+        if cost:
+            spent = self._months.setdefault(month, {})
+            for subject_id in subjects:
+                before = spent.get(subject_id, 0)
+                spent[subject_id] = before + cost
+                self._report(subject_id, before, before + cost, month)
 
-    def _account(self, subject_id: str) -> _Account:
-        account = self._accounts.get(subject_id)
-        if account is None:
-            account = self._accounts[subject_id] = _Account()
-        return account
-
-    def _report(self, subject_id: str, before: int, spent: int) -> None:
+    def _report(self, subject_id: str, before: int, spent: int, month: int) -> None:
         """What is spent in a month only grows, so that each threshold is crossed once."""
         if self.on_crossing is None:
             return
         for cents in sorted(self._thresholds.get(subject_id, ())):
             if before < cents * CENT <= spent:
-                self.on_crossing(Crossing(subject_id, cents, spent))
-
-    def _turn_page(self) -> None:
-        """In a new month nothing is spent; what is reserved stays so."""
-        now = self.clock()
-        if now < self._month_ends:
-            return
-        self._month_ends = _month(now)[1]
-        self._accounts = {key: account for key, account in self._accounts.items() if account.reserved}
-        for account in self._accounts.values():
-            account.spent = 0
+                self.on_crossing(Crossing(subject_id, cents, spent, month))
 
 
-def _month(at: float) -> tuple[float, float]:
-    """The first second of the calendar month, and that of the next one."""
+_NOTHING: Mapping[str, int] = {}
+
+
+def month_of(at: float) -> tuple[int, int]:
+    """The first second of the calendar month (UTC) of a time in unix seconds, and that of the next month."""
     day = datetime.fromtimestamp(at, UTC)
     year, month = day.year, day.month
     following = (year + 1, 1) if month == 12 else (year, month + 1)
-    return datetime(year, month, 1, tzinfo=UTC).timestamp(), datetime(*following, 1, tzinfo=UTC).timestamp()
+    starts = datetime(year, month, 1, tzinfo=UTC), datetime(*following, 1, tzinfo=UTC)
+    return int(starts[0].timestamp()), int(starts[1].timestamp())

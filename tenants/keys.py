@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,13 +45,15 @@ _ARCHIVED = func.coalesce(projects_table.c.archived_ms, organizations_table.c.ar
 class KnownKey:
     """A key as authentication needs it: whom it stands for, or why it is refused.
 
-    ``removed_users`` are those of the organization that tokens may not speak for any more.
+    ``removed_users`` are those of the organization that tokens may not speak for any more. ``expires_at`` is
+    in unix seconds, ``kept_until`` of a clock that is never set: until then it may be remembered.
     """
 
     principal: Principal
     expires_at: int | None
     refusal: CredentialReason | None
     removed_users: frozenset[str] = frozenset()
+    kept_until: float = math.inf
 
     def subjects(self) -> frozenset[str | None]:
         """Whose changes concern it."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from itertools import islice
 
 from sqlalchemy import bindparam, or_, update
@@ -17,10 +19,19 @@ WRITE_EVERY_S = 60.0
 _BATCH = 500
 """Keys in one transaction: the ledger waits for no longer one."""
 
+_AHEAD_MS = 5 * 60_000
+"""A stored time that is further ahead of the clock is of a host whose clock was wrong: it is replaced."""
+
 _WRITE = (
     update(api_keys)
     .where(api_keys.c.id == bindparam("key_id"))
-    .where(or_(api_keys.c.last_used_ms.is_(None), api_keys.c.last_used_ms < bindparam("used_ms")))
+    .where(
+        or_(
+            api_keys.c.last_used_ms.is_(None),
+            api_keys.c.last_used_ms < bindparam("used_ms"),
+            api_keys.c.last_used_ms > bindparam("latest_ms"),
+        )
+    )
     .values(last_used_ms=bindparam("used_ms"))
 )
 
@@ -28,11 +39,13 @@ _WRITE = (
 class LastUses:
     """At most one write a key in `WRITE_EVERY_S`, and one at the end; a crash loses what lies between.
 
-    Notes of one key take one place, so that memory is bounded by the number of keys.
+    Notes of one key take one place, so that memory is bounded by the number of keys. ``clock`` is in unix
+    seconds.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
         self._storage = storage
+        self._clock = clock
         self._noted: dict[str, int] = {}
         self._closing = asyncio.Event()
 
@@ -60,7 +73,16 @@ class LastUses:
         try:
             while batch := list(islice(noted.items(), _BATCH)):
                 async with self._storage.write() as connection:
-                    rows = [{"key_id": key_id, "used_ms": used_ms} for key_id, used_ms in batch]
+                    now_ms = int(self._clock() * 1000)
+                    rows = [
+                        {
+                            "key_id": key_id,
+                            # The clock may have been set back since.
+                            "used_ms": min(used_ms, now_ms),
+                            "latest_ms": now_ms + _AHEAD_MS,
+                        }
+                        for key_id, used_ms in batch
+                    ]
                     await connection.execute(_WRITE, rows)
                 for key_id, _ in batch:
                     del noted[key_id]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import IntegrityError
 
@@ -22,6 +22,8 @@ from tenants.storage import Storage
 from tenants.tables import organizations, projects
 
 _MAX_ERROR = 256
+LONGEST_WAIT_MS = 24 * 3_600_000
+"""No attempt is put off for longer. One that is due later was noted while the clock was ahead: it is due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class Outbox:
             .join(spend_alerts, spend_alerts.c.id == fired.alert_id)
             .join(organizations, organizations.c.id == spend_alerts.c.organization_id)
             .outerjoin(projects, projects.c.id == spend_alerts.c.project_id)
-            .where(fired.next_attempt_ms <= now_ms)
+            .where(_is_due(now_ms))
             .order_by(fired.next_attempt_ms)
             .limit(most)
         )
@@ -148,6 +150,11 @@ class Outbox:
         this = alert_notifications.c.id == notification_id
         async with self._storage.write() as connection:
             await connection.execute(update(alert_notifications).where(this).values(**values))
+
+
+def _is_due(now_ms: int) -> ColumnElement[bool]:
+    next_ms = alert_notifications.c.next_attempt_ms
+    return or_(next_ms <= now_ms, next_ms > now_ms + LONGEST_WAIT_MS)
 
 
 def _notification(row: RowMapping, attempts: int) -> Notification:

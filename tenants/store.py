@@ -49,6 +49,7 @@ class TenantStore:
         pepper: bytes,
         *,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
         changes: ChangeLog | None = None,
         memory_s: float = 900.0,
         issuers: Iterable[Issuer] = (),
@@ -59,8 +60,10 @@ class TenantStore:
         changes = changes or ChangeLog()
         self._credentials = CredentialCache(changes=changes, trusted=self._storage.trusted)
         self._mint = Mint(pepper, clock)
-        self._tokens = TokenAuthentication(self._storage, self._mint, Issuers(issuers), changes, clock)
-        self.last_uses = LastUses(self._storage)
+        self._tokens = TokenAuthentication(
+            self._storage, self._mint, Issuers(issuers), changes, clock, steady
+        )
+        self.last_uses = LastUses(self._storage, clock)
         self.audit = AuditLog(self._storage)
         self.users = Users(self._storage, forget=self._credentials.forget_organization)
         self.service_accounts = ServiceAccounts(

@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
+from typing import Protocol
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,14 +16,21 @@ from gateway.alerts.loop import Loop
 from gateway.alerts.mail import MailChannel
 from gateway.alerts.transport import LateTransport
 from gateway.alerts.webhooks import WebhookChannel, shown_secret, webhook_secret
-from tenants.budgets import CENT, Budgets, Crossing
+from tenants.budgets import CENT, Budgets, Crossing, month_of
 from tenants.outbox import Outbox
 from tenants.spend_alerts import SpendAlert, SpendAlertStore
 from tenants.storage import Storage
 
-SpendReader = Callable[[int, Collection[str]], Awaitable[Mapping[str, int]]]
-"""Reads the ledger: picodollars by project and organization since a time in unix seconds, of the named
-organizations alone."""
+
+class SpendReader(Protocol):
+    """Reads the ledger: picodollars by project and organization, of the named organizations alone.
+
+    Of what began between two times in unix seconds.
+    """
+
+    def __call__(
+        self, since: int, organization_ids: Collection[str], *, until: int
+    ) -> Awaitable[Mapping[str, int]]: ...
 
 
 class Alerts:
@@ -76,7 +84,8 @@ class Alerts:
             group.create_task(self.deliveries.loop.run())
 
     def _crossed(self, crossing: Crossing) -> None:
-        self._note(crossing.subject_id, self._budgets.month_start(), crossing.spent)
+        month = self._budgets.month_start() if crossing.month is None else crossing.month
+        self._note(crossing.subject_id, month, crossing.spent)
         self._loop.wake()
 
     def _note(self, subject_id: str, month: int, spent: int) -> None:
@@ -124,7 +133,7 @@ class Alerts:
         organizations = await self._outbox.unfired(month) if self._read else ()
         if not organizations or self._read is None:
             return
-        spent = await self._read(month, organizations)
+        spent = await self._read(month, organizations, until=month_of(month)[1])
         for subject_id, alerts in by_subject.items():
             if spent.get(subject_id, 0) >= min(alert.threshold_cents for alert in alerts) * CENT:
                 self._note(subject_id, month, spent[subject_id])

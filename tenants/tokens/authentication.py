@@ -1,6 +1,7 @@
 """Whom a token stands for: verified, found in the database, and remembered until it expires."""
 
 import hashlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -28,16 +29,24 @@ class TokenAuthentication:
     """Tokens of configured issuers, and those of this installation's own mint.
 
     ``known`` is the cache of the verified ones, by digest, ``subjects`` that of the projects and keys that
-    tokens spoke for, so that a new token for one of them needs no database.
+    tokens spoke for, so that a new token for one of them needs no database. Times in tokens are those of
+    ``clock``, in unix seconds; how long something is remembered is up to ``steady``, which is never set.
     """
 
     def __init__(
-        self, storage: Storage, mint: Mint, issuers: Issuers, changes: ChangeLog, clock: Callable[[], float]
+        self,
+        storage: Storage,
+        mint: Mint,
+        issuers: Issuers,
+        changes: ChangeLog,
+        clock: Callable[[], float],
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self._storage = storage
         self._mint = mint
         self._issuers = issuers
         self._clock = clock
+        self._steady = steady
         self._known = CredentialCache(changes=changes, trusted=storage.trusted)
         self._subjects = CredentialCache(changes=changes, trusted=storage.trusted)
 
@@ -46,20 +55,25 @@ class TokenAuthentication:
         if len(token) > MAX_TOKEN_CHARACTERS:
             return None
         found = self._known.known(_digest(token))
-        if found is None or (found.expires_at is not None and self._clock() >= found.expires_at):
+        if found is None or self._steady() >= found.kept_until:
+            return None
+        if found.expires_at is not None and self._clock() >= found.expires_at:
             return None
         return found.principal
 
     async def authenticate(self, token: str) -> Principal:
         """Raises `InvalidCredential`, `IssuerUnavailable` and `StorageUnavailable`."""
-        envelope = open_envelope(token)
+        envelope, now, steady = open_envelope(token), self._clock(), self._steady()
         generation = self._known.generation
         if envelope.issuer == ISSUER:
             principal, until = await self._minted(token, envelope)
+            kept_s: float = MAX_KEPT_S
         else:
-            principal, until = await self._issued(token, envelope)
-        until = min(until, self._clock() + MAX_KEPT_S)
-        self._known.remember(_digest(token), KnownKey(principal, int(until), None), generation)
+            principal, until, lifetime_s = await self._issued(token, envelope)
+            kept_s = min(MAX_KEPT_S, lifetime_s)
+        until = min(until, now + kept_s)
+        known = KnownKey(principal, int(until), None, kept_until=steady + kept_s)
+        self._known.remember(_digest(token), known, generation)
         return principal
 
     async def _minted(self, token: str, envelope: Envelope) -> tuple[Principal, float]:
@@ -77,10 +91,9 @@ class TokenAuthentication:
         )
         return principal, min(minted.expires_at, key.expires_at or minted.expires_at)
 
-    async def _issued(self, token: str, envelope: Envelope) -> tuple[Principal, float]:
+    async def _issued(self, token: str, envelope: Envelope) -> tuple[Principal, float, float]:
         issuer = self._issuers.of(envelope)
-        now = self._clock()
-        statement = await issuer.verify(token, envelope, now)
+        statement = await issuer.verify(token, envelope, self._clock())
         found = await self._subject(statement.project_id, keys.find_project, _NO_PROJECT)
         project = found.principal
         named = statement.organization
@@ -97,7 +110,7 @@ class TokenAuthentication:
             user_id=statement.user_id,
             scopes=statement.scopes,
         )
-        return principal, min(statement.expires_at + issuer.leeway_s, now + issuer.keys.lifetime_s)
+        return principal, statement.expires_at + issuer.leeway_s, issuer.keys.lifetime_s
 
     async def _key(self, key_id: str) -> KnownKey:
         found = await self._subject(key_id, keys.find_by_id, "the key that minted it opens nothing any more")

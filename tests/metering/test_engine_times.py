@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from metering.engine_times import EngineClock, EngineTime, Sample, shares, store_times, times_between
@@ -41,6 +42,24 @@ def test_samples_are_added_up_by_hour() -> None:
         (hour, "m"): EngineTime(busy_ms=15_000 + 3_000, waking_ms=7_500, wakes=1),
     }
     assert clock.take() == {}
+
+
+@pytest.mark.parametrize("error_s", [366 * 24 * HOUR, -366 * 24 * HOUR, 30 * 24 * HOUR, -5])
+def test_a_clock_that_is_put_right_changes_no_sum(error_s: int) -> None:
+    """It ran ahead or behind at the start, and is corrected while an engine is busy."""
+    wall, steady = _Clock(), _Clock()
+    wall.now += error_s
+    clock = EngineClock(wall, steady)
+    for step in range(20):
+        if step == 10:
+            wall.now -= error_s
+        clock.sample([Sample("m", busy=1)])
+        wall.now += 1.0
+        steady.now += 1.0
+    times = clock.take()
+    assert sum(time.busy_ms for time in times.values()) == 19_000
+    assert len(times) <= 4
+    assert sum(time.busy_ms for (hour, _), time in times.items() if abs(hour - NOON // HOUR) <= 1) >= 9_000
 
 
 async def test_time_is_stored_by_gateway_and_shared_by_use(database: AsyncEngine, tmp_path: Path) -> None:

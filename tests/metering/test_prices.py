@@ -1,5 +1,6 @@
 """Prices are exact, and what has been spent is read from the ledger as it would have been settled."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -103,3 +104,19 @@ async def test_what_was_spent_is_read_from_the_ledger(database: AsyncEngine, tmp
         assert await spent_since(database, int(DAY)) == {
             "proj_1": 664, "proj_2": 20, "org-1": 684, "proj_3": 1400, "org-2": 1400,
         }  # fmt: skip
+        await _check_that_spans_add_up(database, [at for *_, at, _ in asked])
+
+
+async def _check_that_spans_add_up(database: AsyncEngine, times: Sequence[float]) -> None:
+    """What began before a time, and what began then or later, is all: at edges of days and between them."""
+    first, last = int(min(times)) - 1, int(max(times)) + 2
+    everything = await spent_since(database, first)
+    for at in sorted(
+        {int(DAY), int(DAY) + 1, int(DAY) - 1, *(int(time) + more for time in times for more in (0, 1))}
+    ):
+        before = await spent_since(database, first, until=at)
+        after = await spent_since(database, at, until=last)
+        parts = Counter(before)
+        parts.update(after)
+        assert {name: amount for name, amount in parts.items() if amount} == everything
+    assert await spent_since(database, last, until=last + 40 * 86_400) == {}

@@ -126,6 +126,60 @@ def test_accounts_of_a_past_month_take_no_memory() -> None:
     budgets.settle(running, 1)
 
 
+def test_a_clock_that_passes_the_end_of_a_month_and_goes_back_forgets_nothing() -> None:
+    clock = Clock(2026, 11, 30, 23, 59, 59)
+    budgets = Budgets(clock)
+    budgets.set_limit("p", 20)
+    budgets.load({"p": 15 * CENT})
+    _spend(budgets, 2 * CENT)
+    for _ in range(3):
+        clock.at += 2
+        assert budgets.spent("p") == 0
+        clock.at -= 2
+        assert budgets.spent("p") == 17 * CENT
+        with pytest.raises(BudgetExceeded):
+            budgets.check("p", "o", 4 * CENT)
+    clock.at += 1
+    _spend(budgets, 20 * CENT)
+    assert budgets.exhausted("p")
+    clock.at = Clock(2027, 1, 1).at
+    assert budgets.spent("p") == 0
+
+
+def test_a_year_ahead_and_back_later_months_turn() -> None:
+    clock = Clock(2027, 11, 26)
+    budgets = Budgets(clock)
+    budgets.set_limit("p", 10)
+    _spend(budgets, 10 * CENT)
+    clock.at = Clock(2026, 11, 26).at
+    assert budgets.spent("p") == 0
+    for year, month in ((2026, 11), (2026, 12), (2027, 1), (2027, 2)):
+        clock.at = Clock(year, month, 2).at
+        assert not budgets.exhausted("p")
+        _spend(budgets, 10 * CENT)
+        assert budgets.exhausted("p")
+    clock.at = Clock(2027, 11, 27).at
+    assert budgets.exhausted("p"), "what was entered for that month counts in it"
+
+
+def test_the_month_is_that_in_which_the_request_began_whatever_the_clock_says() -> None:
+    clock, crossings = Clock(2026, 12, 1), list[Crossing]()
+    budgets = Budgets(clock, crossings.append)
+    budgets.set_thresholds("p", [5])
+    budgets.set_limit("p", 10)
+    november, began = int(Clock(2026, 11, 1).at), clock.at - 1
+    budgets.check("p", "o", 6 * CENT, began)
+    reservation = budgets.reserve("p", "o", 6 * CENT, began)
+    assert not budgets.forget(november), "a request of it runs"
+    budgets.settle(reservation, 6 * CENT)
+    assert [crossing.month for crossing in crossings] == [november]
+    assert budgets.spent("p") == 0
+    with pytest.raises(BudgetExceeded):
+        budgets.check("p", "o", 5 * CENT, began)
+    assert budgets.forget(november)
+    assert budgets.months() == []
+
+
 @pytest.fixture
 def budgets() -> Budgets:
     return Budgets()

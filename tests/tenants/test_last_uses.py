@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenants import last_uses
 from tenants.errors import InvalidCredential
+from tenants.last_uses import LastUses
 from tenants.store import TenantStore, open_tenants
 from tenants.types import Project
 from tests.tenants.conftest import PEPPER, Statements
@@ -86,3 +87,47 @@ async def test_what_could_not_be_written_is_written_later(
         other.close()
     assert "could not be written" in caplog.text
     assert (await _used_at(store, project))[0] is not None
+
+
+async def _write(store: TenantStore) -> None:
+    """What is noted, as at the end of a gateway."""
+    uses = LastUses(store.storage, store._clock)
+    uses._noted, store.last_uses._noted = store.last_uses._noted, {}
+    writing = asyncio.create_task(uses.run())
+    await asyncio.sleep(0)
+    uses.close()
+    await writing
+
+
+@pytest.mark.parametrize("ahead_s", [366 * 24 * 3600, 3600])
+async def test_a_clock_that_was_ahead_is_recovered_from(
+    database: AsyncEngine, store: TenantStore, project: Project, ahead_s: int
+) -> None:
+    now = [time.time() + ahead_s]
+    _, secret = await store.create_project_key(project.organization_id, project.id, "used")
+    ahead = TenantStore(database, PEPPER, clock=lambda: now[0])
+    await ahead.authenticate(secret)
+    await _write(ahead)
+    assert await _used_at(store, project) == [int(now[0])]
+    # Noted while it was ahead, written after it was put right.
+    await ahead.authenticate(secret)
+    now[0] -= ahead_s
+    await _write(ahead)
+    assert await _used_at(store, project) == [int(now[0])]
+
+
+async def test_a_late_write_does_not_go_back(
+    database: AsyncEngine, store: TenantStore, project: Project
+) -> None:
+    """Of a gateway whose database was away for an hour, while another one wrote."""
+    began = time.time()
+    now = [began]
+    _, secret = await store.create_project_key(project.organization_id, project.id, "used")
+    late = TenantStore(database, PEPPER, clock=lambda: now[0])
+    await late.authenticate(secret)
+    other = TenantStore(database, PEPPER, clock=lambda: began + 3590)
+    await other.authenticate(secret)
+    await _write(other)
+    now[0] += 3600
+    await _write(late)
+    assert await _used_at(store, project) == [int(began + 3590)]

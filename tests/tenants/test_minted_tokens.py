@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tenants.errors import InvalidCredential, InvalidValue
 from tenants.scopes import SCOPES, grants
 from tenants.store import TenantStore
+from tenants.tokens.authentication import MAX_KEPT_S
 from tenants.types import ApiKey, Principal, Project
 from tests.tenants.conftest import PEPPER, Statements
 
@@ -170,3 +171,36 @@ def test_which_scope_includes_which() -> None:
         "model.read",
     }
     assert not any(grants(frozenset(), scope) for scope in SCOPES)
+
+
+async def test_a_clock_that_is_put_right_keeps_no_token_in_memory(
+    database: AsyncEngine, store: TenantStore, project: Project
+) -> None:
+    """Verified a year ahead, it would be remembered for a year."""
+    now, steady = [time.time() + 366 * 24 * 3600], [0.0]
+    ahead = TenantStore(database, PEPPER, clock=lambda: now[0], steady=lambda: steady[0])
+    _, principal = await _key(ahead, project)
+    token, _ = _mint(ahead, principal, expires_in_s=3600)
+    assert await ahead.authenticate(token)
+    now[0] -= 366 * 24 * 3600
+    steady[0] += MAX_KEPT_S - 1
+    assert ahead.known(token)
+    steady[0] += 1
+    assert ahead.known(token) is None
+    with pytest.raises(InvalidCredential, match="iat"):
+        await ahead.authenticate(token)
+
+
+async def test_a_clock_that_jumps_ahead_lets_the_token_expire_and_comes_back(
+    database: AsyncEngine, store: TenantStore, project: Project
+) -> None:
+    now = [time.time()]
+    jumping = TenantStore(database, PEPPER, clock=lambda: now[0])
+    _, principal = await _key(jumping, project)
+    token, _ = _mint(jumping, principal)
+    assert await jumping.authenticate(token)
+    now[0] += 366 * 24 * 3600
+    with pytest.raises(InvalidCredential):
+        await jumping.authenticate(token)
+    now[0] -= 366 * 24 * 3600
+    assert await jumping.authenticate(token)
