@@ -54,6 +54,7 @@ from gateway.queueing import ModelQueues
 from gateway.services import Services
 from gateway.spend_alerts_api import spend_alert_routes
 from gateway.spend_limits_api import spend_limit_routes
+from gateway.unknown_endpoint import UnknownEndpoints
 from metering.costs import CostReports
 from metering.errors import MeteringError
 from metering.ledger import open_ledger
@@ -83,13 +84,19 @@ def create_app(config: Config, data: DataDirectory) -> Starlette:
             app.state.services = services
             yield
 
-    handled = (ApiError, HTTPException, TenantError, MeteringError, EngineError)
+    handled = (ApiError, TenantError, MeteringError, EngineError)
     handlers = dict.fromkeys(handled, answer_error)
     counts = RequestCounts(config.metrics.by_project)
+    routes = _routes()
     app = Starlette(
-        routes=_routes(),
+        routes=routes,
         middleware=cors(config.server.cors_origins),
-        exception_handlers={**handlers, ClientDisconnect: _client_gone, Exception: answer_error},
+        exception_handlers={
+            **handlers,
+            HTTPException: UnknownEndpoints(routes).answer,
+            ClientDisconnect: _client_gone,
+            Exception: answer_error,
+        },
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -209,11 +216,12 @@ def _routes() -> list[Route]:
 
 def _inference_routes() -> list[Route]:
     return [
+        Route("/health", health.ready, methods=["GET"]),
         Route("/health/live", health.live, methods=["GET"]),
         Route("/health/ready", health.ready, methods=["GET"]),
         Route("/v1/models", models.list_models, methods=["GET"]),
-        Route("/v1/models/{id}", models.retrieve_model, methods=["GET"]),
-        Route("/v1/models/{id}", models.delete_model, methods=["DELETE"]),
+        Route("/v1/models/{id:path}", models.retrieve_model, methods=["GET"]),
+        Route("/v1/models/{id:path}", models.delete_model, methods=["DELETE"]),
         *[Route(endpoint.path, endpoint.__call__, methods=["POST"]) for endpoint in _METERED],
         Route("/tokenize", inference.tokenize.__call__, methods=["POST"]),
         Route("/detokenize", inference.detokenize.__call__, methods=["POST"]),
@@ -238,12 +246,12 @@ def _own_routes() -> list[Route]:
     own = "/v1/torpor"
     return [
         Route(f"{own}/engines", engines_api.list_engines, methods=["GET"]),
-        Route(f"{own}/engines/{{model}}/wake", engines_api.wake_engine, methods=["POST"]),
-        Route(f"{own}/engines/{{model}}/sleep", engines_api.sleep_engine, methods=["POST"]),
-        Route(f"{own}/engines/{{model}}/snapshot", engines_api.snapshot_engine, methods=["POST"]),
+        Route(f"{own}/engines/{{model:path}}/wake", engines_api.wake_engine, methods=["POST"]),
+        Route(f"{own}/engines/{{model:path}}/sleep", engines_api.sleep_engine, methods=["POST"]),
+        Route(f"{own}/engines/{{model:path}}/snapshot", engines_api.snapshot_engine, methods=["POST"]),
         Route(f"{own}/snapshots", snapshots_api.list_snapshots, methods=["GET"]),
-        Route(f"{own}/snapshots/{{model}}", snapshots_api.verify_snapshot, methods=["POST"]),
-        Route(f"{own}/snapshots/{{model}}", snapshots_api.remove_snapshots, methods=["DELETE"]),
+        Route(f"{own}/snapshots/{{model:path}}", snapshots_api.verify_snapshot, methods=["POST"]),
+        Route(f"{own}/snapshots/{{model:path}}", snapshots_api.remove_snapshots, methods=["DELETE"]),
         Route(f"{own}/projects/{{project}}/weight", weights_api.retrieve_weight, methods=["GET"]),
         Route(f"{own}/projects/{{project}}/weight", weights_api.update_weight, methods=["POST"]),
         Route(f"{own}/tokens", tokens_api.create_token, methods=["POST"]),

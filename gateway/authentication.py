@@ -3,9 +3,10 @@
 import math
 
 from starlette.requests import Request
+from starlette.types import Scope
 
-from gateway.context import RequestRecord, header, record_of
-from gateway.errors import ApiError, insufficient_scope, too_many_failures
+from gateway.context import RequestRecord, record_of
+from gateway.errors import ApiError, insufficient_scope, invalid_request, too_many_failures
 from gateway.services import Services, services_of
 from tenants.audit import Actor, act_as
 from tenants.errors import InvalidCredential, TenantError
@@ -22,15 +23,16 @@ _OPENS = {
 
 
 async def authenticate(request: Request, *kinds: KeyKind, scope: str | None = None) -> Principal:
-    """The principal behind the bearer key or token.
+    """The principal behind the key or token, which comes as a bearer credential or in ``x-api-key``.
 
-    Raises `InvalidCredential` (401) for one that is missing, unknown, expired or revoked, 403
-    ``insufficient_scope`` for one of another kind than ``kinds``, or without ``scope``, and 429 where the
-    address has tried too many wrong ones. A credential in memory is never refused for that.
+    Raises 400 for several credentials, `InvalidCredential` (401) for one that is missing, unknown, expired or
+    revoked, 403 ``insufficient_scope`` for one of another kind than ``kinds``, or without ``scope``, and 429
+    where the address has tried too many wrong ones. A credential in memory is never refused for that.
     """
     record, services = record_of(request.scope), services_of(request)
+    authorization = _authorization(request.scope)
     try:
-        principal = await _principal(request, services)
+        principal = await _principal(request, services, authorization)
     except (TenantError, ApiError) as error:
         _tell(services, record, error)
         raise
@@ -56,8 +58,36 @@ def act_as_caller(request: Request, principal: Principal) -> None:
     act_as(Actor(principal.key_id, principal.kind, _address(request), request.headers.get("user-agent")))
 
 
-async def _principal(request: Request, services: Services) -> Principal:
-    scheme, _, secret = header(request.scope, b"authorization").partition(" ")
+def _authorization(scope: Scope) -> str:
+    """The value of ``Authorization``, which ``x-api-key`` alone stands for.
+
+    Raises 400 where the request has several credentials, so that it would be open whose it is.
+    """
+    authorization: bytes | None = None
+    api_key: bytes | None = None
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            if authorization is not None:
+                raise _ambiguous("more than one Authorization header")
+            authorization = value.strip()
+        elif name == b"x-api-key":
+            if api_key is not None:
+                raise _ambiguous("more than one x-api-key header")
+            api_key = value.strip()
+    if api_key is not None:
+        if authorization is None:
+            return f"Bearer {api_key.decode('latin-1')}"
+        if authorization.partition(b" ")[2].strip() != api_key:
+            raise _ambiguous("an x-api-key header that differs from the key in its Authorization header")
+    return "" if authorization is None else authorization.decode("latin-1")
+
+
+def _ambiguous(what: str) -> ApiError:
+    return invalid_request(f"The request has {what}. Send one credential.", code="ambiguous_credentials")
+
+
+async def _principal(request: Request, services: Services, authorization: str) -> Principal:
+    scheme, _, secret = authorization.partition(" ")
     secret = secret.strip()
     if scheme.lower() != "bearer" or not secret:
         raise InvalidCredential("missing")

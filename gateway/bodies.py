@@ -7,7 +7,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.config import LimitsConfig
-from gateway.context import header
+from gateway.content_encoding import content_encodings, decode
 from gateway.errors import ApiError, invalid_request
 from gateway.json_numbers import infinite_number, large_integer
 from gateway.link import link_of
@@ -16,12 +16,14 @@ _IN_THREAD_BYTES = 256 * 1024
 
 
 async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) -> dict[str, Any]:
-    """The body as a JSON object.
+    """The body as a JSON object, decompressed if it has a ``Content-Encoding``.
 
-    Raises `ApiError`: 415 for another content type, 413 over ``limits.max_body_bytes``, 408 slower than
-    ``timeout_s`` seconds, 400 for what is no JSON object; and ``ClientDisconnect``.
+    Raises `ApiError`: 415 for another content type or encoding, 413 over ``limits.max_body_bytes`` before or
+    after decoding, 408 slower than ``timeout_s`` seconds, 400 for anything but a JSON object; and
+    ``ClientDisconnect``.
     """
-    content_type = header(request.scope, b"content-type").partition(";")[0].strip().lower()
+    headers: dict[bytes, bytes] = dict(request.scope["headers"])
+    content_type = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if content_type != "application/json":
         shown = content_type[:80] or "none"
         raise ApiError(
@@ -31,16 +33,19 @@ async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) ->
             f"The body must be sent with 'Content-Type: application/json', not {shown!r}.",
             headers={"connection": "close"},
         )
+    encodings = content_encodings(request.scope) if b"content-encoding" in headers else ()
+    declared = headers.get(b"content-length", b"").strip()
+    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+        raise _too_large(limits.max_body_bytes)
     body = await _read(request, limits.max_body_bytes, timeout_s)
+    if encodings:
+        body = await asyncio.to_thread(decode, body, encodings, limits.max_body_bytes)
     if len(body) > _IN_THREAD_BYTES:
         return await asyncio.to_thread(parse_object, body, limits.max_json_depth)
     return parse_object(body, limits.max_json_depth)
 
 
 async def _read(request: Request, limit: int, timeout_s: float) -> bytes:
-    declared = header(request.scope, b"content-length")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
     link = link_of(request.scope)
     if link is not None and link.body_here:
         message = await request.receive()

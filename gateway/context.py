@@ -124,6 +124,8 @@ class RequestContext:
                 raise
         finally:
             ended = 499 if record.client_gone else record.status
+            if "refused" in scope["state"]:  # by the server, which has answered in the application's place
+                ended, record.code = scope["state"]["refused"]
             log_request(scope, record, ended)
             if self._observe is not None:
                 self._observe(scope, record, ended)
@@ -137,15 +139,6 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
             if _SANE_ID.fullmatch(given):
                 return given
     return f"req_{random.getrandbits(128):032x}"
-
-
-def header(scope: Scope, name: bytes) -> str:
-    """The request's first header of that name, in lower case; empty where there is none."""
-    for given, value in scope["headers"]:
-        if given == name:
-            text: str = value.decode("latin-1")
-            return text
-    return ""
 
 
 def log_request(scope: Scope, record: RequestRecord, status: int) -> None:

@@ -97,9 +97,18 @@ def model_not_found(name: str) -> ApiError:
     )
 
 
+NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
+"""Tells OpenAI's clients, which repeat a 429 and every 5xx, that the same request would fail again."""
+
+
+def unsupported(message: str) -> ApiError:
+    """501: what this gateway does not have."""
+    return ApiError(501, "server_error", "not_supported", message, headers=NO_RETRY)
+
+
 def not_supported(what: str) -> ApiError:
     """501: part of OpenAI's API that this gateway does not have."""
-    return ApiError(501, "server_error", "not_supported", f"{what} is not supported by this gateway yet.")
+    return unsupported(f"{what} is not supported by this gateway yet.")
 
 
 def insufficient_scope(message: str) -> ApiError:
@@ -207,8 +216,7 @@ def _too_large(error: RequestTooLarge) -> ApiError:
         f"Request too large for {error.name}: limit {error.limit}, requested {error.requested}. "
         "It will never fit: please shorten the input."
     )
-    headers = {"x-should-retry": "false"}
-    return ApiError(429, "rate_limit_error", "rate_limit_exceeded", message, headers=headers)
+    return ApiError(429, "rate_limit_error", "rate_limit_exceeded", message, headers=NO_RETRY)
 
 
 def _over_budget(error: BudgetExceeded) -> ApiError:
@@ -221,8 +229,7 @@ def _over_budget(error: BudgetExceeded) -> ApiError:
         f"The monthly spend limit of the {error.whose}{known} does not cover this request, which may cost up "
         f"to {_dollars(error.requested)}. Please raise the limit, or ask for fewer tokens with max_tokens."
     )
-    headers = {"x-should-retry": "false"}
-    return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=headers)
+    return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=NO_RETRY)
 
 
 def _dollars(picodollars: int) -> str:
@@ -237,8 +244,7 @@ def _over_quota(error: QuotaExceeded) -> ApiError:
         f"Your project has {error.used} {error.name} of the {error.limit} that it may have, and this needs "
         f"{error.requested} more. Delete some first."
     )
-    headers = {"x-should-retry": "false"}
-    return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=headers)
+    return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=NO_RETRY)
 
 
 def _queue_full(error: QueueFull) -> ApiError:
@@ -278,7 +284,7 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return engine_failed()
         case SnapshotFailed():  # only the root key can ask for one: it is told the cause
             message = f"The snapshot could not be made: {error}"
-            return ApiError(500, "server_error", "snapshot_failed", message)
+            return ApiError(500, "server_error", "snapshot_failed", message, headers=NO_RETRY)
         case UnknownModel():
             return model_not_found(error.model_id)
         case UnsupportedTier():

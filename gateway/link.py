@@ -12,6 +12,8 @@ from starlette.types import Scope
 
 _NAME = "torpor.link"
 _HEAD = b"HTTP/1.1 "
+_LINGER_S = 2.0
+"""How long a client that is still sending may do so after its answer."""
 
 
 class ClientLink(Protocol):
@@ -39,20 +41,28 @@ class ClientLink(Protocol):
 
 
 class JoiningTransport:
-    """A transport that sends an answer's head with the first of its body, if that comes at once.
+    """A transport that sends an answer's head with the first of its body, and closes gently.
 
-    uvicorn writes the one and then the other. What is not named here is the transport's own.
+    uvicorn writes the head and then the body. A client that is still sending when the connection is closed
+    might not see its answer: where ``unread`` says so, `close` ends the sending alone, and the connection is
+    closed when the client has closed it too, or after a while (RFC 9112, section 9.6). What is not named here
+    is the transport's own.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, unread: Callable[[], bool]
+    ) -> None:
+        self._transport, self._loop, self._unread = transport, loop, unread
         self._head = b""
+        self._lingering = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
         """Send it, a head not later than at the end of this turn of the loop."""
+        if self._lingering:
+            return
         if self._head:
             data, self._head = self._head + data, b""
         elif data.startswith(_HEAD):
@@ -68,13 +78,22 @@ class JoiningTransport:
             self._transport.write(head)
 
     def is_closing(self) -> bool:
-        """As the transport says."""
-        return self._transport.is_closing()
+        """Whether nothing more is sent."""
+        return self._lingering or self._transport.is_closing()
 
     def close(self) -> None:
-        """Once everything has been sent."""
+        """Close the connection once everything has been sent."""
         self.flush()
-        self._transport.close()
+        if self.is_closing():
+            return
+        if not self._unread():
+            self._transport.close()
+            return
+        self._lingering = True
+        self._transport.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._loop.call_later(_LINGER_S, self._transport.close)
 
 
 def put_link(scope: Scope, link: ClientLink) -> None:

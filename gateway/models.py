@@ -1,6 +1,7 @@
 """``/v1/models``: what the caller may use."""
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -20,10 +21,18 @@ async def list_models(request: Request) -> Response:
     return Response(msgspec.json.encode({"object": "list", "data": cards}), media_type=JSON)
 
 
+def _id(request: Request) -> str:
+    """The model of the path. Raises 404 for the path of all models with a slash at its end."""
+    name: str = request.path_params["id"]
+    if not name:
+        raise HTTPException(404)
+    return name
+
+
 async def retrieve_model(request: Request) -> Response:
-    """``GET /v1/models/{id}``."""
+    """``GET /v1/models/{id}``. An id may hold slashes, as they are or encoded."""
     principal = await authenticate(request, KeyKind.PROJECT, scope=MODEL_READ)
-    model = resolve_model(services_of(request), principal, request.path_params["id"])
+    model = resolve_model(services_of(request), principal, _id(request))
     return JSONResponse(model.card())
 
 
@@ -31,7 +40,7 @@ async def delete_model(request: Request) -> Response:
     """``DELETE /v1/models/{id}``: for the caller's own adapters."""
     principal = await authenticate(request, KeyKind.PROJECT, scope=FINE_TUNING)
     services = services_of(request)
-    model = resolve_model(services, principal, request.path_params["id"])
+    model = resolve_model(services, principal, _id(request))
     if model.adapter is None:
         raise ApiError(
             403,

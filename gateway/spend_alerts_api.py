@@ -22,7 +22,7 @@ from gateway.admin_requests import (
 )
 from gateway.alerts.config import AlertsConfig, is_address
 from gateway.alerts.webhooks import url_fault
-from gateway.errors import ApiError, invalid_request
+from gateway.errors import ApiError, invalid_request, unsupported
 from tenants.spend_alerts import AlertQuery, SpendAlert
 from tenants.spend_limits import MAX_CENTS
 
@@ -130,7 +130,7 @@ def _email(channel: Mapping[str, Any], config: AlertsConfig) -> dict[str, Any]:
     prefix = optional_text(named, f"{_CHANNEL}.subject_prefix", _MAX_PREFIX)
     if config.smtp_host is None:
         message = "Alerts by email are not supported by this gateway: [alerts] configures no SMTP server."
-        raise ApiError(501, "server_error", "not_supported", message, headers={"x-should-retry": "false"})
+        raise unsupported(message)
     return {"type": "email", "recipients": recipients, "subject_prefix": prefix}
 
 

@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.authentication import authenticate
-from gateway.errors import ApiError
+from gateway.errors import unsupported
 from tenants.types import KeyKind
 
 _METHODS = ["GET", "POST", "DELETE"]
@@ -59,7 +59,7 @@ class Unsupported:
         await authenticate(request, KeyKind.ADMIN)
         what = self._path.removeprefix("/v1")
         message = f"{request.method} {what} is not supported by this gateway: {self._why}."
-        raise ApiError(501, "server_error", "not_supported", message, headers={"x-should-retry": "false"})
+        raise unsupported(message)
 
 
 def unsupported_routes() -> list[Route]:

@@ -16,6 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from gateway.content_encoding import refuse_encoded
 from gateway.errors import ApiError, invalid_request
 
 if TYPE_CHECKING:
@@ -55,14 +56,16 @@ class Upload:
 async def receive(request: Request, form: Form, folder: Path) -> Upload:
     """Reads the whole body; files go to the folder, under the names of their parts.
 
-    Raises `ApiError`: 415 for another content type, 413 for what is too large, 408 for what is too slow, 400
-    for a body that is no such form; ``ClientDisconnect``; and OSError where the disk fails. What is wrong
-    with single parts is told when all of the body has been read. Where it is not, what still comes is passed
-    over for a while: a client that is sending when the connection is closed would not see the answer.
+    Raises `ApiError`: 415 for another content type or any content encoding, 413 for what is too large, 408
+    for what is too slow, 400 for a body that is no such form; ``ClientDisconnect``; and OSError where the
+    disk fails. What is wrong with single parts is told when all of the body has been read. Where it is not,
+    what still comes is passed over for a while: a client that is sending when the connection is closed would
+    not see the answer.
     """
     declared = request.headers.get("content-length", "")
     async with aclosing(request.stream()) as stream:
         try:
+            refuse_encoded(request.scope)
             boundary = _boundary(request)
             if declared.isdecimal() and int(declared) > form.most_bytes:
                 raise _too_large(form.most_bytes)

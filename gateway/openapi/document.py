@@ -17,7 +17,7 @@ from gateway.openapi.operations import ADMIN, PROJECT, ROOT, STRING, Operation, 
 from gateway.openapi.table import operations
 
 _KEYS = {
-    PROJECT: "A project's API key, `sk-...`, or a token of a configured issuer.",
+    PROJECT: "A project's API key, `sk-...`, or a token of a configured issuer. Also in `x-api-key`.",
     ADMIN: "An organization's admin key, `sk-admin-...`.",
     ROOT: "The root key of the host, `sk-root-...`.",
 }
@@ -75,7 +75,7 @@ def _answers(operation: Operation) -> dict[str, Any]:
         answers["200"] = {"description": "As asked for.", "content": content}
     if operation.unsupported:
         answers["501"] = {"$ref": "#/components/responses/Error"}
-    if operation.path == "/health/ready":
+    if operation.path in ("/health", "/health/ready"):
         answers["503"] = {"description": "Not now.", "content": {JSON: {"schema": ref("Health")}}}
     elif operation.tag != "not supported":
         answers["5XX"] = {"$ref": "#/components/responses/Error"}

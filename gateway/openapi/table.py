@@ -72,6 +72,7 @@ Row = tuple[Any, ...]
 """Method, path, summary, body, answer and, where there are any, parameters of the query."""
 
 _OPEN: Sequence[Row] = (
+    ("GET", "/health", "The same as /health/ready", None, "Health"),
     ("GET", "/health/live", "Whether the process answers", None, "Health"),
     ("GET", "/health/ready", "Whether requests can be taken", None, "Health"),
     ("GET", "/openapi.json", "This document", None, "Document"),
