@@ -55,7 +55,7 @@ class RequestCounts:
 
     def observe(self, scope: Scope, record: RequestRecord, status: int) -> None:
         """A request has been answered, or its client has gone (499)."""
-        endpoint = getattr(scope.get("route"), "path", _OTHER)
+        endpoint = getattr(scope.get("route"), "path_format", _OTHER)
         outcome = _STATUS_CLASSES[status // 100]
         code = self._code(record.code)
         self._requests[endpoint, outcome, code] += 1

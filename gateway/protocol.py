@@ -18,9 +18,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from gateway.answer_framing import closing_unless_continued, until_close
 from gateway.context import RequestContext, RequestRecord, log_request, record_of, request_id
 from gateway.errors import JSON, ApiError, invalid_request
-from gateway.http_1_0 import until_close
 from gateway.link import JoiningTransport, put_link
 from gateway.request_head import CODE, framing_error, head_error, without_upgrade
 
@@ -115,6 +115,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if not self._last_request:
                 self._refuse(self._refusal or _invalid())
             self._ignoring = True
+            self.flow.resume_reading()  # nothing is kept, and it tells whether the client leaves
             return
         if self._head_bytes > self.max_header_bytes:
             self._refuse(_too_large(self.max_header_bytes))
@@ -196,6 +197,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._running = cycle
         if cycle.scope["http_version"] == "1.0":
             app = until_close(app, cycle)
+        elif cycle.waiting_for_100_continue:
+            app = closing_unless_continued(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -225,6 +228,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_timer = None
         if not self._in_head:
             self.transport.close()
+            return
+        if self.flow.read_paused:  # for the requests before it: the time is not the client's
+            self._watch_head()
             return
         self._refuse(
             ApiError(

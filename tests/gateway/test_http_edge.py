@@ -294,6 +294,41 @@ def test_an_http_1_0_request_with_a_transfer_encoding(call: Call, connection: Co
     assert connection.answer().code == (400, "invalid_http")
 
 
+@pytest.mark.parametrize("lines", [[], ["Authorization: Bearer sk-wrong"]])
+def test_what_follows_a_refused_expectation_is_not_its_body(
+    call: Call, connection: Connection, lines: list[str]
+) -> None:
+    """The client may leave the body out, as it was not told to go on."""
+    framing = ["Content-Type: application/json", "Content-Length: 100", "Expect: 100-continue"]
+    connection.send(head("POST", call.path, "Host: a", *framing, *lines))
+    answer = connection.answer()
+    assert answer.code == (401, "invalid_api_key")
+    assert answer.headers["connection"] == "close"
+    assert connection.at_end()
+
+
+def test_an_expectation_is_met(call: Call, connection: Connection) -> None:
+    for _ in range(2):
+        request = call.request("Expect: 100-continue")
+        start = len(request) - len(call.body)
+        connection.send(request[:start])
+        assert connection.answer().status == 100
+        connection.send(request[start:])
+        assert call.is_answered(connection.answer())
+
+
+@pytest.mark.parametrize("size", [20_000_000, 5_000_000])
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_a_client_sees_the_refusal_of_what_it_is_still_sending(
+    call: Call, connection: Connection, size: int, in_chunks: bool
+) -> None:
+    connection.send(call.request(body=b"x" * size, in_chunks=in_chunks))
+    answer = connection.answer()
+    assert answer.code == (413, "request_too_large")
+    assert answer.headers["connection"] == "close"
+    assert connection.at_end()
+
+
 KEY = "Authorization: Bearer {key}"
 HEADS: list[tuple[str, list[str]]] = [
     ("no host", [KEY]),
