@@ -117,6 +117,8 @@ class Connection(asyncio.Protocol):
         return (
             self.whole
             and self._keep_alive
+            and self.status
+            < 500  # uvicorn closes the connection after an exception, though it does not say so
             and self._error is None
             and not self._pieces
             and self._transport is not None

@@ -43,6 +43,7 @@ class _Attempt:
 class _Sequence:
     attempt: _Attempt
     prompt_id: str
+    copies: int
 
 
 class RequestCounter:
@@ -66,8 +67,13 @@ class RequestCounter:
         if attempt is not None:
             attempt.calls -= 1
 
-    def admit(self, attempt_id: str, sequence_id: str, prompt_id: str, prompt_tokens: int) -> None:
-        """A sequence of the attempt goes to the engine core. Sequences of one prompt share ``prompt_id``."""
+    def admit(
+        self, attempt_id: str, sequence_id: str, prompt_id: str, prompt_tokens: int, copies: int = 1
+    ) -> None:
+        """A sequence of the attempt goes to the engine core. Sequences of one prompt share ``prompt_id``.
+
+        ``copies``: how many choices it is handed out as; each counts.
+        """
         attempt = self._attempts.get(attempt_id)
         if attempt is None or sequence_id in self._sequences:
             return
@@ -75,7 +81,7 @@ class RequestCounter:
             attempt.cached[prompt_id] = None
             attempt.input_tokens += prompt_tokens
         attempt.running.add(sequence_id)
-        self._sequences[sequence_id] = _Sequence(attempt, prompt_id)
+        self._sequences[sequence_id] = _Sequence(attempt, prompt_id, copies)
 
     def observe(self, sequence_id: str, tokens: int, cached: int | None, finished: bool) -> None:
         """The engine core reports ``tokens`` new ones; ``cached`` comes with a sequence's first report."""
@@ -83,7 +89,7 @@ class RequestCounter:
         if sequence is None:
             return
         attempt = sequence.attempt
-        attempt.output_tokens += tokens
+        attempt.output_tokens += tokens * sequence.copies
         if cached is not None:
             # A choice that starts later hits what the prompt's first one just computed: take the least.
             known = attempt.cached[sequence.prompt_id]

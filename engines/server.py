@@ -29,7 +29,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import async_llm, utils
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from engines import control, forking
+from engines import control, forking, greedy
 from engines.command import on_cpu
 from engines.control import Control
 from engines.counter import RequestCounter
@@ -71,6 +71,7 @@ class CountingOutputProcessor(OutputProcessor):  # type: ignore[misc]
                 request.request_id,
                 _prompt_id(request, parent_req),
                 length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds),
+                greedy.copies_of(request.sampling_params),
             )
         super().add_request(request, prompt, parent_req, request_index, queue)
 
@@ -239,6 +240,7 @@ def serve(arguments: Sequence[str]) -> None:
     counter = RequestCounter()
     asked = Control(counter)
     async_llm.OutputProcessor = partial(CountingOutputProcessor, counter, asked)
+    greedy.install()
     entry.build_app = _counted(entry.build_app, counter, asked)
     entry.build_and_serve = _watched(entry.build_and_serve)
     if on_cpu():

@@ -182,6 +182,12 @@ def _check_values(call: Call) -> None:
         _check_prompts(call.input, "input")
     if isinstance(call, Generation):
         _check_generation(call)
+    if isinstance(call, Generation | EmbeddingCall) and call.truncate_prompt_tokens == 0:
+        raise invalid_request(
+            "'truncate_prompt_tokens' must be -1, for all that fits, or at least 1, not 0.",
+            "truncate_prompt_tokens",
+            "invalid_value",
+        )
     if isinstance(call, ChatCall) and call.top_logprobs and not call.logprobs:
         raise invalid_request(
             "'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs", "invalid_value"

@@ -196,9 +196,9 @@ class StructuredOutputs(Struct, forbid_unknown_fields=True):
     """vLLM's ``StructuredOutputsParams``: exactly one of the first six."""
 
     json: str | dict[str, Any] | None = None
-    regex: str | None = None
-    choice: Annotated[list[str], Meta(min_length=1)] | None = None
-    grammar: str | None = None
+    regex: Annotated[str, Meta(max_length=10_000)] | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=5000)] | None = None
+    grammar: Annotated[str, Meta(max_length=100_000)] | None = None
     json_object: bool | None = None
     structural_tag: str | None = None
     disable_any_whitespace: bool | None = None

@@ -6,10 +6,17 @@ from typing import Any
 import msgspec
 
 from engines.errors import UNFIT_ADAPTER, AdapterUnfit
+from gateway.calls import ENGINE_FIELDS, ChatCall, CompletionCall
 from gateway.errors import ApiError, engine_failed, invalid_request, not_supported
+from gateway.validation_errors import described, described_details
 
 _PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _MAX_MESSAGE = 1000
+_MAX_REPORT = 50_000
+
+
+class EngineFault(ApiError):
+    """The engine answered that it failed: it may be unwell, or unable to serve this one request."""
 
 
 def refusal(status: int, body: bytes) -> ApiError | AdapterUnfit:
@@ -19,6 +26,9 @@ def refusal(status: int, body: bytes) -> ApiError | AdapterUnfit:
     except (msgspec.DecodeError, UnicodeDecodeError):
         payload = None
     error = payload.get("error", payload) if isinstance(payload, dict) else None
+    details = error.get("detail") if isinstance(error, dict) else None
+    if isinstance(details, list) and (found := described_details(details)) is not None:
+        error = {"message": found[0], "param": found[1]}
     error = error if isinstance(error, dict) else {}
     if error.get("code") == UNFIT_ADAPTER:
         return AdapterUnfit("the engine withheld its answer: the adapter's canary differs")
@@ -29,11 +39,15 @@ def engine_error(error: dict[str, Any], status: int | None = None) -> ApiError:
     """The error for an engine's error object; ``status`` is the answer's, else the object's ``code``."""
     code = error.get("code")
     status = status or (code if isinstance(code, int) else 500)
-    message = _clean(error.get("message") or error.get("detail"))
     param = error.get("param")
+    message, param = described(
+        _clean(error.get("message") or error.get("detail")),
+        param if isinstance(param, str) else None,
+        ENGINE_FIELDS[ChatCall] | ENGINE_FIELDS[CompletionCall],
+    )
     if status in (400, 413, 422):
         named = "context_length_exceeded" if _is_length(message) else None
-        return invalid_request(message, param if isinstance(param, str) else None, named)
+        return invalid_request(message[:_MAX_MESSAGE], param, named)
     if status == 501:
         return not_supported("What this request asks for")
     if status in (429, 503):
@@ -44,7 +58,7 @@ def engine_error(error: dict[str, Any], status: int | None = None) -> ApiError:
             "The engine is overloaded. Send the request again in a moment.",
             headers={"retry-after": "1"},
         )
-    return engine_failed()
+    return EngineFault(**vars(engine_failed()))
 
 
 def _is_length(message: str) -> bool:
@@ -53,4 +67,4 @@ def _is_length(message: str) -> bool:
 
 def _clean(message: Any) -> str:
     text = message if isinstance(message, str) else "The engine refused the request."
-    return _PATH.sub("<path>", text)[:_MAX_MESSAGE]
+    return _PATH.sub("<path>", text[:_MAX_REPORT])

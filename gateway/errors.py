@@ -137,6 +137,23 @@ def engine_failed() -> ApiError:
     )
 
 
+def request_failed(constraint: str | None = None) -> ApiError:
+    """500: an engine that is well failed on this request; 400 if the request's ``constraint`` is why."""
+    if constraint is not None:
+        message = (
+            f"The engine could not generate an answer under the constraint in '{constraint}'. "
+            "Please correct or simplify it."
+        )
+        return invalid_request(message, constraint, "invalid_value")
+    return ApiError(
+        500,
+        "server_error",
+        "request_failed",
+        "The engine is well but failed on this request: sent again, it would fail again. Please change it.",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def shutting_down() -> ApiError:
     """503: the gateway is draining."""
     return ApiError(

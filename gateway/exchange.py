@@ -9,19 +9,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from engines import probe
 from engines.adapters import Adapter
 from engines.client import EngineClient, EngineClients
 from engines.errors import AdapterUnfit, EngineBroken
 from engines.host import EngineHost
 from gateway.context import RequestRecord
-from gateway.engine_errors import refusal
-from gateway.errors import JSON, shutting_down, translate
+from gateway.engine_errors import EngineFault, refusal
+from gateway.errors import JSON, ApiError, request_failed, shutting_down, translate
 from gateway.link import ClientLink, link_of
 from gateway.queueing import Ask, ModelQueues, Place
 from gateway.served_counts import ServedCounts
@@ -32,7 +33,7 @@ _log = logging.getLogger("torpor.exchange")
 T = TypeVar("T")
 UNMETERED_TIMEOUT_S = 30.0
 # How many engines are asked where restored ones turn out not to be fit.
-_MOST_ENGINES = 3
+MOST_ENGINES = 3
 _MOST_LOADS = 2
 
 
@@ -48,6 +49,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ask: Ask | None = None
     #: Then ``body`` is a JSON object without ``model``: the engine's own name for the adapter is added to it.
     adapter: Adapter | None = None
+    #: The field that constrains the form of the answer, if any, by a grammar that may be impossible.
+    constraint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +199,7 @@ class Exchange:
         if isinstance(error, AdapterUnfit):
             return self._asked < _MOST_LOADS
         answered = self._record.ttft_ms is not None
-        return (
-            isinstance(error, EngineBroken) and self._fresh and not answered and self._asked < _MOST_ENGINES
-        )
+        return isinstance(error, EngineBroken) and self._fresh and not answered and self._asked < MOST_ENGINES
 
     async def _with_engine(self, send: Send, work: Callable[[EngineClient], Awaitable[T]]) -> T:
         """Do the work with an awake engine. A stream is kept alive until there is one."""
@@ -225,6 +226,26 @@ class Exchange:
                     raise
         finally:
             await waiting.end()
+
+    async def _judged(self, client: EngineClient, work: Awaitable[T]) -> T:
+        """Do the work; if the engine says that it failed, find out whether it or the request is at fault.
+
+        Raises `gateway.errors.request_failed` for an engine of this host that proves to be well.
+        """
+        try:
+            return await work
+        except EngineFault as error:
+            plan = self._plan
+            embeds = plan.path == "/v1/embeddings"
+            if client.address.url is None and await probe.is_well(client, plan.model_id, embeds=embeds):
+                raise request_failed(plan.constraint) from error
+            raise
+        except ApiError as error:
+            if error.status == 400 and error.param is None and "rammar" in error.message:
+                raise replace(error, param=self._plan.constraint) from error
+            if error.param == "logprobs" and self._plan.path == "/v1/chat/completions":
+                raise replace(error, param="top_logprobs") from error  # vLLM's name for their number
+            raise
 
     async def _queue(self) -> None:
         """Wait for the turn, unless it has come already."""
@@ -271,7 +292,7 @@ class UnmeteredExchange(Exchange):
                 raise refusal(reply.status, reply.body)
             return reply.body
 
-        await self._answer(await self._ask(send, work), send)
+        await self._answer(await self._ask(send, lambda client: self._judged(client, work(client))), send)
 
 
 async def _tell_when_gone(receive: Receive, tell: Callable[[], None]) -> None:

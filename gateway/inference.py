@@ -27,7 +27,7 @@ from gateway.catalog import Model
 from gateway.context import RequestRecord, record_of
 from gateway.errors import not_supported, shutting_down
 from gateway.estimates import estimator
-from gateway.exchange import Exchange, Plan, UnmeteredExchange
+from gateway.exchange import MOST_ENGINES, Exchange, Plan, UnmeteredExchange
 from gateway.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.model_fit import check_fit, fitted
 from gateway.openai_fields import OPENAI_FIELDS
@@ -123,6 +123,9 @@ class Endpoint:
                 service_tier=call.service_tier,
             ),
             wake_timeout_s=_wake_timeout_s(asked),
+            longest_wait_s=asked.services.queues.timeout_s(asked.model.id)
+            + MOST_ENGINES * _wake_timeout_s(asked),
+            constraint=_constraint(call),
             prefix=_prefix(asked),
             service_tier=None if asked.model.spec.url else used_tier(call.service_tier),
             include_usage=bool(options and options.include_usage),
@@ -168,6 +171,17 @@ def _prefix(asked: _Asked) -> int:
 
 def _wake_timeout_s(asked: _Asked) -> float:
     return asked.model.spec.wake_timeout_s or asked.services.config.limits.wake_timeout_s
+
+
+def _constraint(call: Call) -> str | None:
+    """The field that constrains the form of the answer by a grammar."""
+    if not isinstance(call, Generation):
+        return None
+    if call.response_format is not None and call.response_format.type != "text":
+        return "response_format"
+    if call.structured_outputs is not None:
+        return "structured_outputs"
+    return "tools" if isinstance(call, ChatCall) and call.tools else None
 
 
 def _pool(asked: _Asked) -> str | None:

@@ -10,6 +10,7 @@ _LEAST, _MOST = -(2**63), 2**64 - 1
 # No number of fewer digits has more than 64 bits: most bodies are done with this.
 _MANY_DIGITS = re.compile(rb"\d{19}")
 _NOT_FINITE = re.compile(rb"NaN|Infinity|\d[eE]\+?\d{3}|\d{300}")
+_MOST_DIGITS = 308
 _MOST_SHOWN = 128
 
 
@@ -25,10 +26,15 @@ def infinite_number(body: bytes) -> str | None:
     if _NOT_FINITE.search(body) is None:
         return None
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_int=_integer)
     except (ValueError, RecursionError):
         return None
     return _path(value, lambda item: isinstance(item, float) and not math.isfinite(item))
+
+
+def _integer(text: str) -> int | float:
+    """An infinity for what has more digits than a double, which Python refuses to convert, or is slow to."""
+    return int(text) if len(text) <= _MOST_DIGITS else math.inf
 
 
 def _path(value: Any, wanted: Callable[[Any], bool]) -> str | None:

@@ -25,6 +25,7 @@ from gateway.engine_errors import engine_error, refusal
 from gateway.errors import translate
 from gateway.estimates import Estimate, RelayedText
 from gateway.exchange import Door, Exchange, KeepAlive, Plan
+from gateway.heartbeats import Heartbeats
 from gateway.service_tiers import with_tier
 from gateway.sse import DONE, EventTooLarge, StreamFilter, usage_of
 from metering.ledger import Meter
@@ -34,7 +35,6 @@ _log = logging.getLogger("torpor.exchange")
 
 OPEN_AFTER_S = 0.5
 """A stream whose engine is being woken is opened after so long."""
-HEARTBEAT_S = 1.0
 COUNTS_TIMEOUT_S = 3.0
 ABORTED_COUNTS_TIMEOUT_S = 60.0
 
@@ -45,11 +45,13 @@ class MeteredPlan(Plan, frozen=True, kw_only=True):
     ``estimate`` counts tokens where no engine could say.
     ``prioritized``: the engine is told the request's place in the model's queue; ``body`` is a JSON object
     with at least one field then.
+    ``longest_wait_s``: in the queue and for engines, until one answers or the client gets an error.
     ``service_tier``: what the answer names as the tier that was used; None if the client asked for none.
     """
 
     attempt: Attempt
     estimate: Estimate
+    longest_wait_s: float = 3600.0
     prioritized: bool = False
     service_tier: str | None = None
     include_usage: bool = False
@@ -102,7 +104,7 @@ class MeteredExchange(Exchange):
     async def _work_at(self, client: EngineClient, meter: Meter, send: Send) -> None:
         ending = _Ending(Outcome.FAILED, 500)
         try:
-            await self._exchange(client, meter, send)
+            await self._judged(client, self._exchange(client, meter, send))
             ending = _COMPLETED
         except BaseException as error:
             ending = self._ending(error)
@@ -208,6 +210,8 @@ class StreamExchange(MeteredExchange):
             continuous=plan.continuous_usage,
             several=plan.ask is None or plan.ask.sequences > 1,
         )
+        self._heartbeats = Heartbeats(plan.longest_wait_s)
+        self._began: float | None = None  # when it was found to wait, for a stream that did
         self._onward = b""  # what could not be pushed to the client, and is to be sent
 
     async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
@@ -295,8 +299,10 @@ class StreamExchange(MeteredExchange):
         return _Heartbeat(lambda: self._heartbeat(send))
 
     async def _heartbeat(self, send: Send) -> None:
-        """Opens a stream that has waited, and keeps it alive with comments, at least one a second."""
-        began = time.perf_counter() - OPEN_AFTER_S
+        """Opens a stream that has waited, and keeps it alive with comments (`gateway.heartbeats`)."""
+        if self._began is None:
+            self._began = time.perf_counter() - OPEN_AFTER_S
+        began = self._began
         self._record.tier = self._found_tier()
         if self._queued:
             self._record.queue_ms = (time.perf_counter() - began) * 1000
@@ -307,7 +313,10 @@ class StreamExchange(MeteredExchange):
             text = f"{what} {self._plan.model_id} {self._record.tier} {waited:.1f}s"
             comment = ServerSentEvent(comment=text, sep="\n").encode()
             await send({"type": "http.response.body", "body": comment, "more_body": True})
-            await asyncio.sleep(HEARTBEAT_S)
+            pause_s = self._heartbeats.next_s(waited)
+            if pause_s is None:
+                return
+            await asyncio.sleep(pause_s)
 
     def _found_tier(self) -> SleepTier:
         return next(

@@ -8,6 +8,7 @@ from gateway.catalog import Model
 from gateway.errors import invalid_request
 from gateway.openai_fields import check_supported
 
+_TRUST_TEMPLATES = "--trust-request-chat-template"
 _LEAST_TOP_P = 1e-6
 """Keeps the likeliest token alone, as OpenAI's ``top_p`` of 0 does, which vLLM refuses."""
 
@@ -19,8 +20,18 @@ def check_fit(call: Call, body: Mapping[str, Any], model: Model) -> None:
     if model.spec.url is not None:
         return
     check_supported(call, body, takes_media=model.traits.takes_media)
+    if _TRUST_TEMPLATES not in model.spec.engine_args:
+        _check_template(body)
     if isinstance(call, EmbeddingCall):
         _check_dimensions(call, model)
+
+
+def _check_template(body: Mapping[str, Any]) -> None:
+    variables = body.get("chat_template_kwargs")
+    for holder, name in ((body, "chat_template"), (variables, "chat_template_kwargs.chat_template")):
+        if isinstance(holder, Mapping) and holder.get("chat_template") is not None:
+            message = f"Unsupported parameter: '{name}'. The model's own chat template is used."
+            raise invalid_request(message, name, "unsupported_parameter")
 
 
 def _check_texts(call: EmbeddingCall, model: Model) -> None:

@@ -113,6 +113,11 @@ class ModelQueues:
         settings = self._settings.get(model_id)
         return project_id if settings is not None and project_id in settings.dedicated else None
 
+    def timeout_s(self, model_id: str) -> float:
+        """The longest that a request waits for its turn at the model; 0 where it has no queue."""
+        settings = self._settings.get(model_id)
+        return 0.0 if settings is None or settings.slots is None else settings.timeout_s
+
     def waiting(self, model_id: str) -> int:
         """How many requests wait for their turn at the model."""
         return sum(lane.turnstile.waiting for (name, _), lane in self._lanes.items() if name == model_id)

@@ -33,6 +33,15 @@ def test_choices_share_their_prompt_and_its_first_cache_hit() -> None:
     assert counts(counter)[:3] == (200, 0, 2)
 
 
+def test_copies_of_a_sequence_count_as_choices() -> None:
+    counter = RequestCounter()
+    counter.begin("a")
+    counter.admit("a", "s", "s", 10, copies=3)
+    counter.observe("s", 2, 0, False)
+    counter.observe("s", 1, None, True)
+    assert counts(counter)[:3] == (10, 0, 9)
+
+
 def test_prompts_are_summed() -> None:
     counter = RequestCounter()
     counter.begin("a")
