@@ -104,9 +104,13 @@ class Outbox:
     async def take(self, now_ms: int, again_ms: int, most: int) -> list[Notification]:
         """The notifications that are due, at most so many, each counted as attempted once more.
 
+        Organizations take turns, so that one with many that fail does not keep the others' waiting.
         Until ``again_ms`` they are nobody else's; what has not been settled by then is due again.
         """
         fired = alert_notifications.c
+        turn = func.row_number().over(
+            partition_by=spend_alerts.c.organization_id, order_by=fired.next_attempt_ms
+        )
         due = (
             select(
                 alert_notifications,
@@ -120,7 +124,7 @@ class Outbox:
             .join(organizations, organizations.c.id == spend_alerts.c.organization_id)
             .outerjoin(projects, projects.c.id == spend_alerts.c.project_id)
             .where(_is_due(now_ms))
-            .order_by(fired.next_attempt_ms)
+            .order_by(turn, fired.next_attempt_ms)
             .limit(most)
         )
         async with self._storage.read() as connection:

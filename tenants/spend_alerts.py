@@ -16,10 +16,13 @@ from tenants.errors import InvalidValue, NotFound
 from tenants.secrets import new_id
 from tenants.spend_limits import MAX_CENTS
 from tenants.storage import Storage, now_ms, page_of
+from tenants.tables import organizations
 from tenants.types import Page
 
 MAX_ALERTS = 100
-"""Of one project, or of one organization."""
+"""Of one project, or of an organization's own."""
+MAX_ALERTS_IN_ALL = 500
+"""Of an organization with all its projects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,10 @@ class SpendAlertStore:
             "created_ms": now_ms(),
         }
         async with self._storage.write() as connection:
+            await _take_turns(connection, organization_id)
             if project_id is not None:
                 await projects.fetch_active(connection, organization_id, project_id)
-            of_subject = _own(organization_id, project_id), spend_alerts.c.deleted_ms.is_(None)
-            count = await connection.scalar(select(func.count()).select_from(spend_alerts).where(*of_subject))
-            if (count or 0) >= MAX_ALERTS:
-                raise InvalidValue("threshold_amount", f"There are {MAX_ALERTS} alerts already.")
+            await _check_room(connection, organization_id, project_id)
             await connection.execute(insert(spend_alerts).values(**row))
             await record(connection, _act("created", alert))
         return alert
@@ -150,6 +151,31 @@ class SpendAlertStore:
 def _own(organization_id: str, project_id: str | None) -> ColumnElement[bool]:
     own = spend_alerts.c.subject_id == (project_id or organization_id)
     return own & (spend_alerts.c.organization_id == organization_id)
+
+
+async def _take_turns(connection: AsyncConnection, organization_id: str) -> None:
+    """Until this transaction ends, no other one makes alerts of the organization: both would count the same.
+
+    A write that changes nothing: it locks the row in PostgreSQL, and in SQLite the database.
+    """
+    this = update(organizations).where(organizations.c.id == organization_id)
+    await connection.execute(this.values(name=organizations.c.name))
+
+
+async def _check_room(connection: AsyncConnection, organization_id: str, project_id: str | None) -> None:
+    """Raises `InvalidValue` if there may be no more alerts."""
+    alert = spend_alerts.c
+    whose = "the organization itself" if project_id is None else "the project"
+    for of, most, owner in (
+        (_own(organization_id, project_id), MAX_ALERTS, whose),
+        (alert.organization_id == organization_id, MAX_ALERTS_IN_ALL, "the organization with its projects"),
+    ):
+        counted = select(func.count()).select_from(spend_alerts).where(of, alert.deleted_ms.is_(None))
+        if (await connection.scalar(counted) or 0) >= most:
+            raise InvalidValue(
+                "threshold_amount",
+                f"There are {most} alerts of {owner} already, the maximum. Delete one that is not needed.",
+            )
 
 
 async def _fetch(

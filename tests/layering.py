@@ -38,6 +38,7 @@ BROAD_EXCEPTS = frozenset(
     {
         "gateway/context.py",  # the outermost boundary of a request
         "gateway/alerts/delivery.py",  # a channel that fails in any way is tried again
+        "gateway/alerts/threads.py",  # whatever a thread's call raises is raised where it is awaited
         "gateway/alerts/loop.py",  # the outermost boundary of work beside the requests
         "gateway/direct.py",  # stands for Starlette's handler of errors
         "gateway/logs.py",  # a line that cannot be made must not raise

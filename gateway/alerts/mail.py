@@ -1,15 +1,19 @@
 """Alerts by email, through the configured SMTP server."""
 
-import asyncio
 import smtplib
 import ssl
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime
+from functools import partial
 
 from gateway.alerts.config import AlertsConfig
 from gateway.alerts.messages import DeliveryFailed, subject_of, text_of
+from gateway.alerts.threads import BoundedThreads
 from tenants.outbox import Notification
+
+_MAILS = 8
+"""At once, whoever's: they all go to the operator's own server."""
 
 
 class MailChannel:
@@ -18,13 +22,14 @@ class MailChannel:
     def __init__(self, config: AlertsConfig, password: str | None) -> None:
         self._config = config
         self._password = password
+        self._sending = BoundedThreads("alert mail", most=_MAILS, most_of_one=_MAILS)
 
     async def deliver(self, notification: Notification) -> None:
         """Raises `DeliveryFailed` unless the server has taken the mail for one recipient at least."""
         host = self._config.smtp_host
         if host is None:
             raise DeliveryFailed("no SMTP server is configured")
-        await asyncio.to_thread(self._send, host, self._message(notification))
+        await self._sending.run(host, partial(self._send, host, self._message(notification)))
 
     def _message(self, notification: Notification) -> EmailMessage:
         sender = self._config.smtp_from or ""

@@ -4,24 +4,26 @@ Three headers: ``webhook-id`` stays through all attempts, ``webhook-timestamp`` 
 seconds, and ``webhook-signature`` is ``v1,`` and the base64 of HMAC-SHA256 over ``{id}.{timestamp}.{body}``.
 """
 
-import asyncio
 import base64
 import hashlib
 import hmac
 import ipaddress
 import socket
 import time
+from functools import partial
 
 import httpx
 
+from gateway.alerts.addresses import is_public, literal
 from gateway.alerts.messages import DeliveryFailed, event_of
+from gateway.alerts.threads import BoundedThreads
 from tenants.outbox import Notification
 
 _MAX_URL = 2048
 _GONE = 410
-_NAT64 = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48"))
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_LOOKUPS = 16
+_LOOKUPS_OF_ONE = 2
+"""Of one organization: names whose servers are silent take its own lookups, and nobody else's."""
 
 
 def webhook_secret(pepper: bytes, alert_id: str) -> bytes:
@@ -58,28 +60,10 @@ def url_fault(text: str, *, private: bool) -> str | None:
     if private:
         return None
     host = url.host.rstrip(".").lower()
-    address = _literal(host)
+    address = literal(host)
     if host == "localhost" or host.endswith(".localhost") or (address and not is_public(address)):
         return "must not be a private address"
     return None
-
-
-def is_public(address: Address) -> bool:
-    """Whether the address is one of the public Internet, also the one that it may stand for in IPv6."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if any(address in network for network in _NAT64):
-            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)) and address in _NAT64[0]
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
-        if inner:
-            return is_public(inner)
-    return address.is_global and not address.is_multicast and not address.is_reserved
-
-
-def _literal(host: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
 
 
 class WebhookChannel:
@@ -89,6 +73,7 @@ class WebhookChannel:
         self._client = client
         self._pepper = pepper
         self._private = private
+        self._lookups = BoundedThreads("webhook names", most=_LOOKUPS, most_of_one=_LOOKUPS_OF_ONE)
 
     async def deliver(self, notification: Notification) -> None:
         """Raises `DeliveryFailed` unless a 2xx comes back."""
@@ -104,11 +89,11 @@ class WebhookChannel:
             "webhook-timestamp": str(now),
             "webhook-signature": signature(secret, notification.id, now, body),
         }
-        status = await self._post(httpx.URL(url), headers, body)
+        status = await self._post(notification.alert.organization_id, httpx.URL(url), headers, body)
         if not 200 <= status < 300:
             raise DeliveryFailed(f"the receiver answered {status}", final=status == _GONE)
 
-    async def _post(self, url: httpx.URL, headers: dict[str, str], body: bytes) -> int:
+    async def _post(self, owner: str, url: httpx.URL, headers: dict[str, str], body: bytes) -> int:
         """The status of the answer, whose body is of no interest.
 
         The connection goes to the very address that was found to be public: a second look at the name
@@ -117,7 +102,8 @@ class WebhookChannel:
         host = url.host
         headers = {**headers, "host": url.netloc.decode("ascii")}
         try:
-            address = await self._address(host, url.port or (443 if url.scheme == "https" else 80))
+            port = url.port or (443 if url.scheme == "https" else 80)
+            address = await self._address(owner, host, port)
             async with self._client.stream(
                 "POST",
                 url.copy_with(host=address),
@@ -129,12 +115,13 @@ class WebhookChannel:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise DeliveryFailed(f"the receiver could not be reached: {type(error).__name__}") from error
 
-    async def _address(self, host: str, port: int) -> str:
+    async def _address(self, owner: str, host: str, port: int) -> str:
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            entries = await self._lookups.run(owner, look_up)
         except (OSError, UnicodeError) as error:
             raise DeliveryFailed("the receiver's name could not be resolved") from error
-        for entry in found:
+        for entry in entries:
             address = str(entry[4][0])
             if self._private or is_public(ipaddress.ip_address(address.partition("%")[0])):
                 return address

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.alerts.addresses import is_public
 from gateway.alerts.config import AlertsConfig, alerts_fault
 from gateway.alerts.delivery import Deliveries
-from gateway.alerts.webhooks import is_public, shown_secret, signature
+from gateway.alerts.webhooks import shown_secret, signature
 from tenants.outbox import Outbox
 from tests.process import REPOSITORY
 
