@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import stat
 import sys
 import time
 from contextlib import closing, nullcontext
@@ -16,7 +17,10 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """A file that is rotated before it is larger than ``max_bytes``; ``kept`` older ones stay beside it."""
+    """A file that is rotated before it is larger than ``max_bytes``; ``kept`` older ones stay beside it.
+
+    A new one has the mode of the one before.
+    """
 
     path: Path
     max_bytes: int
@@ -24,8 +28,12 @@ class LogFile:
 
     def begin(self) -> None:
         """Puts what is there aside, as a rotation does. Raises OSError."""
+        mode = stat.S_IMODE(self.path.stat().st_mode) if self.path.exists() else None
         with closing(RotatingFileHandler(self.path, backupCount=self.kept, delay=True)) as handler:
             handler.doRollover()
+        if mode is not None:
+            self.path.touch(mode=0o600)
+            self.path.chmod(mode)
 
 
 def configure_logging(level: str, log_format: str, file: LogFile | None = None) -> None:
@@ -96,10 +104,14 @@ class _RotatedFile(RotatingFileHandler):
 
     def doRollover(self) -> None:  # noqa: N802 - the standard library's name
         following = [descriptor for descriptor in (1, 2) if _leads_to(descriptor, self.baseFilename)]
+        mode = None if self.stream is None else stat.S_IMODE(os.fstat(self.stream.fileno()).st_mode)
         super().doRollover()
+        if self.stream is None:
+            return
+        if mode is not None:
+            os.fchmod(self.stream.fileno(), mode)
         for descriptor in following:
-            if self.stream is not None:
-                os.dup2(self.stream.fileno(), descriptor)
+            os.dup2(self.stream.fileno(), descriptor)
 
 
 def _leads_to(descriptor: int, path: str) -> bool:

@@ -149,6 +149,24 @@ def test_a_host_that_booted_a_year_ahead_recovers_by_itself(host: Host) -> None:
     assert host.chat().status_code == 429
 
 
+def test_rate_limits_do_not_ask_the_wall_clock(host: Host) -> None:
+    """What was charged a year ahead is not owed for a year, and a year does not pass by itself."""
+    with (host.folder / "torpor.toml").open("a") as config:
+        config.write("[limits]\nrequests_per_minute = 3\n")
+    host.off_by(YEAR_S)
+    host.start()
+    statuses = []
+    for seconds in (YEAR_S, YEAR_S, 0, 2 * YEAR_S, 0):
+        host.off_by(seconds)
+        answer = host.chat()
+        statuses.append(answer.status_code)
+    assert statuses == [200, 200, 200, 429, 429]
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= float(answer.headers["retry-after"]) <= 20
+    host.off_by(-YEAR_S)
+    assert host.chat().status_code == 429
+
+
 def test_the_end_of_the_month_is_passed_and_undone(host: Host) -> None:
     host.start()
     host.limit(8)

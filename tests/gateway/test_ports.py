@@ -16,6 +16,7 @@ from gateway.config import ServerConfig
 from gateway.credentials import CredentialsFile
 from gateway.listening import CannotListen, LocalTransport, listen, listen_locally, origin_of
 from gateway.privacy import NotPrivate
+from tests.gateway.alerts_stage import certificate
 from tests.gateway.stranger import stranger_at
 from tests.process import REPOSITORY, Gateway, free_port
 from tests.process_table import processes_with
@@ -193,6 +194,24 @@ def test_the_address_in_the_credentials_follows_the_gateway(tmp_path: Path, stan
     assert "# kept by hand\n" in file.read_text()
     assert CredentialsFile(file).read()["TORPOR_API_KEY"] == keys
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_commands_reach_a_gateway_with_tls_whatever_its_certificate(tmp_path: Path, standin: str) -> None:
+    certificate(tmp_path)
+    tls = "tls_certificate = 'mail.pem'\ntls_key = 'mail.key'\n"
+    gateway = _installed(tmp_path, standin, free_port(), tls)
+    try:
+        assert f"listens at https://127.0.0.1:{gateway.port}" in gateway.torpor("start").stdout
+        assert _base_url(gateway) == f"https://127.0.0.1:{gateway.port}/v1"
+        assert gateway.torpor("chat", "far", "hello").stdout.strip()
+        # The certificate is taken away from the configuration while the gateway runs.
+        (tmp_path / "torpor.toml").write_text(
+            f"[server]\nport = {gateway.port}\n[[models]]\nid = 'far'\nurl = '{standin}'\n"
+        )
+        assert gateway.torpor("wait", "--timeout", "20").returncode == 0
+        assert _base_url(gateway).startswith("https://")
+    finally:
+        gateway.torpor("stop")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.datadir import DataDirectory
+from gateway.logs import LogFile
 from gateway.privacy import DataDirectoryError, NotPrivate, make_private, open_private
 from tests.process import REPOSITORY, Gateway, free_port
 
@@ -183,3 +184,22 @@ def test_every_file_of_a_gateway_is_private(tmp_path: Path, standin: str, existi
         torpor("stop")
     assert _open_to_others(folder) == []
     assert "open" not in torpor("setup").stderr
+
+
+def test_a_log_keeps_the_mode_that_its_operator_gave_it(tmp_path: Path) -> None:
+    """It may be elsewhere, and others may be meant to read it."""
+    file = LogFile(tmp_path / "torpor.log", 2000, 2)
+    file.path.write_text("of the run before\n")
+    file.path.chmod(0o640)
+    script = (
+        "import logging, os, sys\nfrom pathlib import Path\n"
+        "from gateway.logs import LogFile, configure_logging\n"
+        "os.umask(0o077); file = LogFile(Path(sys.argv[1]), 2000, 2); file.begin()\n"
+        "configure_logging('info', 'text', file)\n"
+        "for number in range(100): logging.info('line %d of a log that is rotated', number)\n"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", script, str(file.path)], env=environment, check=True, timeout=60)
+    logs = sorted(tmp_path.glob("torpor.log*"))
+    assert [path.name for path in logs] == ["torpor.log", "torpor.log.1", "torpor.log.2"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in logs} == {0o640}

@@ -66,6 +66,7 @@ def test_the_log_is_bounded_and_begun_anew_at_each_start(tmp_path: Path, standin
     }
     log = tmp_path / ".torpor/gateway.log"
     log.write_text("of the run before\n")
+    log.chmod(0o600)
     try:
         assert _start(gateway).returncode == 0
         assert "listening on" in log.read_text()
