@@ -55,9 +55,16 @@ def arguments(spec: ModelSpec, socket: Path) -> list[str]:
         chosen["--max-lora-rank"] = str(spec.lora.max_rank)
     if spec.max_model_len is not None:
         chosen["--max-model-len"] = str(spec.max_model_len)
+    if spec.reasoning_parser is not None:
+        chosen["--reasoning-parser"] = spec.reasoning_parser
+    if spec.chat_template is not None:
+        chosen["--chat-template"] = str(spec.chat_template)
     flags = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--disable-fastapi-docs"]
     if spec.lora is not None:
         flags.append("--enable-lora")
+    if spec.tool_parser is not None:
+        chosen["--tool-call-parser"] = spec.tool_parser
+        flags += ["--enable-auto-tool-choice", "--exclude-tools-when-tool-choice-none"]
     if spec.task is Task.EMBED:
         chosen["--runner"] = "pooling"
     else:

@@ -29,6 +29,7 @@ from pathlib import Path
 _MANIFEST = ".torpor-model.json"
 _SCRATCH = ".making-"
 _SPACE_NEEDED = 2 * 1024**3
+_SMOLLM2_TEMPLATE = Path(__file__).with_name("templates") / "smollm2.jinja"
 
 
 class PreparationFailed(Exception):
@@ -57,7 +58,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _convert_gguf(source: Path, target: Path) -> None:
-    """Dequantizes the GGUF into bf16 safetensors, with the tokenizer and chat template that it carries.
+    """Dequantizes the GGUF into bf16 safetensors, with the tokenizer that it carries.
+
+    The chat template is Torpor's: SmolLM2's own with tools added.
 
     The file says ``tokenizer.ggml.pre = smollm``: digits stand alone, then GPT-2's pattern (llama.cpp,
     ``src/llama-vocab.cpp``). transformers reads it as GPT-2's pattern only, which tokenizes numbers otherwise
@@ -84,6 +87,7 @@ def _convert_gguf(source: Path, target: Path) -> None:
     )
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    shutil.copyfile(_SMOLLM2_TEMPLATE, target / "chat_template.jinja")
 
 
 RECIPES = (
@@ -97,7 +101,7 @@ RECIPES = (
             ),
         },
         _convert_gguf,
-        revision=2,
+        revision=3,
     ),
     Recipe(
         "all-minilm-l6-v2",

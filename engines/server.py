@@ -29,7 +29,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import async_llm, utils
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from engines import control, forking, greedy
+from engines import control, forced_calls, forking, greedy
 from engines.command import on_cpu
 from engines.control import Control
 from engines.counter import RequestCounter
@@ -243,6 +243,7 @@ def serve(arguments: Sequence[str]) -> None:
     greedy.install()
     entry.build_app = _counted(entry.build_app, counter, asked)
     entry.build_and_serve = _watched(entry.build_and_serve)
+    forced_calls.install()
     if on_cpu():
         utils.get_mp_context = forking.context
     asyncio.run(entry.run_server(args))

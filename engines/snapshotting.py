@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from coldstart.manifest import Manifest, StaleSnapshot, identities, machine
 from coldstart.remap import remap
 from coldstart.snapshots import Layout, Snapshot, SnapshotStore
@@ -95,7 +97,9 @@ class Snapshots:
         if spec not in self._commands:
             self._commands[spec] = self._make(spec).command()
         argv, env = self._commands[spec]
+        template = {} if spec.chat_template is None else {"chat_template": _digest(spec.chat_template)}
         return {
+            **template,
             **machine(),
             **_versions(),
             "criu": self._criu_version,
@@ -219,6 +223,13 @@ class Snapshots:
 
 def _digests(folder: Path, source: Path | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return identities(folder), {} if source is None else identities(source)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return blake3(path.read_bytes()).hexdigest()
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
 
 
 @cache

@@ -102,6 +102,11 @@ class ModelSpec:
     lora: LoraSettings | None = None
     #: The arithmetic of its memory, once it has been fitted to the machine.
     sizing: Sizing | None = field(default=None, compare=False, repr=False)
+    #: vLLM's names of what reads tool calls and reasoning in the model's answers.
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    #: A Jinja file in the place of the template in the model's folder.
+    chat_template: Path | None = None
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -118,6 +123,15 @@ class ModelSpec:
         if self.sizing is not None:
             return self.sizing.weights_bytes
         return 0 if self.source is None else sum(path.stat().st_size for path in weight_files(self.source))
+
+    @property
+    def serves_tools(self) -> bool:
+        """Whether requests may have tools. Another server judges that by itself."""
+        return self.remote or self.tool_parser is not None or self.has_argument("--tool-call-parser")
+
+    def has_argument(self, name: str) -> bool:
+        """Whether ``engine_args`` give the option, as ``--name value`` or ``--name=value``."""
+        return any(word.partition("=")[0] == name for word in self.engine_args)
 
     @property
     def remote(self) -> bool:

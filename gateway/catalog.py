@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engines.spec import ModelSpec, Task, context_length
@@ -110,16 +110,28 @@ def load_model(spec: ModelSpec, created: int) -> Model:
     """Reads the tokenizer, the chat template and the context length from the model's folder."""
     if spec.source is None:
         return Model(spec, created, spec.max_model_len, None, None, traits=read_traits(spec, None))
-    counter = TokenCounter.load(spec.source)
-    traits = read_traits(spec, counter)
-    return Model(spec, created, context_length(spec), counter, _template(spec), traits=traits)
+    counter, template = TokenCounter.load(spec.source), _template(spec)
+    traits = replace(read_traits(spec, counter), takes_tools=_takes_tools(spec, template))
+    return Model(spec, created, context_length(spec), counter, template, traits=traits)
+
+
+def _takes_tools(spec: ModelSpec, template: ChatTemplate | None) -> bool:
+    """A model without a template may be one that vLLM renders by itself."""
+    if spec.serves_tools and template is not None and not template.renders_tools():
+        _log.warning(
+            "model %s cannot use tools: its chat template does not render them; "
+            "name one that does with chat_template",
+            spec.id,
+        )
+        return False
+    return spec.serves_tools
 
 
 def _template(spec: ModelSpec) -> ChatTemplate | None:
     if spec.task is not Task.GENERATE or spec.source is None:
         return None
     try:
-        return ChatTemplate.load(spec.source)
+        return ChatTemplate.load(spec.source, spec.chat_template)
     except TemplateError as error:
         _log.warning("model %s has no usable chat template: %s", spec.id, error)
         return None

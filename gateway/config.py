@@ -23,6 +23,7 @@ from gateway.identity_config import AuthenticationConfig, IssuerConfig, issuer_f
 from gateway.metrics_config import MetricsConfig
 from gateway.price_config import PriceConfig, price_fault
 from gateway.queue_config import QueueDiscipline, queue_fault
+from gateway.tool_config import tool_fault
 from tenants.limits import MOST
 
 _GIB = 1024**3
@@ -120,6 +121,9 @@ class ModelConfig:
     snapshot: bool = True
     token_arrays: TokenArrays | None = None
     lora: LoraSettings | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    chat_template: Path | None = None
     url: str | None = None
     api_key_env: str | None = None
 
@@ -147,6 +151,9 @@ class ModelConfig:
             snapshot=self.snapshot,
             token_arrays=self.token_arrays,
             lora=self.lora,
+            tool_parser=self.tool_parser,
+            reasoning_parser=self.reasoning_parser,
+            chat_template=self.chat_template,
         )
 
 
@@ -304,8 +311,8 @@ def _check_models(config: Config, loader: Loader, environment: Mapping[str, str]
             value = getattr(model, key)
             if value is not None and not 0 < value < float("inf"):
                 raise loader.fault("models", key, "must be more than 0", index)
-        if (queue := queue_fault(model)) is not None:
-            raise loader.fault("models", *queue, index)
+        if (wrong := queue_fault(model) or tool_fault(model)) is not None:
+            raise loader.fault("models", *wrong, index)
         _check_lora(model, loader, index)
         if not 0 <= model.min_hot <= model.max_replicas:
             raise loader.fault("models", "min_hot", "must be between 0 and max_replicas", index)

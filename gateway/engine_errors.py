@@ -13,6 +13,8 @@ from gateway.validation_errors import described, described_details
 _PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _MAX_MESSAGE = 1000
 _MAX_REPORT = 50_000
+_NO_TOOL_GRAMMAR = "Invalid grammar specification: 'triggers'"
+"""What vLLM says if the structural tag that it makes of the tools cannot be compiled."""
 
 
 class EngineFault(ApiError):
@@ -45,6 +47,12 @@ def engine_error(error: dict[str, Any], status: int | None = None) -> ApiError:
         param if isinstance(param, str) else None,
         ENGINE_FIELDS[ChatCall] | ENGINE_FIELDS[CompletionCall],
     )
+    if status == 400 and message.startswith(_NO_TOOL_GRAMMAR):
+        return invalid_request(
+            "A call of a function in 'tools' cannot be demanded: no grammar can be made of its schema.",
+            "tools",
+            "invalid_function_parameters",
+        )
     if status in (400, 413, 422):
         named = "context_length_exceeded" if _is_length(message) else None
         return invalid_request(message[:_MAX_MESSAGE], param, named)

@@ -34,6 +34,7 @@ from gateway.openai_fields import OPENAI_FIELDS
 from gateway.queueing import Ask
 from gateway.service_tiers import tier_of, used_tier
 from gateway.services import Services, services_of
+from gateway.tools import check_tools
 from metering.types import Attempt, Operation, new_attempt_id
 from tenants.adapter_index import RegisteredAdapter
 from tenants.scopes import MODEL_REQUEST
@@ -62,6 +63,8 @@ async def _read(request: Request, kind: type[Call], task: Task | None = None) ->
     call = check_call(body, kind)
     model = resolve_model(services, principal, call.model, task)
     check_fit(call, body, model)
+    if isinstance(call, ChatCall):
+        check_tools(call, body, model)
     record = record_of(request.scope)
     record.model = model.id
     record.adapter = model.adapter_name

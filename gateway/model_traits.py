@@ -30,13 +30,14 @@ class Traits:
 
     ``takes_media``: images, audio or video beside text. ``vector_size``: numbers of its embeddings, None if
     it is not known; ``shortens``: it gives shorter ones if asked to. ``takes_token_arrays``: token ids as
-    the input of embeddings.
+    the input of embeddings. ``takes_tools``: requests may have tools.
     """
 
     takes_media: bool = True
     vector_size: int | None = None
     shortens: bool = True
     takes_token_arrays: bool = True
+    takes_tools: bool = True
 
 
 def read_traits(spec: ModelSpec, counter: TokenCounter | None) -> Traits:

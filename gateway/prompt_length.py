@@ -107,10 +107,16 @@ def _chat_tokens(model: Model, body: dict[str, Any]) -> int:
     try:
         text = model.template.render(
             body["messages"],
-            tools=body.get("tools"),
+            tools=_rendered_tools(model, body),
             add_generation_prompt=body.get("add_generation_prompt", True),
             chat_template_kwargs=body.get("chat_template_kwargs"),
         )
     except TemplateError:
         return 0
     return model.counter.count(text, add_special_tokens=bool(body.get("add_special_tokens")))
+
+
+def _rendered_tools(model: Model, body: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Engines with a parser of Torpor's choice leave tools out that must not be called."""
+    tools: list[dict[str, Any]] | None = body.get("tools")
+    return None if body.get("tool_choice") == "none" and model.spec.tool_parser is not None else tools

@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from metering.errors import TemplateError
 
+_PROBE = "torpor_probe"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -35,15 +36,15 @@ class ChatTemplate:
             raise TemplateError(f"the chat template is broken: {error}") from error
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """From ``chat_template.jinja``, else from ``tokenizer_config.json``, of the model's folder.
+    def load(cls, folder: Path, file: Path | None = None) -> Self:
+        """From ``file``, else ``chat_template.jinja``, else ``tokenizer_config.json``, of the model's folder.
 
         Raises `TemplateError` where there is none, or none that can be read.
         """
-        config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        config_file, template_file = folder / "tokenizer_config.json", file or folder / "chat_template.jinja"
         try:
             config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-            if template_file.is_file():
+            if file is not None or template_file.is_file():
                 templates = {"default": template_file.read_text(encoding="utf-8")}
             else:
                 templates = _named(config.get("chat_template"))
@@ -74,13 +75,21 @@ class ChatTemplate:
                     **self._special_tokens,
                     **given,
                     "messages": compiled.shaped(messages),
-                    "tools": copy.deepcopy(list(tools)) if tools else None,
+                    "tools": [_tool(tool) for tool in tools] if tools else None,
                     "documents": None,
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
         except Exception as error:
             raise TemplateError(f"the chat template refuses the messages: {error}") from error
+
+    def renders_tools(self) -> bool:
+        """Whether a tool of a request gets into the prompt."""
+        tool = {"type": "function", "function": {"name": _PROBE, "parameters": {"type": "object"}}}
+        try:
+            return _PROBE in self.render([{"role": "user", "content": "Hi"}], tools=[tool])
+        except TemplateError:
+            return False
 
 
 class _Compiled:
@@ -125,6 +134,15 @@ def _text(part: Mapping[str, Any]) -> str:
             text: str = part[name]
             return text
     raise TemplateError(f"a content part of type {part.get('type')!r} has no text")
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """The tool as vLLM hands it to a template: the fields that it knows, in its order."""
+    function = tool["function"]
+    shaped = {name: copy.deepcopy(function.get(name)) for name in ("name", "description", "parameters")}
+    if function.get("strict") is not None:
+        shaped["strict"] = function["strict"]
+    return {"type": "function", "function": shaped}
 
 
 def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ REAL_MODELS = f"""
 [[models]]
 id = "{CHAT_MODEL}"
 source = "{MODELS / CHAT_MODEL}"
+tool_parser = "hermes"
 [models.lora]
 
 [[models]]

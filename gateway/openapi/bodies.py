@@ -73,7 +73,9 @@ BODIES: Mapping[str, Schema] = {
         {
             **_GENERATION,
             "max_completion_tokens": nullable({"type": "integer", "minimum": 1}),
-            "tools": nullable(array(ANYTHING)),
+            "tools": nullable(array(ANYTHING, 128, 1)),
+            "tool_choice": nullable({"anyOf": [choice("none", "auto", "required"), ANYTHING]}),
+            "parallel_tool_calls": nullable(BOOLEAN),
             "response_format": nullable(ANYTHING),
             "logprobs": nullable(BOOLEAN),
             "top_logprobs": nullable(INTEGER),

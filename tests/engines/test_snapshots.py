@@ -174,6 +174,23 @@ async def test_other_arguments_or_weights_make_it_anew(
     assert expected in caplog.text
 
 
+@pytest.mark.parametrize("text", ["{{ messages[1].content }}", None])
+async def test_another_chat_template_makes_it_anew(
+    run_dir: Path, tmp_path: Path, text: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages[0].content }}")
+    spec = model(chat_template=template)
+    async with asleep(run_dir, spec) as host:
+        assert current(host).manifest.taken_on["chat_template"]
+    template.unlink()
+    if text is not None:
+        template.write_text(text)
+    async with snapshot_host(run_dir, spec) as host:
+        assert (await ask(host))[1] is SleepTier.COLD
+    assert "chat_template has changed" in caplog.text
+
+
 async def test_a_touched_file_with_the_same_content_is_still_good(run_dir: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")

@@ -193,3 +193,40 @@ cached_input = "0.1"
     first, second = (price.entry() for price in _load(tmp_path, text).prices)
     assert (first.since, first.price) == (date.min, Price(150_000, 150_000, 600_001))
     assert (second.since, second.price) == (date(2026, 7, 1), Price(300_000, 100_000, 0))
+
+
+LOCAL = f"[[models]]\nid = 'a'\nsource = '{MODEL}'\n"
+
+
+def test_a_models_parsers_and_template(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
+    text = LOCAL + "tool_parser = 'hermes'\nreasoning_parser = 'qwen3'\nchat_template = 'own.jinja'\n"
+    spec = _load(tmp_path, text).models[0].spec({})
+    assert (spec.tool_parser, spec.reasoning_parser) == ("hermes", "qwen3")
+    assert spec.chat_template == tmp_path / "own.jinja"
+    assert spec.serves_tools
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (LOCAL + "tool_parser = 'hermess'\n", "tool_parser: vLLM has no tool parser 'hermess'; did you mean"),
+        (LOCAL + "tool_parser = 'zzz'\n", "it has apertus, "),
+        (LOCAL + "reasoning_parser = 'quen3'\n", "reasoning parser 'quen3'; did you mean 'qwen3'?"),
+        (LOCAL + "chat_template = 'none.jinja'\n", "chat_template: no such file: "),
+        (LOCAL + "chat_template = 'broken.jinja'\n", "chat_template: the chat template is broken: "),
+        (FAR + "tool_parser = 'hermes'\n", "tool_parser: is for models that Torpor runs and that generate"),
+        (FAR + "chat_template = 'broken.jinja'\n", "chat_template: is for models that Torpor runs"),
+        (LOCAL + "task = 'embed'\nreasoning_parser = 'qwen3'\n", "reasoning_parser: is for models that"),
+    ],
+)
+def test_a_parser_or_template_that_cannot_be_used(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "broken.jinja").write_text("{% for message in messages %}")
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, text)
+    assert told in str(caught.value)
+
+
+def test_a_plugin_brings_parsers_of_its_own(tmp_path: Path) -> None:
+    text = LOCAL + "tool_parser = 'ours'\nengine_args = ['--tool-parser-plugin=/opt/ours.py']\n"
+    assert _load(tmp_path, text).models[0].tool_parser == "ours"
