@@ -280,9 +280,6 @@ def _queue_timeout(error: QueueTimeout) -> ApiError:
     return ApiError(503, "server_error", "queue_timeout", message, headers=headers)
 
 
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
-
-
 def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the order of the classes
     """What the error of another folder is on the wire.
 
@@ -331,10 +328,11 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
         case TenantStorageUnavailable() | LedgerUnavailable():
             return storage_unavailable()
         case HTTPException():
-            code = _HTTP_CODES.get(error.status_code, "invalid_request")
             headers = dict(error.headers or {})
-            message = f"{error.detail}: this gateway has no such call."
-            return ApiError(error.status_code, "invalid_request_error", code, message, headers=headers)
+            message = f"{error.detail}."
+            return ApiError(
+                error.status_code, "invalid_request_error", "invalid_request", message, headers=headers
+            )
         case _:
             return internal_error()
 

@@ -11,6 +11,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.raw_http import Call, Connection, call_of, connected
 from tests.process import REPOSITORY, Gateway, free_port, running_gateway
 
 
@@ -69,4 +70,17 @@ async def root(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
     """A client with the root key."""
     _, secret = await stage.services.tenants.create_root_key()
     async with stage.client(secret) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["fast", "starlette"])
+def call(request: pytest.FixtureRequest, routed: Gateway) -> Call:
+    """A good request on either way to an endpoint: past Starlette, or through it."""
+    return call_of(routed, request.param)
+
+
+@pytest.fixture
+def connection(routed: Gateway) -> Iterator[Connection]:
+    """A raw connection to the routed gateway."""
+    with connected(routed) as opened:
         yield opened

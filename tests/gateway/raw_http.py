@@ -1,6 +1,5 @@
 """HTTP written and read byte by byte, over a socket of the test's own."""
 
-import gzip
 import json
 import re
 import socket
@@ -152,7 +151,3 @@ def call_of(gateway: Gateway, way: str) -> Call:
 def pieces(data: bytes, size: int) -> list[bytes]:
     """The data cut into pieces, as a slow network delivers it."""
     return [data[start : start + size] for start in range(0, len(data), size)]
-
-
-def gzipped(body: bytes) -> bytes:
-    return gzip.compress(body)

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.content_encoding import content_encodings, decode
 from gateway.errors import ApiError
-from tests.gateway.raw_http import Call, call_of, connected
+from tests.gateway.raw_http import Call, connected
 from tests.process import Gateway
 
 MIB = 1024 * 1024
@@ -50,11 +50,6 @@ GOOD: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("gzip, gzip", lambda body: gzip.compress(gzip.compress(body))),
     ("deflate\r\nContent-Encoding: gzip", lambda body: gzip.compress(zlib.compress(body))),
 ]
-
-
-@pytest.fixture(params=["fast", "starlette"])
-def call(request: pytest.FixtureRequest, routed: Gateway) -> Call:
-    return call_of(routed, request.param)
 
 
 @pytest.mark.parametrize(("coding", "encode"), GOOD, ids=[coding for coding, _ in GOOD])

@@ -1,11 +1,10 @@
 """Requests as other HTTP software really sends them, over raw connections to a real gateway."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.raw_http import Answer, Call, Connection, call_of, connected, head, pieces
+from tests.gateway.raw_http import Answer, Call, Connection, call_of, head, pieces
 from tests.process import Gateway
 
 H2C = (
@@ -27,17 +26,6 @@ OTHERS = [
     ("Upgrade: h2c",),
     ("Connection: Upgrade",),
 ]
-
-
-@pytest.fixture(params=["fast", "starlette"])
-def call(request: pytest.FixtureRequest, routed: Gateway) -> Call:
-    return call_of(routed, request.param)
-
-
-@pytest.fixture
-def connection(routed: Gateway) -> Iterator[Connection]:
-    with connected(routed) as opened:
-        yield opened
 
 
 def _models(gateway: Gateway, *more: str, version: str = "1.1", method: str = "GET") -> bytes:

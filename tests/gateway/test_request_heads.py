@@ -1,23 +1,9 @@
 """Heads and credentials that two servers could read differently, over raw connections to a real gateway."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.gateway.raw_http import Call, Connection, call_of, connected, head
+from tests.gateway.raw_http import Call, Connection, head
 from tests.process import Gateway
-
-
-@pytest.fixture(params=["fast", "starlette"])
-def call(request: pytest.FixtureRequest, routed: Gateway) -> Call:
-    return call_of(routed, request.param)
-
-
-@pytest.fixture
-def connection(routed: Gateway) -> Iterator[Connection]:
-    with connected(routed) as opened:
-        yield opened
-
 
 FRAMINGS = [
     ("Content-Length: 5", "Content-Length: 5"),
