@@ -63,21 +63,18 @@ def _authorization(scope: Scope) -> str:
 
     Raises 400 where the request has several credentials, so that it would be open whose it is.
     """
-    authorization: bytes | None = None
-    api_key: bytes | None = None
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            if authorization is not None:
-                raise _ambiguous("more than one Authorization header")
-            authorization = value.strip()
-        elif name == b"x-api-key":
-            if api_key is not None:
-                raise _ambiguous("more than one x-api-key header")
-            api_key = value.strip()
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    fields = dict(headers)
+    if len(fields) != len(headers):
+        names = [name for name, _ in headers]
+        for name in ("Authorization", "x-api-key"):
+            if names.count(name.lower().encode()) > 1:
+                raise _ambiguous(f"more than one {name} header")
+    authorization, api_key = fields.get(b"authorization"), fields.get(b"x-api-key")
     if api_key is not None:
         if authorization is None:
-            return f"Bearer {api_key.decode('latin-1')}"
-        if authorization.partition(b" ")[2].strip() != api_key:
+            return f"Bearer {api_key.decode('latin-1').strip()}"
+        if authorization.partition(b" ")[2].strip() != api_key.strip():
             raise _ambiguous("an x-api-key header that differs from the key in its Authorization header")
     return "" if authorization is None else authorization.decode("latin-1")
 

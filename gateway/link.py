@@ -44,15 +44,15 @@ class JoiningTransport:
     """A transport that sends an answer's head with the first of its body, and closes gently.
 
     uvicorn writes the head and then the body. A client that is still sending when the connection is closed
-    might not see its answer: where ``unread`` says so, `close` ends the sending alone, and the connection is
-    closed when the client has closed it too, or after a while (RFC 9112, section 9.6). What is not named here
-    is the transport's own.
+    might not see its answer: where ``stop_reading`` says so, `close` ends the sending alone, and the
+    connection is closed when the client has closed it too, or after a while (RFC 9112, section 9.6). What is
+    not named here is the transport's own.
     """
 
     def __init__(
-        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, unread: Callable[[], bool]
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, stop_reading: Callable[[], bool]
     ) -> None:
-        self._transport, self._loop, self._unread = transport, loop, unread
+        self._transport, self._loop, self._stop_reading = transport, loop, stop_reading
         self._head = b""
         self._lingering = False
 
@@ -86,7 +86,7 @@ class JoiningTransport:
         self.flush()
         if self.is_closing():
             return
-        if not self._unread():
+        if not self._stop_reading():
             self._transport.close()
             return
         self._lingering = True

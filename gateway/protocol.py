@@ -51,7 +51,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._upgrade_offered = False
         self._last_request = False  # the client has said that it sends no more
         self._ignoring = False  # what still arrives is of no request
+        self._arrived = 0
         self._head_bytes = 0
+        self._head_bound = 0  # of the bytes of a head, with those of other messages that came beside it
+        self._valid_host = b" "  # the last one that was; this is none
         self._head_began = time.perf_counter()
         self._head_timer: asyncio.TimerHandle | None = None
         self._paused_timer: asyncio.TimerHandle | None = None
@@ -87,7 +90,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = cast(asyncio.Transport, JoiningTransport(transport, self.loop, self._unread))
+        self.transport = cast(asyncio.Transport, JoiningTransport(transport, self.loop, self._stop_reading))
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,11 +109,16 @@ class GuardedProtocol(HttpToolsProtocol):
             self.on_gone()
 
     def data_received(self, data: bytes) -> None:
-        if self._ignoring or self.transport.is_closing():
+        if self._ignoring:
             return
-        self._head_bytes += len(data)
+        self._arrived = len(data)
+        self._head_bytes += self._arrived
+        self._head_bound += self._arrived
         try:
-            self._parse(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._parse_without_upgrade(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserError:
             if not self._last_request:
                 self._refuse(self._refusal or _invalid())
@@ -122,21 +130,20 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self.flow.read_paused and self._paused_timer is None:
             self._watch_paused()
 
-    def _parse(self, data: bytes) -> None:
-        """Parse what has arrived; a head that offers an upgrade once more, without it, by a new parser."""
-        rest = memoryview(data)
+    def _parse_without_upgrade(self, rest: memoryview) -> None:
+        """Parse a head that offers an upgrade again, without the offer, by a new parser; then what follows."""
         while True:
+            version = self.parser.get_http_version()
+            head = without_upgrade(self.parser.get_method(), self.url, version, self.headers)
+            self._upgrade_offered = False
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(head)
             try:
                 self.parser.feed_data(rest)
             except httptools.HttpParserUpgrade as upgrade:
                 rest = rest[upgrade.args[0] :]
             else:
                 return
-            version = self.parser.get_http_version()
-            head = without_upgrade(self.parser.get_method(), self.url, version, self.headers)
-            self._upgrade_offered = False
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.feed_data(head)
 
     def on_message_begin(self) -> None:
         if self._last_request:
@@ -146,6 +153,7 @@ class GuardedProtocol(HttpToolsProtocol):
         put_link(cast(Scope, self.scope), self)
         self._in_head = self._in_message = True
         self._head_bytes = 0
+        self._head_bound = self._arrived
         self._head_began = time.perf_counter()
         if self._head_timer is None:
             self._watch_head()
@@ -158,26 +166,36 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._unwatch_head()
         self._head_bytes = 0
-        version = self.parser.get_http_version()
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self.max_header_bytes:
+        if self._head_bound > self.max_header_bytes and self._size() > self.max_header_bytes:
             self._refusal = _too_large(self.max_header_bytes)
-        else:
-            self._refusal = framing_error(version, self.parser.get_method(), self.headers)
-        if self._refusal is not None:
             raise _Refused
-        if self.parser.should_upgrade():
+        version = self.parser.get_http_version()
+        fields = dict(self.headers)
+        upgrade = self.parser.should_upgrade()
+        if upgrade or version != "1.1" or b"transfer-encoding" in fields:
+            self._refusal = framing_error(version, self.parser.get_method(), self.headers)
+            if self._refusal is not None:
+                raise _Refused
+        if upgrade:
             self._upgrade_offered = True
             return
-        app, error = self.app, head_error(version, self.headers)
-        if error is not None:
-            self.app = _refusing(error)
+        app, host = self.app, fields.get(b"host")
+        if host != self._valid_host or len(fields) != len(self.headers):
+            error = head_error(version, self.headers)
+            if error is not None:
+                self.app = _refusing(error)
+            elif host is not None:
+                self._valid_host = host
         super().on_headers_complete()
         self.app = app
         if version == "1.0":
             self.cycle.keep_alive = self.parser.should_keep_alive()
             self.cycle.waiting_for_100_continue = False
         self._in_head = False
+
+    def _size(self) -> int:
+        """Of the head."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
@@ -190,7 +208,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_message = False
         self._last_request = not self.cycle.keep_alive
         super().on_message_complete()
-        if self.cycle is self._running:
+        if self.flow.read_paused and self.cycle is self._running:
             self.flow.resume_reading()  # it tells whether the client leaves
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -208,9 +226,11 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._last_answer is not None and not self._busy() and not self.transport.is_closing():
             self._answer_last(*self._last_answer)
 
-    def _unread(self) -> bool:
-        """Whether the client may still be sending."""
-        return self._in_message or self._ignoring
+    def _stop_reading(self) -> bool:
+        """Ignore what still arrives. Returns whether the client may still be sending."""
+        unread = self._in_message or self._ignoring
+        self._ignoring = True
+        return unread
 
     def _busy(self) -> bool:
         """Whether an answer is still owed to a request that has been read."""
