@@ -46,6 +46,24 @@ async def test_the_first_start_makes_a_snapshot_and_the_next_wake_uses_it(run_di
     assert no_trace(run_dir)()
 
 
+async def test_nothing_of_a_snapshot_is_open_to_others(run_dir: Path) -> None:
+    """As the gateway makes it, with a umask of 077: /dev/shm is open in the sandbox, its copy is not."""
+    before = os.umask(0o077)
+    try:
+        async with snapshot_host(run_dir) as host:
+            await ask(host)
+            assert await eventually(has_snapshot(host), 20)
+            folder = current(host).layout.folder
+            files = [folder, *folder.rglob("*")]
+            assert [
+                str(path) for path in files if path.lstat().st_mode & 0o077 and not path.is_symlink()
+            ] == []
+            await host.sleep("model", SleepTier.SNAPSHOT)
+            assert (await ask(host))[1] is SleepTier.SNAPSHOT
+    finally:
+        os.umask(before)
+
+
 async def test_a_paused_engine_uses_no_processor_and_is_back_as_it_was(run_dir: Path) -> None:
     async with snapshot_host(run_dir, model(snapshot=False)) as host:
         first, _ = await ask(host)
