@@ -131,7 +131,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._watch_paused()
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
-        """Parse a head that offers an upgrade again, without the offer, by a new parser; then what follows."""
+        """Parse a head that offers an upgrade again without the offer, by a new parser; then what follows."""
         while True:
             version = self.parser.get_http_version()
             head = without_upgrade(self.parser.get_method(), self.url, version, self.headers)
