@@ -12,10 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.database import is_migrated, migrate, open_database
 from metering.entries import Write
+from metering.spending import spent_since
 from metering.sql_writer import SqlWriter
 from metering.types import Usage
 from tenants.errors import StorageUnavailable
+from tenants.outbox import Outbox
+from tenants.spend_alerts import SpendAlertStore
 from tenants.storage import Storage
+from tenants.store import TenantStore
 from tests.gateway import (
     test_administration_at_once,
     test_administration_client,
@@ -28,6 +32,7 @@ from tests.gateway.test_database import _differences
 from tests.metering.conftest import attempt
 from tests.postgres import PostgresServer, postgres_server
 from tests.process import QUESTION, running_gateway
+from tests.tenants import test_spend_alert_bounds
 
 _CHAT = {"model": "far", "messages": QUESTION}
 
@@ -64,6 +69,26 @@ test_organizations = test_administration_client.test_organizations_are_the_root_
 test_audit_logs_paged = test_audit_logs.test_audit_logs_are_filtered_and_paged_in_both_directions
 test_rotation = test_key_rotation.test_a_rotated_key_overlaps_with_the_new_one
 test_users = test_users_client.test_users_of_an_organization
+
+
+@pytest.mark.parametrize("of_project", [True, False])
+async def test_alerts_are_bounded(postgres: PostgresServer, of_project: bool) -> None:
+    """Also if many are made at once; and what there is of them can be read."""
+    url = await postgres.create()
+    await migrate(url)
+    database = open_database(url)
+    try:
+        store = TenantStore(database, b"p" * 32)
+        organization = await store.create_organization("acme")
+        project = await store.create_project(organization.id, "search")
+        alerts = SpendAlertStore(Storage(database))
+        await test_spend_alert_bounds.test_a_crowd_does_not_pass_the_limit(alerts, project, of_project)
+        outbox, now_ms = Outbox(Storage(database)), time.time_ns() // 1_000_000
+        assert await outbox.fire(project.id, 0, 5, now_ms) == (100 if of_project else 0)
+        assert len(await outbox.take(now_ms, now_ms + 1000, 8)) == (8 if of_project else 0)
+        assert await spent_since(database, 0, until=int(time.time())) == {}
+    finally:
+        await database.dispose()
 
 
 async def test_schema(postgres: PostgresServer) -> None:
