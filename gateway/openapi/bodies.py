@@ -5,14 +5,13 @@ from typing import Any
 
 from gateway.admin_requests import MAX_NAME
 from gateway.call_checks import MAX_PROMPTS
-from gateway.calls import MAX_CHOICES
+from gateway.calls import MAX_CHOICES, MAX_STOPS, ROLES
 from gateway.limits_api import MODEL_SIZES, SUBJECT_SIZES
 from gateway.openapi.operations import (
     ANYTHING,
     BINARY,
     BOOLEAN,
     INTEGER,
-    NUMBER,
     STRING,
     Schema,
     array,
@@ -30,6 +29,11 @@ from tenants.tokens.minting import MAX_LIFETIME_S, MAX_MODELS
 from tenants.types import PermissionMode
 from tenants.weights import LEAST_WEIGHT, MOST_WEIGHT
 
+
+def _between(least: int, most: int) -> Schema:
+    return {"type": "number", "minimum": least, "maximum": most}
+
+
 _NAME = text(MAX_NAME)
 _SCOPES = array(choice(*sorted(SCOPES)))
 _LIFETIME = whole(1, 100 * 366 * 24 * 3600)
@@ -38,22 +42,26 @@ _NEW_KEY = {
     "expires_at": nullable(INTEGER),
     "scopes": nullable(_SCOPES),
 }
-_MESSAGE = record({"content": nullable({"anyOf": [STRING, array(ANYTHING)]})}, role=STRING)
+_MESSAGE = record({"content": nullable({"anyOf": [STRING, array(ANYTHING)]})}, role=choice(*ROLES))
+_TEXT = {"type": "string", "minLength": 1}
 _TEXTS, _TOKENS = array(STRING, MAX_PROMPTS, 1), array(INTEGER, None, 1)
 _PROMPT = {"anyOf": [STRING, _TEXTS, _TOKENS, array(_TOKENS, MAX_PROMPTS, 1)]}
-_CALL = {"user": nullable(STRING), "service_tier": nullable(choice("auto", "default", "flex", "priority"))}
+_CALL = {
+    "user": nullable(STRING),
+    "service_tier": nullable(choice("auto", "default", "fast", "flex", "priority", "scale")),
+}
 _GENERATION = {
     **_CALL,
     "stream": nullable(BOOLEAN),
     "stream_options": nullable(record({"include_usage": BOOLEAN})),
     "n": nullable(whole(1, MAX_CHOICES)),
     "max_tokens": nullable({"type": "integer", "minimum": 1}),
-    "temperature": nullable(NUMBER),
-    "top_p": nullable(NUMBER),
-    "frequency_penalty": nullable(NUMBER),
-    "presence_penalty": nullable(NUMBER),
-    "seed": nullable(INTEGER),
-    "stop": nullable({"anyOf": [STRING, array(STRING)]}),
+    "temperature": nullable(_between(0, 2)),
+    "top_p": nullable(_between(0, 1)),
+    "frequency_penalty": nullable(_between(-2, 2)),
+    "presence_penalty": nullable(_between(-2, 2)),
+    "seed": nullable(whole(-(2**63), 2**63 - 1)),
+    "stop": nullable({"anyOf": [_TEXT, array(_TEXT, MAX_STOPS)]}),
 }
 
 
