@@ -61,12 +61,12 @@ class MediaPart(Part):
     """A part that is not text, for models that take such input."""
 
 
-class ImageUrl(Struct):
+class MediaUrl(Struct):
     url: str
 
 
 class ImagePart(MediaPart, tag="image_url"):
-    image_url: ImageUrl
+    image_url: MediaUrl
 
 
 class InputImagePart(MediaPart, tag="input_image"):
@@ -80,10 +80,6 @@ class InputAudio(Struct):
 
 class InputAudioPart(MediaPart, tag="input_audio"):
     input_audio: InputAudio
-
-
-class MediaUrl(Struct):
-    url: str
 
 
 class AudioUrlPart(MediaPart, tag="audio_url"):
