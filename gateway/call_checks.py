@@ -262,6 +262,9 @@ def _check_constraint(wanted: StructuredOutputs) -> None:
         given = f", not {len(named)} ({', '.join(named)})" if named else ""
         message = f"'structured_outputs' must have exactly one of {', '.join(_CONSTRAINTS)}{given}."
         raise invalid_request(message, "structured_outputs", "invalid_value")
+    if wanted.json_object is False:
+        name = "structured_outputs.json_object"
+        raise invalid_request(f"'{name}' must be true or absent.", name, "invalid_value")
     if isinstance(wanted.json, dict) and (fault := schema_fault(wanted.json)):
         name = "structured_outputs.json"
         raise invalid_request(f"Invalid schema in '{name}': {fault}.", name, "invalid_value")

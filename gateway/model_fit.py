@@ -9,6 +9,7 @@ from gateway.errors import invalid_request
 from gateway.openai_fields import check_supported
 
 _TRUST_TEMPLATES = "--trust-request-chat-template"
+_RESERVED = ("chat_template", "messages", "tools")
 _LEAST_TOP_P = 1e-6
 """Keeps the likeliest token alone, as OpenAI's ``top_p`` of 0 does, which vLLM refuses."""
 
@@ -27,11 +28,16 @@ def check_fit(call: Call, body: Mapping[str, Any], model: Model) -> None:
 
 
 def _check_template(body: Mapping[str, Any]) -> None:
-    variables = body.get("chat_template_kwargs")
-    for holder, name in ((body, "chat_template"), (variables, "chat_template_kwargs.chat_template")):
-        if isinstance(holder, Mapping) and holder.get("chat_template") is not None:
-            message = f"Unsupported parameter: '{name}'. The model's own chat template is used."
-            raise invalid_request(message, name, "unsupported_parameter")
+    variables = body.get("chat_template_kwargs") or {}
+    named = [f"chat_template_kwargs.{name}" for name in _RESERVED if name in variables]
+    if "chat_template" in body:
+        named.insert(0, "chat_template")
+    if named:
+        raise invalid_request(
+            f"Unsupported parameter: '{named[0]}'. The model's own template is used, with the body's fields.",
+            named[0],
+            "unsupported_parameter",
+        )
 
 
 def _check_texts(call: EmbeddingCall, model: Model) -> None:

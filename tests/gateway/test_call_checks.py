@@ -136,6 +136,7 @@ def test_a_message_is_an_object() -> None:
         ({"service_tier": "wizard"}, "service_tier"),
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs.json_object"),
         ({"structured_outputs": {"wizard": 1}}, "structured_outputs.wizard"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
     ],

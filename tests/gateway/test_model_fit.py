@@ -113,6 +113,7 @@ def test_a_template_of_the_clients_own_is_refused_unless_trusted() -> None:
     for fields, param in (
         ({"chat_template": "x"}, "chat_template"),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs.chat_template"),
+        ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs.messages"),
     ):
         body = {"model": "m", "messages": messages, **fields}
         with pytest.raises(ApiError) as caught:
