@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,16 @@ from loadtest.processes import REPOSITORY, NotReady, run
 
 BENCHMARKS = REPOSITORY / "docs/benchmarks"
 _BAR = 24
+_VECTOR_EXTENSIONS: Mapping[str, str] = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 BF16",
+    "avx512_fp16": "AVX-512 FP16",
+    "amx_bf16": "AMX BF16",
+    "asimd": "NEON",
+    "sve": "SVE",
+    "bf16": "BF16",
+}
 _MATPLOTLIB = "matplotlib==3.11.2"
 
 
@@ -85,16 +95,27 @@ def goals_table(goals: Sequence[Goal]) -> str:
 
 def machine() -> str:
     """The machine, in a line."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    facts: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    extensions = vector_extensions(facts.get("flags", "").split(), limit)
+    processor = facts.get("model name", platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{os.cpu_count()} cores ({names[0] if names else platform.machine()}), {memory:.0f} GiB, "
+        f"{os.cpu_count()} cores ({processor}, {extensions}), {memory:.0f} GiB, "
         f"Linux {platform.release()}, Python {platform.python_version()}"
     )
+
+
+def vector_extensions(flags: Collection[str], limit: str | None) -> str:
+    """Those of a processor's ``flags`` that decide how fast it computes in which data type, in words.
+
+    ``limit``: oneDNN is kept from using more than this.
+    """
+    names = [name for flag, name in _VECTOR_EXTENSIONS.items() if flag in flags]
+    return (", ".join(names) or "no AVX2") + (f", oneDNN limited to {limit}" if limit else "")
 
 
 class Progress:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gateway.cli.common import Installation, answer, config_option, json_option, print_table, run
+from gateway.cli.engine_objects import engine_objects, first_line
 from gateway.cli.errors import CommandError
 
 _REFRESH_S = 1.0
@@ -30,22 +31,19 @@ def engines(once: bool, config_file: Path, as_json: bool) -> None:
     installation.require_running()
     key = installation.credential("TORPOR_ROOT_KEY")
     while True:
-        found = run(lambda: _engines(installation, key))
+        found = run(lambda: engine_objects(installation, key))
         if as_json:
             click.echo(json.dumps(found, indent=2))
             return
         if not once:
             click.clear()
         print_table(_ENGINE_HEADS, [_engine_row(engine) for engine in found])
+        for engine in found:
+            if failure := first_line(engine):
+                click.echo(f"{engine['id']}: {failure}")
         if once:
             return
         time.sleep(_REFRESH_S)
-
-
-async def _engines(installation: Installation, key: str) -> list[dict[str, Any]]:
-    async with installation.http(key) as client:
-        data: list[dict[str, Any]] = answer(await client.get("/v1/torpor/engines"))["data"]
-        return data
 
 
 def _engine_row(engine: dict[str, Any]) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ import httpx
 
 from engines.spec import Task
 from gateway.cli.common import Installation, config_option, run
+from gateway.cli.engine_objects import why_failed
 from gateway.cli.errors import CommandError
 from gateway.cli.setup import greeting
 from gateway.config import ModelConfig
@@ -207,7 +208,8 @@ async def _wait(
             ) from None
         raise CommandError(f"{model.id} did not answer within {timeout_s:g} s") from None
     if response.is_error:
-        raise CommandError(f"{model.id} did not answer: {response.text}")
+        reason = await why_failed(installation, model.id) or response.text
+        raise CommandError(f"{model.id} did not answer: {reason}")
     click.echo(f"{model.id} answered after {time.monotonic() - began:.0f} s")
 
 
@@ -216,7 +218,11 @@ async def _ask(client: httpx.AsyncClient, model: ModelConfig) -> httpx.Response:
         return await client.post("/v1/embeddings", json={"model": model.id, "input": "Hello"})
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": model.id, "messages": messages, "max_tokens": 8}
-    return await client.post("/v1/chat/completions", json=body)
+    response = await client.post("/v1/chat/completions", json=body)
+    if response.status_code != httpx.codes.BAD_REQUEST:
+        return response
+    # A base model has no chat template.
+    return await client.post("/v1/completions", json={"model": model.id, "prompt": "Hello", "max_tokens": 8})
 
 
 @asynccontextmanager

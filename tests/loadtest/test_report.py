@@ -12,7 +12,17 @@ from loadtest.alternating import alternate, per_second, steps
 from loadtest.measure import Load, Measured, Series
 from loadtest.peers import PEERS
 from loadtest.processes import Child, NotReady, usage_of
-from loadtest.report import Goal, Panel, Progress, Report, figure, goals_table, table
+from loadtest.report import (
+    Goal,
+    Panel,
+    Progress,
+    Report,
+    figure,
+    goals_table,
+    machine,
+    table,
+    vector_extensions,
+)
 from loadtest.standin import Ending, State
 from loadtest.targets import DIRECT, Engine, Target
 from loadtest.traffic import Entry, Sent, wrong
@@ -161,3 +171,11 @@ def test_the_ledger_is_held_against_what_clients_received() -> None:
     assert wrong(_sent(), refused, state) == {"entries of refused requests": 1}
     unsettled = {**_entries(), "cut": [Entry(None, 37, 4, estimated=False)]}
     assert wrong(_sent(), unsettled, state) == {"not settled": 1}
+
+
+def test_the_machine_is_named_with_its_vector_extensions() -> None:
+    assert vector_extensions(["fpu", "avx2"], None) == "AVX2"
+    assert vector_extensions(["avx512_bf16", "avx512f", "avx2"], None) == "AVX2, AVX-512, AVX-512 BF16"
+    assert vector_extensions([], None) == "no AVX2"
+    assert vector_extensions(["avx2", "avx512f"], "AVX2") == "AVX2, AVX-512, oneDNN limited to AVX2"
+    assert "cores (" in machine()
