@@ -38,10 +38,10 @@ def repeating(generate: Generate) -> Generate:
         copies = getattr(sampling_params, "n", 1)
         if copies == 1 or sampling_params.sampling_type is not SamplingType.GREEDY:
             return generate(engine, prompt, sampling_params, *args, **kwargs)
-        alone = sampling_params.clone()
-        alone.n = 1
-        alone.extra_args = {**(alone.extra_args or {}), _COPIES: copies}
-        return _repeated(generate(engine, prompt, alone, *args, **kwargs), copies)
+        single = sampling_params.clone()
+        single.n = 1
+        single.extra_args = {**(single.extra_args or {}), _COPIES: copies}
+        return _repeated(generate(engine, prompt, single, *args, **kwargs), copies)
 
     return generating
 

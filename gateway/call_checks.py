@@ -88,6 +88,12 @@ def check_call(body: dict[str, Any], kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise _type_fault(str(error), body, kind) from None
     _check_values(call)
+    if (
+        isinstance(call, Generation)
+        and call.response_format
+        and call.response_format.type == "structural_tag"
+    ):
+        _check_schema(body["response_format"], "response_format")
     return call
 
 
@@ -197,8 +203,8 @@ def _check_values(call: Call) -> None:
 def _check_messages(messages: list[Any]) -> None:
     for index, message in enumerate(messages):
         if isinstance(message, AssistantMessage) and message.content is None:
-            said = (message.tool_calls, message.function_call, message.refusal, message.reasoning)
-            if not any((*said, message.reasoning_content)):
+            other_content = (message.tool_calls, message.function_call, message.refusal, message.reasoning)
+            if not any((*other_content, message.reasoning_content)):
                 param = f"messages[{index}].content"
                 raise _missing(param)
         if message.content == []:
@@ -246,28 +252,43 @@ def _check_generation(call: Generation) -> None:
 def _check_format(response_format: ResponseFormat) -> None:
     if response_format.type != "json_schema":
         return
-    name, wanted = "response_format.json_schema", response_format.json_schema
-    if wanted is None:
+    name, json_schema = "response_format.json_schema", response_format.json_schema
+    if json_schema is None:
         raise _missing(name)
     name = f"{name}.schema"
-    if wanted.schema is None:
+    if json_schema.schema is None:
         raise _missing(name)
-    if fault := schema_fault(wanted.schema):
+    _check_schema(json_schema.schema, name)
+
+
+def _check_schema(schema: Any, name: str) -> None:
+    if fault := schema_fault(schema):
         raise invalid_request(f"Invalid schema in '{name}': {fault}.", name, "invalid_value")
 
 
-def _check_constraint(wanted: StructuredOutputs) -> None:
-    named = [name for name in _CONSTRAINTS if getattr(wanted, name) is not None]
-    if len(named) != 1:
-        given = f", not {len(named)} ({', '.join(named)})" if named else ""
+def _check_constraint(constraint: StructuredOutputs) -> None:
+    kinds = [name for name in _CONSTRAINTS if getattr(constraint, name) is not None]
+    if len(kinds) != 1:
+        given = f", not {len(kinds)} ({', '.join(kinds)})" if kinds else ""
         message = f"'structured_outputs' must have exactly one of {', '.join(_CONSTRAINTS)}{given}."
         raise invalid_request(message, "structured_outputs", "invalid_value")
-    if wanted.json_object is False:
+    if constraint.json_object is False:
         name = "structured_outputs.json_object"
         raise invalid_request(f"'{name}' must be true or absent.", name, "invalid_value")
-    if isinstance(wanted.json, dict) and (fault := schema_fault(wanted.json)):
-        name = "structured_outputs.json"
-        raise invalid_request(f"Invalid schema in '{name}': {fault}.", name, "invalid_value")
+    for name, schema in (("json", constraint.json), ("structural_tag", constraint.structural_tag)):
+        _check_schema(_parsed(schema, f"structured_outputs.{name}"), f"structured_outputs.{name}")
+
+
+def _parsed(schema: str | dict[str, Any] | None, name: str) -> Any:
+    """vLLM takes a schema as a text as well."""
+    if not isinstance(schema, str):
+        return schema
+    try:
+        return msgspec.json.decode(schema)
+    except (msgspec.DecodeError, RecursionError):
+        raise invalid_request(
+            f"Invalid schema in '{name}': it is not valid JSON.", name, "invalid_value"
+        ) from None
 
 
 def _check_prompts(prompts: str | list[Any], name: str) -> None:

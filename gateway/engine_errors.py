@@ -29,8 +29,8 @@ def refusal(status: int, body: bytes) -> ApiError | AdapterUnfit:
         payload = None
     error = payload.get("error", payload) if isinstance(payload, dict) else None
     details = error.get("detail") if isinstance(error, dict) else None
-    if isinstance(details, list) and (found := described_details(details)) is not None:
-        error = {"message": found[0], "param": found[1]}
+    if isinstance(details, list) and (description := described_details(details)) is not None:
+        error = dict(zip(("message", "param"), description, strict=True))
     error = error if isinstance(error, dict) else {}
     if error.get("code") == UNFIT_ADAPTER:
         return AdapterUnfit("the engine withheld its answer: the adapter's canary differs")

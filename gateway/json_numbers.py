@@ -37,7 +37,7 @@ def _integer(text: str) -> int | float:
     return int(text) if len(text) <= _MOST_DIGITS else math.inf
 
 
-def _path(value: Any, wanted: Callable[[Any], bool]) -> str | None:
+def _path(value: Any, is_fault: Callable[[Any], bool]) -> str | None:
     """Where the first such item is, as ``messages[0].content``."""
     pending: list[tuple[str, Any]] = [("", value)]
     while pending:
@@ -46,7 +46,7 @@ def _path(value: Any, wanted: Callable[[Any], bool]) -> str | None:
             members = [(f"{path}.{name}" if path else str(name), member) for name, member in item.items()]
         elif isinstance(item, list):
             members = [(f"{path}[{index}]", member) for index, member in enumerate(item)]
-        elif wanted(item):
+        elif is_fault(item):
             return path[:_MOST_SHOWN]
         else:
             continue

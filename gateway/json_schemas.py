@@ -30,10 +30,10 @@ def schema_fault(schema: Any) -> str | None:
 def _size_fault(root: dict[str, Any]) -> str | None:
     properties = optional = values = 0
     for schema in _objects(root):
-        named, required, enumerated = (schema.get(name) for name in ("properties", "required", "enum"))
-        if isinstance(named, dict):
-            properties += len(named)
-            optional += len(named) - (len(required) if isinstance(required, list) else 0)
+        members, required, enumerated = (schema.get(name) for name in ("properties", "required", "enum"))
+        if isinstance(members, dict):
+            properties += len(members)
+            optional += len(members) - (len(required) if isinstance(required, list) else 0)
         if isinstance(enumerated, list):
             values += len(enumerated)
     for count, most, what in (

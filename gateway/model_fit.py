@@ -29,13 +29,13 @@ def check_fit(call: Call, body: Mapping[str, Any], model: Model) -> None:
 
 def _check_template(body: Mapping[str, Any]) -> None:
     variables = body.get("chat_template_kwargs") or {}
-    named = [f"chat_template_kwargs.{name}" for name in _RESERVED if name in variables]
+    unsupported = [f"chat_template_kwargs.{name}" for name in _RESERVED if name in variables]
     if "chat_template" in body:
-        named.insert(0, "chat_template")
-    if named:
+        unsupported.insert(0, "chat_template")
+    if unsupported:
         raise invalid_request(
-            f"Unsupported parameter: '{named[0]}'. The model's own template is used, with the body's fields.",
-            named[0],
+            f"Unsupported parameter: '{unsupported[0]}'. The model's own template is used, on the body.",
+            unsupported[0],
             "unsupported_parameter",
         )
 
@@ -52,13 +52,13 @@ def _check_texts(call: EmbeddingCall, model: Model) -> None:
 
 
 def _check_dimensions(call: EmbeddingCall, model: Model) -> None:
-    traits, asked = model.traits, call.dimensions
-    if asked is None or traits.vector_size is None or asked == traits.vector_size:
+    dimensions, size, shortens = call.dimensions, model.traits.vector_size, model.traits.shortens
+    if dimensions is None or size is None or dimensions == size:
         return
-    if not traits.shortens or asked > traits.vector_size:
-        limit = "at most" if traits.shortens else "exactly"
+    if not shortens or dimensions > size:
+        limit = f"{'at most' if shortens else 'exactly'} {size}"
         raise invalid_request(
-            f"'dimensions' must be {limit} {traits.vector_size} for the model `{model.name}`, not {asked}.",
+            f"'dimensions' must be {limit} for the model `{model.name}`, not {dimensions}.",
             "dimensions",
             "invalid_value",
         )

@@ -45,16 +45,16 @@ def read_traits(spec: ModelSpec, counter: TokenCounter | None) -> Traits:
     chosen = spec.token_arrays
     if spec.source is None:
         return Traits(takes_token_arrays=chosen is not TokenArrays.REFUSE)
-    described = _read(spec.source / "config.json")
+    configuration = _read(spec.source / "config.json")
     arguments = " ".join(spec.engine_args)
     embeds = spec.task is Task.EMBED
     takes_token_arrays = chosen is not TokenArrays.REFUSE
     if embeds and chosen is None:
         takes_token_arrays = _has_openai_ids(counter)
     return Traits(
-        takes_media=any(described.get(key) is not None for key in _MEDIA_KEYS),
-        vector_size=_vector_size(spec.source, described) if embeds else None,
-        shortens=bool(described.get("matryoshka_dimensions") or described.get("is_matryoshka"))
+        takes_media=any(configuration.get(key) is not None for key in _MEDIA_KEYS),
+        vector_size=_vector_size(spec.source, configuration) if embeds else None,
+        shortens=bool(configuration.get("matryoshka_dimensions") or configuration.get("is_matryoshka"))
         or "matryoshka" in arguments,
         takes_token_arrays=takes_token_arrays,
     )
@@ -68,14 +68,14 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _vector_size(source: Path, described: dict[str, Any]) -> int | None:
+def _vector_size(source: Path, configuration: dict[str, Any]) -> int | None:
     """The model's hidden size, or what the last dense layer of sentence-transformers makes of it."""
     layers = sorted(source.glob("*_Dense/config.json"), key=lambda path: int(path.parent.name.split("_")[0]))
     if layers:
         size = _read(layers[-1]).get("out_features")
     else:
-        text = described.get("text_config")
-        parts = (described, text if isinstance(text, dict) else {})
+        text = configuration.get("text_config")
+        parts = (configuration, text if isinstance(text, dict) else {})
         size = next((part[name] for part in parts for name in _SIZES if name in part), None)
     return size if isinstance(size, int) and not isinstance(size, bool) else None
 

@@ -50,16 +50,16 @@ async def check_prompt_length(
 
 
 def _exceeded(limit: int, prompt: int, answer: int, call: Any) -> ApiError:
-    param, what = _input_of(call)
-    asked = ""
+    param, remedy = _input_of(call)
+    for_answer = ""
     if answer:
         field = "max_tokens" if call.max_tokens == answer else "max_completion_tokens"
-        asked = f" and {answer} for the answer"
-        what = f"{what} or '{field}'"
+        for_answer = f" and {answer} for the answer"
+        remedy = f"{remedy} or '{field}'"
         param = field if prompt < limit else param
     return invalid_request(
         f"This model's maximum context length is {limit} tokens. However, your request asks for {prompt} "
-        f"tokens of input{asked}. Please reduce {what}.",
+        f"tokens of input{for_answer}. Please reduce {remedy}.",
         param,
         "context_length_exceeded",
     )

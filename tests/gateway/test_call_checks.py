@@ -137,6 +137,13 @@ def test_a_message_is_an_object() -> None:
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"structured_outputs": {"json_object": False}}, "structured_outputs.json_object"),
+        ({"structured_outputs": {"json": '{"$ref": "#"}'}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        (
+            {"response_format": {"type": "structural_tag", "format": {"enum": ["x"] * 5001}}},
+            "response_format",
+        ),
         ({"structured_outputs": {"wizard": 1}}, "structured_outputs.wizard"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
     ],
