@@ -44,11 +44,12 @@ class EngineCounts:
 
 
 class EngineStream:
-    """An answer whose body arrives in pieces."""
+    """An answer whose body arrives in pieces. Header names are lower case."""
 
     def __init__(self, exchange: HttpExchange, answer: Connection) -> None:
         self._exchange, self._answer = exchange, answer
         self.status = answer.status
+        self.headers: Mapping[str, str] = answer.headers
         self.content_type = answer.headers.get("content-type", "")
 
     async def pour(self, sink: Callable[[bytes], bool]) -> bool:

@@ -289,7 +289,7 @@ class UnmeteredExchange(Exchange):
         async def work(client: EngineClient) -> bytes:
             reply = await client.request("POST", plan.path, self._body(), timeout_s=UNMETERED_TIMEOUT_S)
             if reply.status != 200:
-                raise refusal(reply.status, reply.body)
+                raise refusal(reply.status, reply.body, reply.headers)
             return reply.body
 
         await self._answer(await self._ask(send, lambda client: self._judged(client, work(client))), send)

@@ -26,7 +26,7 @@ from gateway.calls import (
 from gateway.catalog import Model
 from gateway.context import RequestRecord, record_of
 from gateway.errors import not_supported, shutting_down
-from gateway.estimates import estimator
+from gateway.estimates import Estimate
 from gateway.exchange import MOST_ENGINES, Exchange, Plan, UnmeteredExchange
 from gateway.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.model_fit import check_fit, fitted
@@ -133,7 +133,8 @@ class Endpoint:
             service_tier=None if asked.model.spec.url else used_tier(call.service_tier),
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
-            estimate=estimator(asked.model, call, asked.body),
+            estimate=Estimate(asked.model, call, asked.body),
+            remote=asked.model.spec.url is not None,
         )
 
 

@@ -18,18 +18,21 @@ from starlette.types import Receive, Scope, Send
 
 from coldstart.tiers import SleepTier
 from engines.client import EngineClient, EngineStream
-from engines.errors import EngineBroken
+from engines.errors import AdapterUnfit, EngineBroken
 from gateway.admission import Admitted
 from gateway.context import RequestRecord
 from gateway.engine_errors import engine_error, refusal
-from gateway.errors import translate
+from gateway.errors import ApiError, translate
 from gateway.estimates import Estimate, RelayedText
 from gateway.exchange import Door, Exchange, KeepAlive, Plan
 from gateway.heartbeats import Heartbeats
+from gateway.plain_answer import PlainAnswer
+from gateway.reported_usage import NOTHING, ReportedUsage, reported_usage
 from gateway.service_tiers import with_tier
-from gateway.sse import DONE, EventTooLarge, StreamFilter, usage_of
+from gateway.sse import DONE, EventTooLarge, StreamFilter
+from gateway.stream_tap import StreamTap
 from metering.ledger import Meter
-from metering.types import Attempt, Outcome, Usage
+from metering.types import Attempt, Operation, Outcome, Usage
 
 _log = logging.getLogger("torpor.exchange")
 
@@ -42,7 +45,7 @@ ABORTED_COUNTS_TIMEOUT_S = 60.0
 class MeteredPlan(Plan, frozen=True, kw_only=True):
     """What the ledger is to be told, and what of the answer the client wants to see.
 
-    ``estimate`` counts tokens where no engine could say.
+    ``estimate`` counts tokens where no engine could say. ``remote``: somebody else runs the engine.
     ``prioritized``: the engine is told the request's place in the model's queue; ``body`` is a JSON object
     with at least one field then.
     ``longest_wait_s``: in the queue and for engines, until one answers or the client gets an error.
@@ -52,6 +55,7 @@ class MeteredPlan(Plan, frozen=True, kw_only=True):
     attempt: Attempt
     estimate: Estimate
     longest_wait_s: float = 3600.0
+    remote: bool = False
     prioritized: bool = False
     service_tier: str | None = None
     include_usage: bool = False
@@ -135,7 +139,7 @@ class MeteredExchange(Exchange):
         usage = meter.usage
         # Nobody waits for what an aborted request has cost, and a busy engine answers between two steps only.
         patience_s = ABORTED_COUNTS_TIMEOUT_S if ending.outcome is Outcome.ABORTED else COUNTS_TIMEOUT_S
-        told = client.address.url is None
+        told = not self._plan.remote
         try:
             async with asyncio.timeout(patience_s):
                 counts = await client.counts(self._plan.attempt.id)
@@ -148,13 +152,25 @@ class MeteredExchange(Exchange):
         except (EngineBroken, TimeoutError):
             told = False
             _log.info("no count from the engine; settled with what was relayed, or estimated")
-        charged = ending.outcome is not Outcome.FAILED or self._relayed.texts()
-        if not told and charged and usage == _NOTHING:
-            usage = await self._estimated()
+        charged = ending.outcome is not Outcome.FAILED or self._relayed
+        if not told and charged and (self._plan.remote or usage == _NOTHING):
+            usage = await self._usage_of(self._reported())
         await self._settle_with(meter, ending, usage)
 
-    async def _estimated(self) -> Usage:
-        return await asyncio.to_thread(self._plan.estimate, self._relayed)
+    def _reported(self) -> ReportedUsage:
+        """What the engine has reported so far."""
+        return NOTHING
+
+    async def _usage_of(self, reported: ReportedUsage) -> Usage:
+        """What is settled: estimated where it was not reported, or cannot be true."""
+        estimate = self._plan.estimate
+        if estimate.is_plausible(reported, self._relayed):
+            return reported.usage()
+        return await asyncio.to_thread(estimate.judge, reported, self._relayed)
+
+    def _refused(self, upstream: EngineStream, body: bytes) -> ApiError | AdapterUnfit:
+        """The error for an answer that is not 200."""
+        return refusal(upstream.status, body, upstream.headers, remote=self._plan.remote)
 
     async def _settle_with(self, meter: Meter, ending: "_Ending", usage: Usage) -> None:
         self._record.usage, self._record.outcome = usage, ending.outcome
@@ -184,20 +200,19 @@ class PlainExchange(MeteredExchange):
             record.ttft_ms = record.elapsed_ms()
             body = await upstream.read()
         if upstream.status != 200:
-            raise refusal(upstream.status, body)
-        await self._settle_with(meter, _COMPLETED, await self._usage_in(body))
-        await self._answer(with_tier(body, plan.service_tier), send)
+            raise self._refused(upstream, body)
+        answer = PlainAnswer(body, generated=plan.attempt.operation is not Operation.EMBEDDING)
+        if answer.error is not None:
+            raise engine_error(answer.error, remote=plan.remote)
+        usage = await self._usage_in(answer)
+        await self._settle_with(meter, _COMPLETED, usage)
+        await self._answer(with_tier(answer.body(usage), plan.service_tier), send)
 
-    async def _usage_in(self, body: bytes) -> Usage:
-        try:
-            answer = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise EngineBroken("the engine's answer is no JSON") from None
-        reported = answer.get("usage") if isinstance(answer, dict) else None
-        if reported is None:
-            self._relayed.add_answer(body)
-            return await self._estimated()
-        return usage_of(reported)
+    async def _usage_in(self, answer: PlainAnswer) -> Usage:
+        reported = reported_usage(answer.usage)
+        if self._plan.remote or not reported.output_tokens:
+            self._relayed.add_choices(answer.choices)
+        return await self._usage_of(reported)
 
 
 class StreamExchange(MeteredExchange):
@@ -205,11 +220,14 @@ class StreamExchange(MeteredExchange):
 
     def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord, admitted: Admitted) -> None:
         super().__init__(door, plan, record, admitted)
-        self._filter = StreamFilter(
+        self._choices = plan.ask.sequences if plan.ask is not None else 1
+        tap = StreamTap(
+            self._relayed,
             include_usage=plan.include_usage,
             continuous=plan.continuous_usage,
-            several=plan.ask is None or plan.ask.sequences > 1,
+            remote=plan.remote,
         )
+        self._filter = StreamFilter(tap, several=plan.ask is None or self._choices > 1)
         self._heartbeats = Heartbeats(plan.longest_wait_s)
         self._began: float | None = None  # when it was found to wait, for a stream that did
         self._onward = b""  # what could not be pushed to the client, and is to be sent
@@ -218,26 +236,34 @@ class StreamExchange(MeteredExchange):
         plan = self._plan
         async with client.stream(plan.path, self._body(), attempt_id=plan.attempt.id) as upstream:
             if upstream.status != 200:
-                raise refusal(upstream.status, await upstream.read())
+                raise self._refused(upstream, await upstream.read())
             await self._relay(upstream, meter, send)
-        await self._settle_with(meter, _COMPLETED, await self._usage())
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        usage = await self._usage_of(self._reported())
+        await self._settle_with(meter, _COMPLETED, usage)
+        last = with_tier(self._filter.tap.closing(usage, self._head()), plan.service_tier) + DONE
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _relay(self, upstream: EngineStream, meter: Meter, send: Send) -> None:
         tap, flow = self._filter.tap, self._flow(meter)
         going_on = True
         while going_on and not tap.done:
             going_on = await upstream.pour(flow)
-            onward, self._onward = self._onward, b""
-            if onward:
-                await self._open(send)
-                await send({"type": "http.response.body", "body": onward, "more_body": True})
+            if not going_on and not tap.done:
+                self._onward += self._filtered()
+            await self._send_on(send)
             if tap.error is not None:
-                raise engine_error(tap.error)
-        if not tap.done:
-            raise EngineBroken("the engine's stream ended without [DONE]")
-        upstream.over()
+                raise engine_error(tap.error, remote=self._plan.remote)
+        if tap.done:
+            upstream.over()
+        elif not tap.has_finished(self._choices):
+            raise EngineBroken("the engine's stream ended before every choice was finished")
         await self._open(send)
+
+    async def _send_on(self, send: Send) -> None:
+        onward, self._onward = self._onward, b""
+        if onward:
+            await self._open(send)
+            await send({"type": "http.response.body", "body": onward, "more_body": True})
 
     def _flow(self, meter: Meter) -> Callable[[bytes], bool]:
         """What takes each piece of the engine's stream; False when something is left for `_relay` to do."""
@@ -247,20 +273,19 @@ class StreamExchange(MeteredExchange):
 
         def flow(chunk: bytes) -> bool:
             nonlocal told_at
-            onward = with_tier(self._filtered(chunk), self._plan.service_tier)
+            onward = self._filtered(chunk)
             seen = tap.seen
             meter.observe(seen)
             admitted.generated(seen.output_tokens)
             if onward:
-                now = time.perf_counter()
-                if told_at:
-                    served.gaps.observe(now - told_at)
-                elif record.ttft_ms is None:
-                    record.ttft_ms = (now - record.started) * 1000
-                    served.first.observe(now - record.started)
-                told_at = now
-                if seen == _NOTHING:
-                    self._relayed.add_events(onward)
+                if not onward.startswith(b":"):  # comments alone keep the connection alive
+                    now = time.perf_counter()
+                    if told_at:
+                        served.gaps.observe(now - told_at)
+                    elif record.ttft_ms is None:
+                        record.ttft_ms = (now - record.started) * 1000
+                        served.first.observe(now - record.started)
+                    told_at = now
                 if not self.started or not push(onward):
                     self._onward = onward
                     return False
@@ -268,19 +293,24 @@ class StreamExchange(MeteredExchange):
 
         return flow
 
-    def _filtered(self, chunk: bytes) -> bytes:
+    def _filtered(self, chunk: bytes | None = None) -> bytes:
+        """What goes on of a piece of the engine's stream; without one, of its end."""
         try:
-            return self._filter.feed(chunk)
+            onward = self._filter.end() if chunk is None else self._filter.feed(chunk)
         except EventTooLarge:
             raise EngineBroken("the engine sent an event without an end") from None
         except msgspec.DecodeError:
-            raise EngineBroken("the engine sent usage that is no JSON") from None
+            raise EngineBroken("the engine sent usage that is not JSON") from None
+        return with_tier(onward, self._plan.service_tier)
 
-    async def _usage(self) -> Usage:
-        seen = self._filter.tap.seen
-        if seen == _NOTHING:
-            return await self._estimated()
-        return seen
+    def _reported(self) -> ReportedUsage:
+        return self._filter.tap.reported()
+
+    def _head(self) -> dict[str, Any]:
+        """The fields of a chunk before its choices, for a stream that had none."""
+        attempt = self._plan.attempt
+        kind = "chat.completion.chunk" if attempt.operation is Operation.CHAT else "text_completion"
+        return {"id": attempt.id, "object": kind, "created": int(attempt.started_at), "model": attempt.model}
 
     async def _open(self, send: Send) -> None:
         if self.started:

@@ -1,26 +1,27 @@
 """Server-sent events on their way through: split into whole events, read for usage, otherwise left alone.
 
-The wire format is WHATWG's (an event ends with an empty line); the payloads are those of OpenAI's and
-vLLM's chunk objects. Nothing that is only forwarded is decoded.
+The wire format is WHATWG's (HTML, 9.2 Server-sent events); `gateway.stream_tap` reads the payloads. Of the
+engines that the gateway runs itself, nothing that is only forwarded is decoded.
 """
 
 import re
-from typing import Any
 
 import msgspec
 
-from metering.types import Usage
+from gateway.reported_usage import reported_usage
+from gateway.stream_tap import StreamTap
 
 DONE = b"data: [DONE]\n\n"
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
+# Atomic, so that the two bytes of a CRLF are never taken for two ends of lines.
+_EVENT_END = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _LONGEST_END = 4
-# The space after the colon may be missing (WHATWG, server-sent events, 9.2.6).
-_DONE = re.compile(rb"data: ?\[DONE\]")
-_ERROR = re.compile(rb'data: ?\{\s*"(?:error"|object":\s*"error")')
-# A quote inside a JSON string is escaped, so these bytes can only be structure, never text of a model.
-_USAGE = re.compile(rb',\s*"usage":\s*(null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-_CHOICE = re.compile(rb'"choices":\s*\[(?:\]|\{"index":\s*(\d+))')
+_BOM = b"\xef\xbb\xbf"
 _MAX_EVENT = 16 * 1024 * 1024
+_DATA = b"data: "
+_COMMENT = b":\n\n"
+_MOST_COMMENTS = 32
+"""Comments that are passed on between two events: some clients give up after 300 lines without data."""
 # How vLLM writes them: what begins like this and holds none of the others is an event with text.
 _TEXT = b'data: {"id":'
 _CLOSING = b'"choices":[]'
@@ -44,97 +45,78 @@ class EventTooLarge(Exception):
 
 
 class EventSplitter:
-    """Cuts a byte stream into whole events, each with the empty line that ends it."""
+    """Cuts a byte stream into whole events, without the empty line that ends each; lines end as they do."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
+        self._begun = False
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are complete now. Raises `EventTooLarge` past 16 MiB without an end."""
+        rest = self._rest
+        if rest or b"\r" in data:
+            events = self._parts(data)
+        else:
+            events = data.split(b"\n\n")
+            rest += events.pop()
+        if len(rest) > _MAX_EVENT:
+            raise EventTooLarge
+        if events and not self._begun:
+            self._begun = True
+            events[0] = events[0].removeprefix(_BOM)
+        return events
+
+    def _parts(self, data: bytes) -> list[bytes]:
         rest = self._rest
         unseen = max(0, len(rest) - _LONGEST_END + 1)
         rest += data
         events = []
         start = 0
         for end in _EVENT_END.finditer(rest, unseen):
-            events.append(bytes(rest[start : end.end()]))
+            events.append(bytes(rest[start : end.start()]))
             start = end.end()
         del rest[:start]
-        if len(rest) > _MAX_EVENT:
-            raise EventTooLarge
         return events
 
+    def end(self) -> list[bytes]:
+        """What the stream ended with, if it lacks its empty line: many servers leave that out."""
+        rest = self.feed(b"\n\n") if self._rest else []
+        self._rest.clear()
+        return rest
 
-class StreamTap:
-    """Reads the usage that a stream reports on its way, and takes it out where the client did not ask.
 
-    With ``include_usage`` the closing usage chunk stays, with ``continuous`` the usage of every chunk does.
-    After the end, ``done`` says that the engine finished by itself, ``error`` holds its error object if it
-    sent one. ``final`` is the usage of the closing chunk, for all choices together.
+def read_event(event: bytes) -> tuple[bytes, bytes | None, bool]:
+    """The type of an event, its data (None if it has none), and whether it holds a comment.
+
+    ``id`` and ``retry`` are for a client that reconnects, which none of these streams lets it do.
     """
-
-    def __init__(self, *, include_usage: bool, continuous: bool) -> None:
-        self._include_usage = include_usage
-        self._continuous = continuous
-        self._output_by_choice: dict[int, int] = {}
-        self._input = 0
-        self.final: Usage | None = None
-        self.done = False
-        self.error: dict[str, Any] | None = None
-
-    @property
-    def seen(self) -> Usage:
-        """The tokens reported so far, the output summed over the choices."""
-        return self.final or Usage(
-            input_tokens=self._input, output_tokens=sum(self._output_by_choice.values())
-        )
-
-    def pass_on(self, event: bytes) -> bytes:
-        """What of the event goes to the client; nothing of an error or of the closing ``[DONE]``."""
-        if _DONE.match(event):
-            self.done = True
-            return b""
-        if _ERROR.match(event):
-            self.error = _error_of(event)
-            return b""
-        found = _USAGE.search(event)
-        if found is None:
-            return event
-        return self._with_usage(event, found)
-
-    def _with_usage(self, event: bytes, found: re.Match[bytes]) -> bytes:
-        without = event[: found.start()] + event[found.end() :]
-        choice = _CHOICE.search(event)
-        closing = choice is not None and choice[1] is None
-        if found[1] == b"null":
-            return event if self._include_usage else without
-        usage = usage_of(msgspec.json.decode(found[1]))
-        if closing:
-            self.final = usage
-            return event if self._include_usage else b""
-        self.note(int(choice[1]) if choice is not None else 0, usage)
-        return event if self._continuous else without
-
-    def note(self, choice: int, usage: Usage) -> None:
-        """So many tokens have come of the choice by now."""
-        self._output_by_choice[choice] = usage.output_tokens
-        self._input = max(self._input, usage.input_tokens)
+    kind, data, comment = b"", [], False
+    for line in _LINE_END.split(event):
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data.append(value.removeprefix(b" "))
+        elif name == b"event":
+            kind = value.removeprefix(b" ")
+        elif line and not name:
+            comment = True
+    return kind, b"\n".join(data) if data else None, comment
 
 
 class StreamFilter:
     """An engine's stream on its way to the client: `feed` takes bytes as they come, and gives what goes on.
 
     Whole events only. Those of vLLM with text are dealt with together, without looking at each; for all else,
-    and where a stream is of ``several`` choices, a `StreamTap` looks at one event after the other.
+    where a stream is of ``several`` choices, and of a server that the gateway does not run, a `StreamTap`
+    looks at one event after the other.
     """
 
-    def __init__(self, *, include_usage: bool, continuous: bool, several: bool) -> None:
-        self.tap = StreamTap(include_usage=include_usage, continuous=continuous)
+    def __init__(self, tap: StreamTap, *, several: bool) -> None:
+        self.tap = tap
         self._splitter = EventSplitter()
-        self._several = several
         self._rest = b""
-        self._one_by_one = False
-        self._left_out = _LEFT_OUT[include_usage, continuous]
+        self._one_by_one = several or tap.remote
+        self._left_out = _LEFT_OUT[tap.include_usage, tap.continuous]
+        self._comments = 0
 
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now. Raises `EventTooLarge`."""
@@ -143,11 +125,17 @@ class StreamFilter:
         if self._rest:
             data = self._rest + data
         end = data.rfind(b"\n\n") + 2
-        if self._several or b"\r" in data or (end < 2 and len(data) > _MAX_EVENT):
-            self._one_by_one = True
+        if b"\r" in data or (end < 2 and len(data) > _MAX_EVENT):
+            self._one_by_one, self._rest = True, b""
             return self._slowly(data)
         self._rest = data[end:] if end >= 2 else data
         return self._whole(data[:end] if self._rest else data) if end >= 2 else b""
+
+    def end(self) -> bytes:
+        """What goes to the client of a last event without an empty line after it. Raises as `feed` does."""
+        rest, self._rest = self._rest, b""
+        onward = self._slowly(rest) if rest else b""
+        return onward + b"".join([self._one(event) for event in self._splitter.end()])
 
     def _whole(self, events: bytes) -> bytes:
         last = events.find(_CLOSING)
@@ -173,40 +161,41 @@ class StreamFilter:
             if taken != stated and self._left_out is _ANY_USAGE:
                 return None
         newest = events.rfind(_USAGE_KEY + b"{")
-        if newest < 0:
-            return onward
-        found = _OBJECT_USAGE.match(events, newest)
-        if found is None:
-            return None
-        self.tap.note(0, usage_of(msgspec.json.decode(found[0][len(_USAGE_KEY) :])))
+        if newest >= 0:
+            found = _OBJECT_USAGE.match(events, newest)
+            if found is None:
+                return None
+            self.tap.note(0, reported_usage(msgspec.json.decode(found[0][len(_USAGE_KEY) :])))
+        if self.tap.is_curious:
+            self.tap.passed(events)
         return onward
 
     def _slowly(self, data: bytes) -> bytes:
+        onward = b"".join([self._one(event) for event in self._splitter.feed(data)])
+        if self.tap.done or self.tap.error is not None:
+            self._one_by_one = True  # what follows is nobody's
+        return onward
+
+    def _one(self, event: bytes) -> bytes:
+        """The event as it goes on: the payload alone, in one line."""
         tap = self.tap
-        return b"".join([tap.pass_on(event) for event in self._splitter.feed(data)])
+        if tap.done or tap.error is not None:
+            return b""
+        if event.startswith(_DATA) and b"\n" not in event and b"\r" not in event:
+            kind, data, comment = b"", event[len(_DATA) :], False
+        else:
+            kind, data_or_none, comment = read_event(event)
+            data = data_or_none or b""
+        if not data.strip():
+            tap.take_body(event)
+            return self._comment() if comment else b""
+        payload = tap.take(kind, data)
+        if payload is None:
+            return b""
+        self._comments = 0
+        return _DATA + payload + b"\n\n"
 
-
-def usage_of(reported: Any) -> Usage:
-    """OpenAI's ``usage`` object as a `Usage`; what is missing counts as 0."""
-    if not isinstance(reported, dict):
-        return Usage()
-    details = reported.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return Usage(
-        input_tokens=_count(reported.get("prompt_tokens")),
-        cached_tokens=_count(cached),
-        output_tokens=_count(reported.get("completion_tokens")),
-    )
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _error_of(event: bytes) -> dict[str, Any]:
-    try:
-        payload = msgspec.json.decode(event.removeprefix(b"data:"))
-    except msgspec.DecodeError:
-        return {}
-    error = payload.get("error", payload) if isinstance(payload, dict) else None
-    return error if isinstance(error, dict) else {}
+    def _comment(self) -> bytes:
+        """Comments keep a connection alive; their text is the server's own."""
+        self._comments += 1
+        return _COMMENT if self._comments <= _MOST_COMMENTS else b""

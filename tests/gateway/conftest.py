@@ -10,6 +10,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
+from tests.gateway.dialect_site import Site, dialect_site
 from tests.gateway.limits_stage import Stage, stage_at
 from tests.gateway.raw_http import Call, Connection, call_of, connected
 from tests.process import REPOSITORY, Gateway, free_port, running_gateway
@@ -48,6 +49,13 @@ id = "away"
 url = "http://127.0.0.1:{free_port()}"
 """
     with running_gateway(tmp_path_factory.mktemp("routed"), models) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A gateway in front of a server that answers as a test says."""
+    with dialect_site(tmp_path_factory.mktemp("dialects")) as started:
         yield started
 
 

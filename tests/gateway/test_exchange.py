@@ -1,7 +1,6 @@
 """What the gateway makes of an engine that misbehaves, over real connections."""
 
 import json
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import openai
 import psutil
 import pytest
 
+from tests.gateway.entries import last_entry
 from tests.process import Gateway, running_gateway
 
 _MIB = 1024 * 1024
@@ -28,32 +28,13 @@ def _lines(gateway: Gateway, text: str, **fields: Any) -> list[str]:
         return [line for line in response.iter_lines() if line]
 
 
-def _last_entry(gateway: Gateway) -> dict[str, Any]:
-    """The newest entry of the ledger, once it is settled."""
-    path = gateway.folder / ".torpor/torpor.db"
-    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    database.row_factory = sqlite3.Row
-    try:
-        for _ in range(100):
-            # A report waits until the database has what is durable.
-            with gateway.http(gateway.admin_key) as http:
-                http.get("/v1/organization/usage/completions", params={"start_time": int(time.time())})
-            row = database.execute("SELECT * FROM ledger_entries ORDER BY started_ms DESC LIMIT 1").fetchone()
-            if row is not None and row["outcome"] is not None:
-                return dict(row)
-            time.sleep(0.05)
-        raise AssertionError("the entry was not settled")
-    finally:
-        database.close()
-
-
 def test_a_stream_comes_through_and_is_metered(routed: Gateway) -> None:
     lines = _lines(routed, "hello")
     assert lines[-1] == "data: [DONE]"
     text = "".join(json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:-1])
     assert text == "The capital of France is Paris."
     assert not any("usage" in line for line in lines)
-    entry = _last_entry(routed)
+    entry = last_entry(routed)
     assert (entry["outcome"], entry["input_tokens"], entry["output_tokens"]) == ("completed", 37, 7)
     assert not entry["estimated"]
 
@@ -62,7 +43,7 @@ def test_a_cut_stream_ends_with_an_error_event(routed: Gateway) -> None:
     lines = _lines(routed, "fault:cut")
     assert json.loads(lines[-1][6:])["error"]["code"] == "engine_failed"
     assert "data: [DONE]" not in lines
-    entry = _last_entry(routed)
+    entry = last_entry(routed)
     assert entry["outcome"] == "failed"
     assert (entry["estimated"], entry["output_tokens"]) == (1, 4)  # "The capital of"
 
@@ -83,7 +64,7 @@ def test_without_reported_usage_the_entry_is_estimated(routed: Gateway, stream: 
     else:
         with routed.http() as http:
             assert http.post("/v1/chat/completions", json=_body("fault:no-usage")).is_success
-    entry = _last_entry(routed)
+    entry = last_entry(routed)
     assert entry["estimated"]
     assert entry["input_tokens"] > 0
     assert entry["output_tokens"] == 8  # 31 bytes of text, and nothing that they are wrapped in
@@ -93,7 +74,7 @@ def test_leaving_an_engine_that_tells_nothing_is_not_free(routed: Gateway) -> No
     """Somebody else's engine cannot be asked what an abandoned call has cost: it is estimated."""
     with routed.http() as http, pytest.raises(httpx.ReadTimeout):
         http.post("/v1/chat/completions", json=_body("fault:slow"), timeout=0.5)
-    entry = _last_entry(routed)
+    entry = last_entry(routed)
     assert (entry["outcome"], bool(entry["estimated"])) == ("aborted", True)
     assert entry["input_tokens"] > 0
 
@@ -154,7 +135,7 @@ def test_a_client_that_takes_nothing_counts_as_gone(standin: str, tmp_path: Path
         impatient.http() as http,
         http.stream("POST", "/v1/chat/completions", json=_body("fault:flood", stream=True)),
     ):
-        assert _last_entry(impatient)["outcome"] == "aborted"
+        assert last_entry(impatient)["outcome"] == "aborted"
 
 
 def test_headers_of_a_stream(routed: Gateway) -> None:

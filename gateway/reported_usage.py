@@ -1,0 +1,94 @@
+"""The usage that a server reports with its answer, in the forms in which servers write it.
+
+The form is OpenAI's ``usage`` object. Servers differ in where they put it (beside the choices, in one of
+them, in a field of their own) and in what they write for a number (floats, text, null).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from metering.types import Usage
+
+MOST_TOKENS = 1 << 24
+"""A greater count is not believed: 2,048 inputs of 8,192 tokens, or 128 choices of 131,072, are as many."""
+
+
+class ReportedUsage(msgspec.Struct, frozen=True):
+    """Tokens as a server reports them; None where it reports no number that could be a count of tokens."""
+
+    input_tokens: int | None = None
+    cached_tokens: int = 0
+    output_tokens: int | None = None
+
+    def usage(self) -> Usage:
+        """As the ledger counts it; what is not reported counts as 0."""
+        input_tokens = self.input_tokens or 0
+        return Usage(
+            input_tokens=input_tokens,
+            cached_tokens=min(self.cached_tokens, input_tokens),
+            output_tokens=self.output_tokens or 0,
+        )
+
+
+NOTHING = ReportedUsage()
+
+
+def reported_usage(value: Any) -> ReportedUsage:
+    """OpenAI's ``usage`` object, or whatever is in its place."""
+    if not isinstance(value, dict):
+        return NOTHING
+    details = value.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return ReportedUsage(
+        input_tokens=_count(value.get("prompt_tokens")),
+        cached_tokens=_count(cached) or 0,
+        output_tokens=_count(value.get("completion_tokens")),
+    )
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens: a whole number, however it is written, from 0 to `MOST_TOKENS`."""
+    if type(value) is int:
+        return value if 0 <= value <= MOST_TOKENS else None
+    if isinstance(value, bool) or not isinstance(value, float):
+        return None
+    if not 0 <= value <= MOST_TOKENS or value != int(value):
+        return None
+    return int(value)
+
+
+def take_usage(chunk: dict[str, Any]) -> list[Any]:
+    """Remove every ``usage`` from a chunk of a stream and return them, that of all choices first.
+
+    Moonshot puts it into the last choice, Groq into ``x_groq``.
+    """
+    choices = chunk.get("choices")
+    holders = [chunk, chunk.get("x_groq"), *(choices if isinstance(choices, list) else ())]
+    return [holder.pop("usage") for holder in holders if isinstance(holder, dict) and "usage" in holder]
+
+
+def usage_object(usage: Usage, *, generated: bool = True) -> dict[str, Any]:
+    """OpenAI's ``usage`` object; of embeddings, which are not ``generated``, without output tokens."""
+    if not generated:
+        return {"prompt_tokens": usage.input_tokens, "total_tokens": usage.input_tokens}
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def is_openai_form(value: Any, usage: Usage, *, generated: bool = True) -> bool:
+    """Whether a reported ``usage`` is OpenAI's object with the counts of the ledger, so that it may stay."""
+    if not isinstance(value, Mapping) or usage.estimated:
+        return False
+    total = value.get("total_tokens")
+    if type(total) is not int or not usage.input_tokens + usage.output_tokens <= total <= 2 * MOST_TOKENS:
+        return False
+    counts = {"prompt_tokens": usage.input_tokens}
+    if generated:
+        counts["completion_tokens"] = usage.output_tokens
+    return all(type(value.get(name)) is int and value[name] == count for name, count in counts.items())
