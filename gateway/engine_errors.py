@@ -75,7 +75,7 @@ class EngineFault(ApiError):
 
 
 def refusal(
-    status: int, body: bytes, headers: Mapping[str, str], *, remote: bool = False
+    status: int, body: bytes, headers: Mapping[str, str] | None = None, *, remote: bool = False
 ) -> ApiError | AdapterUnfit:
     """The error for an answer of the engine that is not 200. Names of ``headers`` are lower case."""
     try:
@@ -88,7 +88,7 @@ def refusal(
         error = dict(zip(("message", "param"), description, strict=True))
     if not remote and error.get("code") == UNFIT_ADAPTER:
         return AdapterUnfit("the engine withheld its answer: the adapter's canary differs")
-    return engine_error(error, status, remote=remote, retry_s=retry_after_s(headers))
+    return engine_error(error, status, remote=remote, retry_s=retry_after_s(headers or {}))
 
 
 def engine_error(
