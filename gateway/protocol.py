@@ -194,7 +194,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = False
 
     def _size(self) -> int:
-        """Of the head."""
+        """Bytes of the request line and the headers."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
@@ -233,7 +233,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return unread
 
     def _busy(self) -> bool:
-        """Whether an answer is still owed to a request that has been read."""
+        """Whether a request that has been read is still to be answered."""
         return self._running is not None and not self._running.response_complete
 
     def _watch_head(self) -> None:
