@@ -99,8 +99,7 @@ def engine_error(
     ``retry_s``: seconds after which a busy server wants to be asked again.
     """
     status = status or _status_in(error)
-    code = error.get("code")
-    code = code if isinstance(code, str) and code in CODES else None
+    code = _code_in(error)
     if remote:
         _log.warning(
             "the model's server refused: status %d, code %r, %r",
@@ -131,7 +130,13 @@ def _status_in(error: Mapping[str, Any]) -> int:
             value = int(value) if re.fullmatch("[1-5][0-9]{2}", value) else _STATUS_OF_NAME.get(value)
         if isinstance(value, int) and 300 <= value < 600:
             return value
-    return 400 if error.get("code") in CODES else 500
+    return 400 if _code_in(error) is not None else 500
+
+
+def _code_in(error: Mapping[str, Any]) -> str | None:
+    """OpenAI's code of a refused request, if it is one."""
+    code = error.get("code")
+    return code if isinstance(code, str) and code in CODES else None
 
 
 def _invalid(error: Mapping[str, Any], code: str | None, *, remote: bool) -> ApiError:

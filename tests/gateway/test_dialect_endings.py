@@ -86,6 +86,10 @@ ERRORS: dict[str, tuple[bytes, str]] = {
         b"data: %b\n\n" % json.dumps({"error": {"message": SECRET, "type": "overloaded_error"}}).encode(),
         "engine_unavailable",
     ),
+    "a code that is a list": (
+        b"data: %b\n\n" % json.dumps({"error": {**_UPSTREAM, "code": [500]}}).encode(),
+        "engine_failed",
+    ),
     "filtered": (
         b"data: %b\n\n" % json.dumps({"error": {"message": SECRET, "code": "content_filter"}}).encode(),
         "content_filter",
@@ -214,6 +218,7 @@ REFUSALS: dict[str, tuple[int, Any, int, str | None, str | None]] = {
     ),
     "a field that is none": (400, _refusal("invalid_value", param=SECRET), 400, "invalid_value", None),
     "a code of its own": (400, _refusal("shard_7_of_gpu_internal"), 400, None, None),
+    "a code that is an object": (400, _refusal({"reason": SECRET}), 400, None, None),
     "no object": (400, {"detail": f"see {SECRET}"}, 400, None, None),
     "a text": (400, {"error": SECRET}, 400, None, None),
     "Google's list": (400, [_refusal(400)], 400, None, None),
