@@ -4,6 +4,11 @@ Processes that were forked from each other hold much of the same at the same add
 a tensor twice. A page that is in the file already is mapped from there, where enough of them follow each
 other: each piece is one more mapping for a restore to make. Zeros are left out where the memory is anonymous
 (it reads as zeros), and are holes in the file elsewhere.
+
+Large pieces are laid out for huge pages: at an offset that leaves the same remainder modulo 2 MiB as the
+address, and written in whole blocks of 2 MiB, so that the page cache holds each block as one folio where the
+file system can (ext4, XFS). The kernel then maps a block in one page fault instead of 32, and the processor
+needs one entry of its TLB for it. What lies between such pieces are holes.
 """
 
 import os
@@ -23,7 +28,10 @@ _SHARED_PAGES = 32
 _ZERO_PAGES = 64
 # One page in so many is remembered by its content.
 _ANCHOR_PAGES = 256
-_BUFFER = 1 << 20
+HUGE_PAGE = 2 << 20
+_BUFFER = HUGE_PAGE
+# Memory from this length on is laid out for huge pages: it holds at least one whole block.
+_LARGE = 2 * HUGE_PAGE
 
 
 @dataclass(slots=True)
@@ -72,26 +80,31 @@ class MemoryFile:
         self._earlier.append(self._current)
         self._current = []
 
-    def add(self, start: int, pages: Iterable[bytes], *, anonymous: bool) -> list[Piece]:
-        """Take in pages that follow each other in memory; returns where each of them is now."""
-        run = _Run(self, start, anonymous=anonymous)
+    def add(self, start: int, end: int, pages: Iterable[bytes], *, anonymous: bool) -> list[Piece]:
+        """Take in the pages from address ``start`` to ``end``; returns where each of them is now."""
+        run = _Run(self, start, anonymous=anonymous, large=end - start >= _LARGE)
         for page in pages:
             run.add(page)
         pieces = run.end()
         self._current += [piece for piece in pieces if piece.offset is not None]
         return pieces
 
-    def append(self, page: bytes) -> int:
-        """Write a page at the end; returns its offset."""
+    def align(self, address: int) -> None:
+        """Leave a hole, so that the next page is where a huge page can hold it."""
+        self._flush()
+        self._written += (address - self._written) % HUGE_PAGE
+
+    def append(self, page: bytes, *, whole: bool) -> int:
+        """Write a page at the end; returns its offset. ``whole``: zeros too, which are a hole otherwise."""
         offset = self._written + len(self._buffer)
-        if page == _ZERO:
+        if page == _ZERO and not whole:
             self._flush()
             self._written += PAGE
             return offset
         if offset // PAGE % _ANCHOR_PAGES == 0:
             self._anchors.setdefault(_digest(page), offset)
         self._buffer += page
-        if len(self._buffer) >= _BUFFER:
+        if (offset + PAGE) % _BUFFER == 0:
             self._flush()
         return offset
 
@@ -134,10 +147,11 @@ class _Run:
     ``_guess`` is a piece that is zeros or in the file already, and not known yet to be long enough.
     """
 
-    def __init__(self, file: MemoryFile, start: int, *, anonymous: bool) -> None:
+    def __init__(self, file: MemoryFile, start: int, *, anonymous: bool, large: bool) -> None:
         self._file = file
         self._at = start
         self._anonymous = anonymous
+        self._large = large
         self._pieces: list[Piece] = []
         self._guess: Piece | None = None
 
@@ -181,9 +195,12 @@ class _Run:
             self._own(guess.start + done, page)
 
     def _own(self, address: int, page: bytes) -> None:
-        piece = Piece(address, address + PAGE, self._file.append(page))
-        if self._pieces and piece.follows(self._pieces[-1]):
-            self._pieces[-1].end = piece.end
+        last = self._pieces[-1] if self._pieces else None
+        if self._large and (last is None or last.end != address or last.offset is None):
+            self._file.align(address)
+        piece = Piece(address, address + PAGE, self._file.append(page, whole=self._large))
+        if last is not None and piece.follows(last):
+            last.end = piece.end
         else:
             self._pieces.append(piece)
 

@@ -260,7 +260,8 @@ class _Process:
         """The pieces of the mapping: those with pages come from the file, the others stay as they are."""
         at = vma.start
         for runs in _spans(vma.runs):
-            for piece in self._out.add(runs[0].address, self._pages_of(runs, pages), anonymous=True):
+            start, end = runs[0].address, runs[-1].end
+            for piece in self._out.add(start, end, self._pages_of(runs, pages), anonymous=True):
                 if piece.offset is None:
                     continue
                 if at < piece.start:
@@ -288,7 +289,7 @@ class _Process:
         whole = (bytes(content[at : at + PAGE]) for at in range(0, length, PAGE))
         return [
             self._from_memory(vma.message, piece)
-            for piece in self._out.add(vma.start, whole, anonymous=False)
+            for piece in self._out.add(vma.start, vma.end, whole, anonymous=False)
         ]
 
     def _pages_of(self, runs: list[_Run], pages: BinaryIO) -> Iterator[bytes]:

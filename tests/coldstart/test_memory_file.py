@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstart.memory_file import PAGE, MemoryFile, Piece
+from coldstart.memory_file import HUGE_PAGE, PAGE, MemoryFile, Piece
 
 START = 0x10000000
 
@@ -20,7 +20,7 @@ def page(number: int) -> bytes:
 def added(
     file: MemoryFile, numbers: Sequence[int], start: int = START, *, anonymous: bool = True
 ) -> list[Piece]:
-    return file.add(start, map(page, numbers), anonymous=anonymous)
+    return file.add(start, start + len(numbers) * PAGE, map(page, numbers), anonymous=anonymous)
 
 
 def content(pieces: list[Piece], data: bytes) -> bytes:
@@ -74,7 +74,8 @@ def test_a_tensor_that_is_there_twice_is_in_the_file_once(tmp_path: Path) -> Non
     with MemoryFile(tmp_path / "memory") as file:
         added(file, numbers)
         again = added(file, numbers, START + 10_000 * PAGE)
-    assert (tmp_path / "memory").stat().st_size < 2300 * PAGE  # all but what comes before a remembered page
+    used = (tmp_path / "memory").stat().st_blocks * 512
+    assert used < 2300 * PAGE  # all but what comes before a remembered page
     assert again[-1].end == START + 12_000 * PAGE
 
 
@@ -87,6 +88,29 @@ def test_zeros_take_no_room(tmp_path: Path) -> None:
         assert library.offset is not None
     assert (tmp_path / "memory").stat().st_size == 1002 * PAGE
     assert (tmp_path / "memory").stat().st_blocks * 512 <= 16 * PAGE
+
+
+@pytest.mark.parametrize("shift", [0, 1, 511, 512, 700])
+def test_large_memory_is_laid_out_for_huge_pages(tmp_path: Path, shift: int) -> None:
+    """Its blocks of 2 MiB are blocks of the file, also behind small memory and behind a run of zeros."""
+    numbers = [*range(1, 1501), *([0] * 100), *range(2001, 3501)]
+    with MemoryFile(tmp_path / "memory") as file:
+        added(file, [7] * 3, 0x1000000)
+        pieces = added(file, numbers, START + shift * PAGE)
+        added(file, [8] * 3, 0x2000000)
+    placed = [piece for piece in pieces if piece.offset is not None]
+    assert len(placed) == 2
+    assert all(((piece.offset or 0) - piece.start) % HUGE_PAGE == 0 for piece in placed)
+    used = (tmp_path / "memory").stat().st_blocks * 512
+    assert used <= (3000 + 64) * PAGE  # what lies between are holes
+
+
+def test_single_zeros_do_not_split_a_huge_page(tmp_path: Path) -> None:
+    numbers = [0 if number % 100 == 0 else number for number in range(1, 2049)]
+    with MemoryFile(tmp_path / "memory") as file:
+        (piece,) = added(file, numbers)
+    assert piece == Piece(START, START + 2048 * PAGE, 0)
+    assert (tmp_path / "memory").stat().st_blocks * 512 >= 2048 * PAGE
 
 
 def test_a_file_that_is_there_already_is_not_written_to(tmp_path: Path) -> None:
