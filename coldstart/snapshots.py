@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from coldstart.digester import digests
 from coldstart.manifest import FileCheck, Manifest, StaleSnapshot, file_names, monotonic_s
 from coldstart.remap import MEMORY
 
@@ -70,9 +71,13 @@ class Snapshot:
 
 
 class SnapshotStore:
-    """The snapshots of one host. Methods that read much are meant for a thread."""
+    """The snapshots of one host. Methods that read much are meant for a thread.
 
-    def __init__(self, folder: Path) -> None:
+    ``inspect_interval_s``: how often one that is in use is to be read in full; 0: never.
+    """
+
+    def __init__(self, folder: Path, inspect_interval_s: float = 0.0) -> None:
+        self.inspect_interval_s = inspect_interval_s
         self._folder = folder
         self._checked = FileCheck()
 
@@ -153,6 +158,22 @@ class SnapshotStore:
         """Of the published ones, the newest of each model first."""
         folders = self._folder.glob(f"{model_id}/[!.]*")
         return sorted(folders, key=lambda folder: (_number(folder), folder.name), reverse=True)
+
+    async def inspect(self, snapshot: Snapshot) -> str | None:
+        """Read every byte of it slowly, by a process of low priority: None, or what has changed.
+
+        Finds what no file's identity tells: a page that was flipped on the disk or in the page cache. Raises
+        `DigestFailed`.
+        """
+        folder, recorded = snapshot.layout.folder, snapshot.manifest.files
+        current = await digests(folder / name for name in recorded)
+        for name, identity in recorded.items():
+            digest = current[folder / name]
+            if isinstance(digest, OSError):
+                return f"{name} cannot be read: {digest}"
+            if digest != identity.digest:
+                return f"the content of {name} has changed"
+        return None
 
     async def verified(self, snapshot: Snapshot, taken_on: Mapping[str, str]) -> str | None:
         """Read every byte, in a thread: None, or why it must not be used."""

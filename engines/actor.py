@@ -75,7 +75,7 @@ class EngineActor:
         self._told_to_sleep = False  # and nobody has asked for the model since
         usable = snapshots if spec.snapshot else None
         lend = partial(started_cold, self._replicas) if makes_snapshots else None
-        self._shelf = Shelf(self._parts, usable, lend) if usable is not None else None
+        self._shelf = Shelf(self._parts, usable, self._replicas, lend) if usable is not None else None
         self._idling = Idling(spec, keep_alive, lambda: self._post(self._settle))
 
     # -- what callers may do ------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class EngineHost:
         usable = await self._find_criu(self._rooms) if local and SleepTier.SNAPSHOT in driver.tiers else None
         engine_site = self._site = EngineSite(self._folders, self._rooms, usable, driver)
         if usable is not None and self._snapshot_dir is not None:
-            store = SnapshotStore(self._snapshot_dir)
+            store = SnapshotStore(self._snapshot_dir, self._policy.inspect_interval_s)
             await asyncio.to_thread(store.open)
             self.snapshots = Snapshots(store, usable.version, lambda spec: self._make(spec, engine_site))
         self._rooms.refill(0.0)

@@ -23,6 +23,7 @@ class HostPolicy:
     dump_timeout_s: float = 120.0
     spare_rooms: int = 1
     keep_alive_s: float = 60.0
+    inspect_interval_s: float = 0.0
 
     def backoff_after_s(self, failures: int) -> float:
         """How long to wait after one more than so many failures; less than none: not at all."""

@@ -213,7 +213,7 @@ class Replica(ReplicaView):
             await engine.resume()
         except EngineBroken as error:
             failure = str(error)
-            self._parts.post(lambda: self._break(engine, failure))
+            self._parts.post(lambda: self.give_up(engine, failure))
         else:
             self._parts.post(lambda: self._on_awake(engine, {}, began, proven=True))
 
@@ -239,7 +239,7 @@ class Replica(ReplicaView):
         except EngineError as error:
             failure = f"the restored engine is not fit: {error}"
             await waking.ending(engine)
-            self._parts.post(lambda: self._break(engine, failure))
+            self._parts.post(lambda: self.give_up(engine, failure))
         else:
             wake.ms.update(ms)
             self._parts.post(lambda: self._on_proven(engine))
@@ -268,7 +268,7 @@ class Replica(ReplicaView):
         watch = Watch(
             engine,
             self._parts.policy,
-            on_broken=lambda how: post(lambda: self._break(engine, how)),
+            on_broken=lambda how: post(lambda: self.give_up(engine, how)),
             on_measured=lambda size: post(lambda: self._on_measured(engine, size)),
         )
         self._watches = [self.spawn(watch.end())]
@@ -281,7 +281,7 @@ class Replica(ReplicaView):
         else:
             if self.unproven:
                 await waking.ending(engine)
-            self._parts.post(lambda: self._break(engine, "the engine failed a request and its health check"))
+            self._parts.post(lambda: self.give_up(engine, "the engine failed a request and its health check"))
 
     def _on_found_well(self, engine: Engine) -> None:
         if engine is self._engine:
@@ -294,7 +294,7 @@ class Replica(ReplicaView):
             self.memory_bytes = memory
             self.claim.measured(memory, awake=self.state is not EngineState.PAUSED)
 
-    def _break(self, engine: Engine, how: str) -> None:
+    def give_up(self, engine: Engine, how: str) -> None:
         """The engine has ended by itself, or must be considered dead. Its leases lead nowhere now."""
         if engine is not self._engine or self._stopping:
             return
@@ -331,7 +331,7 @@ class Replica(ReplicaView):
             memory = await asyncio.to_thread(engine.memory_bytes)
         except EngineBroken as error:
             failure = str(error)
-            self._parts.post(lambda: self._break(engine, failure))
+            self._parts.post(lambda: self.give_up(engine, failure))
         else:
             self._parts.post(lambda: self._on_frozen(engine, memory))
 

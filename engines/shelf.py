@@ -28,15 +28,26 @@ _logger = logging.getLogger("torpor.snapshot")
 
 
 class Shelf:
-    """``lend`` gives a ready engine to make a snapshot of, where the actor has one. Without it, none is made.
+    """``replicas``: the actor's. ``lend`` gives a ready one to make a snapshot of, where the actor has one.
+
+    Without ``lend``, none is made.
 
     Its methods are called from the actor's task. The making of a snapshot is a task of its own, which pins a
     replica, holds it still and lets it rise again: between two turns of the actor, never within one.
     """
 
-    def __init__(self, parts: Parts, snapshots: Snapshots, lend: Callable[[], Replica | None] | None) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        snapshots: Snapshots,
+        replicas: Sequence[Replica],
+        lend: Callable[[], Replica | None] | None,
+    ) -> None:
         self._parts = parts
         self._snapshots = snapshots
+        self._replicas = replicas
+        self._inspecting: asyncio.Task[None] | None = None
+        snapshots.watch(self._on_damaged)
         self._lend = lend
         self._task: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -102,6 +113,32 @@ class Shelf:
     def restored(self, replica: Replica) -> None:
         """It answers as its snapshot did."""
         self._not_restored.pop(replica.snapshot_id or "", None)
+        known = self._snapshots.known(self._parts.spec)
+        if replica.snapshot_id is None or known is None or known.id != replica.snapshot_id:
+            return
+        if known.id in self._stale:  # found damaged while this one was being restored
+            replica.give_up(replica.engine, self._stale[known.id])
+        elif self._inspecting is None or self._inspecting.done():
+            self._inspecting = asyncio.create_task(self._inspect(known))
+
+    async def _inspect(self, snapshot: Snapshot) -> None:
+        """Have the snapshot read in full now and then, while engines run that map it."""
+        while any(replica.snapshot_id == snapshot.id for replica in self._replicas):
+            due_s = self._snapshots.due_s(snapshot.id)
+            if due_s is None:
+                return
+            await asyncio.sleep(max(0.0, due_s))
+            await self._snapshots.inspect(snapshot)
+
+    def _on_damaged(self, snapshot_id: str, reason: str) -> None:
+        """What engines map has changed: their answers cannot be trusted."""
+        self._parts.post(lambda: self._give_up(snapshot_id, reason))
+
+    def _give_up(self, snapshot_id: str, reason: str) -> None:
+        self.condemn(snapshot_id, reason)
+        for replica in [one for one in self._replicas if one.snapshot_id == snapshot_id]:
+            if replica.address is not None:  # of one that is being restored, its proof decides
+                replica.give_up(replica.engine, f"its snapshot is damaged: {reason}")
 
     def begin(self) -> None:
         """Begin to read every byte of what an earlier run has left. Wakes do not wait for that."""
@@ -127,7 +164,8 @@ class Shelf:
     async def close(self) -> None:
         """Give up what is being made."""
         self._forget_retry()
-        for task in (self._task, self._reading):
+        self._snapshots.unwatch(self._on_damaged)
+        for task in (self._task, self._reading, self._inspecting):
             if task is not None:
                 task.cancel()
                 await asyncio.wait((task,))

@@ -14,6 +14,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from coldstart.digester import DigestFailed
 from coldstart.manifest import Manifest, StaleSnapshot, identities, machine
 from coldstart.remap import remap
 from coldstart.snapshots import Layout, Snapshot, SnapshotStore
@@ -54,6 +55,9 @@ class Snapshots:
         self._make = make
         self._current: dict[str, Snapshot | None] = {}
         self._condemned: dict[str, str] = {}  # why, by id: what was read did not hold
+        self._inspected: dict[str, float] = {}  # when every byte was last read, by id
+        self._inspecting = asyncio.Lock()
+        self._watchers: list[Callable[[str, str], None]] = []
         self._commands: dict[ModelSpec, tuple[list[str], dict[str, str]]] = {}
 
     def known(self, spec: ModelSpec) -> Snapshot | None:
@@ -84,6 +88,7 @@ class Snapshots:
             return found
         reason = await self.store.verified(found.usable, self.taken_on(spec))
         if reason is None:
+            self._inspected[found.usable.id] = time.monotonic()
             return found
         self._condemned[found.usable.id] = reason
         return Found(found.newest, reason)
@@ -91,6 +96,42 @@ class Snapshots:
     def condemn(self, snapshot_id: str, reason: str) -> None:
         """It must not be used any more."""
         self._condemned[snapshot_id] = reason
+
+    def watch(self, watcher: Callable[[str, str], None]) -> None:
+        """Call it with the id of a snapshot that was found damaged while engines of it run, and why."""
+        self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Callable[[str, str], None]) -> None:
+        """Call it no more."""
+        self._watchers.remove(watcher)
+
+    def due_s(self, snapshot_id: str) -> float | None:
+        """In how many seconds it is to be inspected; None: never."""
+        interval_s = self.store.inspect_interval_s
+        if not interval_s or snapshot_id in self._condemned:
+            return None
+        last = self._inspected.get(snapshot_id)
+        return 0.0 if last is None else last + interval_s - time.monotonic()
+
+    async def inspect(self, snapshot: Snapshot) -> None:
+        """Read every byte of a snapshot in use, if that is due. One that has changed is condemned.
+
+        Snapshots are read one after the other, slowly. Whoever watches is told before this returns.
+        """
+        async with self._inspecting:
+            due_s = self.due_s(snapshot.id)
+            if due_s is None or due_s > 0:
+                return
+            try:
+                reason = await self.store.inspect(snapshot)
+            except (DigestFailed, OSError) as error:
+                _logger.warning("%s: its snapshot was not read: %s", snapshot.manifest.model_id, error)
+                reason = None
+            self._inspected[snapshot.id] = time.monotonic()
+        if reason is not None:
+            self.condemn(snapshot.id, reason)
+            for watcher in list(self._watchers):
+                watcher(snapshot.id, reason)
 
     def taken_on(self, spec: ModelSpec) -> Mapping[str, str]:
         """The facts that a snapshot of the model depends on, as they are now."""
@@ -176,6 +217,7 @@ class Snapshots:
         whole = replace(manifest, memory_bytes=memory_bytes, files=files, source=source, sources=sources)
         snapshot = await asyncio.to_thread(self.store.publish, layout, whole)
         self._current[spec.id] = snapshot
+        self._inspected[snapshot.id] = time.monotonic()
         await asyncio.to_thread(self.store.collect, spec.id, snapshot.id)
         return snapshot
 

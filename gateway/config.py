@@ -86,6 +86,7 @@ class EnginesConfig:
     snapshots: bool = True
     criu: Path | None = None
     spare_sandboxes: int = 1
+    inspect_interval_s: float = 3600.0
 
     @property
     def memory_bytes(self) -> int | None:
@@ -251,6 +252,9 @@ def _check(config: Config, loader: Loader, environment: Mapping[str, str]) -> No
         raise loader.fault("engines", "memory_gib", f"must be more than 0, not {engines.memory_gib!r}")
     if engines.spare_sandboxes < 0:
         raise loader.fault("engines", "spare_sandboxes", "must not be negative")
+    if not 0 <= engines.inspect_interval_s < float("inf"):
+        what = f"must be 0 (never) or a number of seconds, not {engines.inspect_interval_s!r}"
+        raise loader.fault("engines", "inspect_interval_s", what)
     if wrong := alerts_fault(config.alerts, environment):
         raise loader.fault("alerts", *wrong)
     _check_models(config, loader, environment)
