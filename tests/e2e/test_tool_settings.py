@@ -16,7 +16,10 @@ from tests.process import CHAT_MODEL, MODELS, Gateway, running_gateway
 
 SCHEMA = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "maximum": 9}},
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
     "required": ["city", "days"],
 }
 TOOLS = [{"type": "function", "function": {"name": "forecast", "parameters": SCHEMA}}]

@@ -32,12 +32,18 @@ WEATHER = {
 }
 SUM = {
     "type": "object",
-    "properties": {"terms": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}},
+    "properties": {"terms": {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "maxItems": 3}},
     "required": ["terms"],
 }
 PLACE = {
     "type": "object",
-    "$defs": {"point": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}},
+    "$defs": {
+        "point": {
+            "type": "object",
+            "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 99}},
+            "required": ["x"],
+        }
+    },
     "properties": {"at": {"$ref": "#/$defs/point"}, "kind": {"const": "town"}},
     "required": ["at", "kind"],
 }
@@ -68,7 +74,7 @@ TOOLS = [_tool(name) for name in SCHEMAS]
 
 def _answer(gateway: Gateway, stream: bool, **fields: Any) -> dict[str, Any]:
     """The text, the calls as names and arguments, the finish reason and the usage of an answer."""
-    request = {"model": CHAT_MODEL, "temperature": 0, "max_tokens": 80, "messages": ASKED, **fields}
+    request = {"model": CHAT_MODEL, "temperature": 0, "max_tokens": 120, "messages": ASKED, **fields}
     client: Any = gateway.client()
     if not stream:
         answer = client.chat.completions.create(**request)
@@ -179,7 +185,13 @@ def test_structured_output_beside_tools(gateway: Gateway, stream: bool) -> None:
 def test_several_choices_have_calls_of_their_own(gateway: Gateway) -> None:
     client: Any = gateway.client()
     answer = client.chat.completions.create(
-        model=CHAT_MODEL, messages=ASKED, tools=TOOLS, tool_choice="required", n=2, max_tokens=80
+        model=CHAT_MODEL,
+        messages=ASKED,
+        tools=TOOLS,
+        tool_choice="required",
+        n=2,
+        max_tokens=120,
+        temperature=0,
     )
     for choice in answer.choices:
         _check_calls(
@@ -248,7 +260,7 @@ def test_every_token_of_a_call_is_in_the_ledger(gateway: Gateway, tmp_path: Path
     key = gateway.torpor("key", "create", "--project", project).stdout.strip()
     since = int(time.time()) - 5
     client: Any = gateway.client(key)
-    request: dict[str, Any] = {"model": CHAT_MODEL, "messages": ASKED, "tools": TOOLS, "max_tokens": 80}
+    request: dict[str, Any] = {"model": CHAT_MODEL, "messages": ASKED, "tools": TOOLS, "max_tokens": 120}
     usages = []
     for choice in ("required", _named("sum"), "auto", "none"):
         usages.append(client.chat.completions.create(**request, tool_choice=choice).usage)

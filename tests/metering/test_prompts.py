@@ -212,3 +212,61 @@ def test_missing_template_is_told(tmp_path: Path, config: str | None) -> None:
         (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(TemplateError):
         ChatTemplate.load(tmp_path)
+
+
+SMOLLM2_SYSTEM = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([{"role": "user", "content": " Hi\n"}], SMOLLM2_SYSTEM + "<|im_start|>user\n Hi\n<|im_end|>\n"),
+        (
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n",
+        ),
+        (
+            [{"role": "assistant", "content": "<b>"}, {"role": "system", "content": ""}],
+            SMOLLM2_SYSTEM + "<|im_start|>assistant\n<b><|im_end|>\n<|im_start|>system\n<|im_end|>\n",
+        ),
+    ],
+)
+def test_the_default_models_template_is_smollm2s_own_without_tools(
+    models: Path, messages: list[dict[str, Any]], expected: str
+) -> None:
+    template = ChatTemplate.load(models / "smollm2-135m")
+    assert template.render(messages, add_generation_prompt=False) == expected
+    assert template.render(messages) == expected + "<|im_start|>assistant\n"
+
+
+def test_the_default_models_template_renders_tools_calls_and_results(models: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"città": "Roma"}'}}
+    conversation: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call, call]},
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "rainy"}]},
+    ]
+    template = ChatTemplate.load(models / "smollm2-135m")
+    system, rest = template.render(conversation, tools=[WEATHER]).split("<|im_end|>\n", 1)
+    called = '<tool_call>\n{"name": "weather", "arguments": {"città": "Roma"}}\n</tool_call>'
+    assert system.startswith(SMOLLM2_SYSTEM.removesuffix("<|im_end|>\n"))
+    assert f"\n<tools>\n{json.dumps(WEATHER, ensure_ascii=False)}\n</tools>\n" in system
+    assert rest == (
+        f"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n{called}\n{called}<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\nsunny\n</tool_response>\n<tool_response>\nrainy\n</tool_response>"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert template.renders_tools()
+
+
+def test_a_file_goes_before_the_models_own_template(models: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ messages[0].content }}")
+    template = ChatTemplate.load(models / "smollm2-135m", file)
+    assert template.render([{"role": "user", "content": "Hi"}]) == "Hi"
+    assert not template.renders_tools()
+    with pytest.raises(TemplateError):
+        ChatTemplate.load(models / "smollm2-135m", tmp_path / "missing.jinja")
