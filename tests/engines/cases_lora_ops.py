@@ -100,7 +100,7 @@ def test_the_ops_are_told_the_rank_of_what_comes_into_a_slot(monkeypatch: pytest
     assert resolve_obj_by_qualname(CpuPlatform.get_punica_wrapper()) is MaskedPunica
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("slices", [SLICES, (32,)])
 @pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{len(rows)}-{len(set(rows))}")
 def test_each_row_gets_its_own_adapter_and_no_other(
