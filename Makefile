@@ -14,6 +14,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps
 NODE_CLIENT := tests/e2e/node
+CLIENTS := tests/e2e/clients
 SOURCES := gateway engines tenants metering coldstart tests loadtest
 CONFIG := $(or $(TORPOR_CONFIG),torpor.toml)
 comma := ,
@@ -29,7 +30,7 @@ ALONE = exec 9>.setup.lock; flock -n 9 || { echo "set-up: another make is at it,
 
 .PHONY: help
 help: ## This list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 .PHONY: up
 up: setup ## Set everything up and start the gateway (DETACH=1: return when it is ready)
@@ -47,8 +48,12 @@ down: ## End the gateway and every engine
 	else echo "no gateway is running"; fi
 
 .PHONY: test
-test: setup node postgres ## Every test, with a gateway and data of its own
+test: setup node clients postgres ## Every test, with a gateway and data of its own
 	@$(BIN)/python -m tests.run $(PYTEST)
+
+.PHONY: test-clients
+test-clients: setup node clients ## Client libraries against the default configuration, as a table
+	@$(BIN)/python -m tests.e2e.clients
 
 .PHONY: soak
 soak: setup ## 200 wakes and sleeps of two models, nothing may leak
@@ -72,7 +77,8 @@ criu: packages
 
 .PHONY: clean
 clean: down ## Remove what the set-up made, the gateway's data and configuration excepted
-	rm -rf $(VENV) .criu models $(NODE_CLIENT)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .clients .criu models $(NODE_CLIENT)/node_modules $(CLIENTS)/node_modules
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf -- *.egg-info
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -146,4 +152,19 @@ $(NODE_CLIENT)/node_modules/.made: $(NODE_CLIENT)/package.json $(NODE_CLIENT)/pa
 	    DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends npm; }
 	@echo "node client: installing"; started=$$SECONDS; cd $(NODE_CLIENT); npm ci --silent --no-audit --no-fund; \
 	echo "node client: installed in $$((SECONDS - started)) s"
+	@touch $@
+
+# Client libraries, in an environment of their own: none of them may decide the version of what Torpor needs.
+.PHONY: clients
+clients: node
+	@$(ALONE); $(MAKE) -s .clients/.made $(CLIENTS)/node_modules/.made
+
+.clients/.made: $(CLIENTS)/requirements.txt
+	@echo "client libraries: installing"; started=$$SECONDS; rm -rf .clients; $(PYTHON) -m venv .clients; \
+	.clients/bin/pip --disable-pip-version-check install --quiet --no-deps --no-compile -r $(CLIENTS)/requirements.txt; \
+	echo "client libraries: installed in $$((SECONDS - started)) s"
+	@touch $@
+
+$(CLIENTS)/node_modules/.made: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
+	@echo "client libraries for Node: installing"; cd $(CLIENTS); npm ci --silent --no-audit --no-fund
 	@touch $@
