@@ -27,7 +27,7 @@ _DEEPEST = 8
 _KEPT_CHARACTERS = 1 << 20
 
 _MOST_WORDS_A_TOKEN = 4
-_MOST_CHARACTERS_A_TOKEN = 32
+MOST_CHARACTERS_A_TOKEN = 32
 _SURELY_PLAUSIBLE = 2 * _MOST_WORDS_A_TOKEN
 """So many characters a token hold at most `_MOST_WORDS_A_TOKEN` words: a word has one, and a space."""
 
@@ -214,7 +214,7 @@ class Estimate:
         if characters <= _SURELY_PLAUSIBLE * output:
             return not output and bool(relayed)
         words = sum(len(text.split()) for text in relayed.texts())
-        return words > _MOST_WORDS_A_TOKEN * output or characters > _MOST_CHARACTERS_A_TOKEN * output
+        return words > _MOST_WORDS_A_TOKEN * output or characters > MOST_CHARACTERS_A_TOKEN * output
 
     @property
     def _echoes(self) -> bool:

@@ -25,6 +25,8 @@ _MOST_COMMENTS = 32
 # How vLLM writes them: what begins like this and holds none of the others is an event with text.
 _TEXT = b'data: {"id":'
 _CLOSING = b'"choices":[]'
+_NEXT_TEXT = b"\n\n" + _TEXT
+_NOT_FINISHED = b'"finish_reason":null'
 _DONE_LINE = b"data: [DONE]"
 _USAGE_KEY = b',"usage":'
 _OBJECT = rb"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
@@ -102,19 +104,33 @@ def read_event(event: bytes) -> tuple[bytes, bytes | None, bool]:
     return kind, b"\n".join(data) if data else None, comment
 
 
+def _simple_events(events: bytes) -> int:
+    """How many they are, if all are written as vLLM writes text that is not the last, with usage; else 0."""
+    number = events.count(b"\n") // 2
+    if (
+        events.startswith(_TEXT)
+        and events.count(_NEXT_TEXT) == number - 1
+        and events.count(_NOT_FINISHED) == number
+        and events.count(_USAGE_KEY + b"{") == number
+        and b'"error"' not in events
+    ):
+        return number
+    return 0
+
+
 class StreamFilter:
     """An engine's stream on its way to the client: `feed` takes bytes as they come, and gives what goes on.
 
     Whole events only. Those of vLLM with text are dealt with together, without looking at each; for all else,
-    where a stream is of ``several`` choices, and of a server that the gateway does not run, a `StreamTap`
-    looks at one event after the other.
+    and where a stream is of ``several`` choices, a `StreamTap` looks at one event after the other. For a
+    server that the gateway does not run, that begins with the first event which is not simple.
     """
 
     def __init__(self, tap: StreamTap, *, several: bool) -> None:
         self.tap = tap
         self._splitter = EventSplitter()
         self._rest = b""
-        self._one_by_one = several or tap.remote
+        self._one_by_one = several
         self._left_out = _LEFT_OUT[tap.include_usage, tap.continuous]
         self._comments = 0
 
@@ -129,7 +145,17 @@ class StreamFilter:
             self._one_by_one, self._rest = True, b""
             return self._slowly(data)
         self._rest = data[end:] if end >= 2 else data
-        return self._whole(data[:end] if self._rest else data) if end >= 2 else b""
+        if end < 2:
+            return b""
+        events = data[:end] if self._rest else data
+        if not self.tap.remote:
+            return self._whole(events)
+        number = _simple_events(events)
+        onward = self._text(events, number) if number else None
+        if onward is None:
+            self._one_by_one, self._rest = True, b""
+            return self._slowly(data)
+        return onward
 
     def end(self) -> bytes:
         """What goes to the client of a last event without an empty line after it. Raises as `feed` does."""
@@ -150,7 +176,7 @@ class StreamFilter:
             return self._slowly(events)
         return onward + self._slowly(events[cut:]) if cut < len(events) else onward
 
-    def _text(self, events: bytes) -> bytes | None:
+    def _text(self, events: bytes, number: int = 0) -> bytes | None:
         """Events with text, without usage unless asked for; None where it is not written as expected."""
         stated = events.count(_USAGE_KEY)
         if stated != events.count(_USAGE_KEY[1:]):
@@ -167,7 +193,7 @@ class StreamFilter:
                 return None
             self.tap.note(0, reported_usage(msgspec.json.decode(found[0][len(_USAGE_KEY) :])))
         if self.tap.is_curious:
-            self.tap.passed(events)
+            self.tap.passed(events, number)
         return onward
 
     def _slowly(self, data: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.estimates import RelayedText, index_of
+from gateway.estimates import MOST_CHARACTERS_A_TOKEN, RelayedText, index_of
 from gateway.reported_usage import (
     NOTHING,
     ReportedUsage,
@@ -26,6 +26,8 @@ _ERROR = b"error"
 _QUOTED_ERROR = b'"error"'
 _USAGE = b'"usage"'
 _MESSAGE = (b"", b"message")
+_SHORT_TEXT = 16
+_LARGEST_FRAME = 600
 _HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 
 
@@ -51,6 +53,7 @@ class StreamTap:
         self._begun: set[int] = set()
         self._finished: set[int] = set()
         self._head: dict[str, Any] = {}
+        self._weighed = self._frame = 0
         self._closing = b""
         self._closing_usage: Any = None
         self.seen = Usage()
@@ -91,13 +94,29 @@ class StreamTap:
         if self._of_all is NOTHING:
             self.seen = Usage(self._input, min(self._cached, self._input), self._output())
 
-    def passed(self, events: bytes) -> None:
-        """These events with text were passed on without being read; their newest usage is noted."""
-        if not self.seen.output_tokens:
+    def passed(self, events: bytes, number: int) -> None:
+        """So many events with text are passed on without being read; their newest usage is noted."""
+        if self._is_to_be_read(events, number):
             self._relayed.add_events(events)
         if self.include_usage and not self._head:
             self._head = _head_of(msgspec.json.decode(events[len(_DATA) : events.index(b"\n")]))
-        self.is_curious = not self.seen.output_tokens
+        self.is_curious = self.remote or not self.seen.output_tokens
+
+    def _is_to_be_read(self, events: bytes, number: int) -> bool:
+        """Whether the text matters: without usage, or with more of it than a remote server's usage allows.
+
+        That is a token for each event, and so many bytes a token beyond the size of an event without text.
+        """
+        output = self.seen.output_tokens
+        if not self.remote:
+            return not output
+        tokens, self._weighed = output - self._weighed, output
+        text = len(events) - number * self._frame
+        if not self._begun:
+            self._begun.add(0)
+            self._frame = _frame_of(events[: events.index(b"\n\n") + 2])
+            text, number = len(events) - number * self._frame, number - bool(self._frame)
+        return tokens < number or text > MOST_CHARACTERS_A_TOKEN * tokens
 
     def take(self, kind: bytes, data: bytes) -> bytes | None:
         """The payload of an event of this type as the client is to see it; None for what is not for it.
@@ -184,6 +203,14 @@ class StreamTap:
             return _DATA + self._closing + b"\n\n"
         shown = self._closing_usage if stays else usage_object(usage)
         return _DATA + dumps({**(self._head or head), "choices": [], "usage": shown}) + b"\n\n"
+
+
+def _frame_of(event: bytes) -> int:
+    """The size of an event without its text; 0 where there is too much of either to tell."""
+    relayed = RelayedText()
+    relayed.add_events(event)
+    size = len(event) - relayed.characters
+    return size if relayed.characters <= _SHORT_TEXT and size <= _LARGEST_FRAME else 0
 
 
 def _head_of(chunk: dict[str, Any]) -> dict[str, Any]:

@@ -116,8 +116,21 @@ def _in_two_lines(end: str) -> bytes:
     return (end * 2).join([*lines, "data: [DONE]", ""]).encode()
 
 
+def _compact(*, counted: bool = False) -> bytes:
+    """Without spaces, as vLLM writes; its text is forwarded without being read if usage accounts for it."""
+    chunks = [
+        {**one, "usage": usage_of(7, min(number, 5))} if counted else one
+        for number, one in enumerate([*_BEGINNING, _END])
+    ]
+    lines = [json.dumps(one, separators=(",", ":")) for one in [*chunks, _USAGE_ALONE]]
+    return "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()
+
+
 FRAMES: dict[str, bytes] = {
     "LF": _framed("\n"),
+    "vLLM": _compact(),
+    "vLLM with usage on every chunk": _compact(counted=True),
+    "vLLM with usage on every chunk, and no end": _compact(counted=True).removesuffix(b"data: [DONE]\n\n"),
     "CRLF": _framed("\r\n"),
     "CR": _framed("\r"),
     "no space after the colon": _framed("\n", colon="data:", done="data:[DONE]"),

@@ -288,20 +288,51 @@ EVENTS = st.one_of(
 )
 
 
+@pytest.mark.parametrize("remote", [False, True])
 @given(st.lists(EVENTS, max_size=12), st.booleans(), st.booleans(), st.booleans(), st.data())
 def test_the_filter_does_with_many_events_what_is_done_with_each(
-    events: list[bytes], include_usage: bool, continuous: bool, several: bool, data: st.DataObject
+    remote: bool,
+    events: list[bytes],
+    include_usage: bool,
+    continuous: bool,
+    several: bool,
+    data: st.DataObject,
 ) -> None:
     """What the fast way and the careful one make of events is the same, but for how JSON is written."""
     whole = b"".join(events)
-    careful = _filter(include_usage=include_usage, continuous=continuous, several=True)
+    careful = _filter(include_usage=include_usage, continuous=continuous, several=True, remote=remote)
     expected = careful.feed(whole)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=5)) | {0, len(whole)})
-    filtered = _filter(include_usage=include_usage, continuous=continuous, several=several)
+    filtered = _filter(include_usage=include_usage, continuous=continuous, several=several, remote=remote)
     seen = b"".join(filtered.feed(whole[start:end]) for start, end in pairwise(cuts))
     assert _payloads(seen) == _payloads(expected)
     assert (filtered.tap.seen, filtered.tap.done) == (careful.tap.seen, careful.tap.done)
     assert filtered.tap.error == careful.tap.error
+
+
+def _relayed(events: list[bytes]) -> tuple[int, bool]:
+    """Characters that were read of a remote server's events, which come one by one; whether they ended."""
+    relayed = RelayedText()
+    filtered = StreamFilter(
+        StreamTap(relayed, include_usage=False, continuous=False, remote=True), several=False
+    )
+    assert _payloads(b"".join(map(filtered.feed, events)))
+    return relayed.characters, filtered.tap.has_finished(1)
+
+
+def test_text_that_usage_accounts_for_is_not_read() -> None:
+    """Of a server that writes as vLLM does; what the usage does not allow is read whatever its form."""
+    texts = ["", *[" word"] * 50]
+    end = b'data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    counted = [_vllm(text, _counts(number)) for number, text in enumerate(texts)]
+    assert _relayed([*counted, end]) == (0, True)
+    assert _relayed(counted) == (0, False)
+    assert _relayed([_vllm(text, _counts(1)) for text in texts]) == (250, False)
+    assert _relayed([_vllm(text, _counts(0)) for text in texts]) == (250, False)
+    assert _relayed([_vllm(text, ...) for text in texts]) == (250, False)
+    assert _relayed([_vllm("a long text" * 9, _counts(number)) for number in range(1, 9)]) == (99 * 8, False)
+    long = [*counted[:10], _vllm("a long text" * 9, _counts(10)), *counted[11:]]
+    assert _relayed(long) == (99, False)
 
 
 def test_the_filter_gives_up_an_event_without_an_end() -> None:
