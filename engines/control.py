@@ -133,6 +133,9 @@ class Control:
             if time.monotonic() > deadline:
                 return 409, {"error": "requests are running"}
             await asyncio.sleep(0.01)
+        claimed = sum(await engine.collective_rpc("torpor_claimed_blocks"))
+        if claimed:
+            return 409, {"error": f"the prefix cache was emptied, but claims to hold {claimed} blocks"}
         await engine.reset_mm_cache()
         dropped = await engine.collective_rpc("torpor_drop_kv_cache")
         memory.trim()
@@ -167,7 +170,11 @@ class Control:
 
 
 async def _prove(
-    engine: Any, recorded: dict[str, Any] | None, turn: Turn | None, *before: "asyncio.Task[Any]"
+    engine: Any,
+    recorded: dict[str, Any] | None,
+    turn: Turn | None,
+    reseeding: "asyncio.Task[list[int]]",
+    populating: "asyncio.Task[int]",
 ) -> dict[str, float]:
     """Ends this process when the engine does not answer as it did: every answer that waits breaks off."""
     began = time.perf_counter()
@@ -175,9 +182,13 @@ async def _prove(
     try:
         if recorded is not None and turn is not None:
             fit, deviation = await canary.check(engine, recorded, turn.prefix)
-            if fit:
-                turn.close(passed=True)
-        await asyncio.gather(*before)
+        claimed = sum(await reseeding)
+        if claimed:
+            _logger.error("the prefix cache claims %d blocks whose memory was given back", claimed)
+            _end(UNFIT)
+        if fit and turn is not None:
+            turn.close(passed=True)
+        await populating
     except Exception:
         # The outermost boundary of the proof: without one nothing may be answered.
         _logger.exception("the canary could not be asked")

@@ -11,9 +11,10 @@ import numpy
 import torch
 from vllm.platforms import current_platform
 
-from engines import logprobs, lora_files, lora_ops, memory
+from engines import logprobs, lora_files, lora_ops, memory, prefix_cache
 
 logprobs.install()
+prefix_cache.install()
 if torch.device(current_platform.device_type).type == "cpu":
     lora_ops.install()  # vLLM imports this module before it makes the model
 
@@ -64,10 +65,18 @@ class WorkerExtension:
         storages = (tensor.untyped_storage() for tensor in getattr(self.model_runner, "kv_caches", ()))
         return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
-    def torpor_wake(self) -> None:
-        """New random numbers: replicas of one snapshot would otherwise draw the same ones."""
+    def torpor_claimed_blocks(self) -> int:
+        """Blocks that the prefix cache claims to hold, where the engine core is this process."""
+        return prefix_cache.claimed_blocks()
+
+    def torpor_wake(self) -> int:
+        """New random numbers: replicas of one snapshot would otherwise draw the same ones.
+
+        Returns the blocks that the prefix cache claims to hold: their memory was given back.
+        """
         memory.populate()
         seed = int.from_bytes(os.urandom(4))
         random.seed(seed)
         numpy.random.seed(seed)
         torch.manual_seed(seed)
+        return prefix_cache.claimed_blocks()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.adapter_files import MODULES, make_adapter, upload
-from loadtest.coldstart import MODEL, ROOT, Gateway
+from loadtest.own_gateway import MODEL, ROOT, Gateway
 from loadtest.sections import command, write_section
 
 CONFIG = """
@@ -71,9 +71,8 @@ class AdapterGateway(Gateway):
     """A gateway whose model serves adapters."""
 
     def __init__(self, folder: Path, slots: int, cpu_slots: int) -> None:
-        super().__init__(folder, 1)
-        text = CONFIG.format(port=self.port, root=ROOT, model=MODEL, slots=slots, cpu_slots=cpu_slots)
-        (folder / "torpor.toml").write_text(text)
+        text = CONFIG.replace("{model}", MODEL).replace("{slots}", str(slots))
+        super().__init__(folder, text.replace("{cpu_slots}", str(cpu_slots)))
 
     @property
     def bearer(self) -> dict[str, str]:

@@ -8,33 +8,34 @@ sending the request to the first token of the stream. Dropping the page cache ne
 
 import argparse
 import concurrent.futures
-import json
 import os
 import platform
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-MODEL = "smollm2-135m"
+from loadtest import model_wakes
+from loadtest.own_gateway import (
+    MEASURED_AFTER_S,
+    MODEL,
+    ROOT,
+    SETTLE_S,
+    Gateway,
+    answers,
+    drop_page_cache,
+    free_port,
+    until,
+)
+
 CROWD = "crowd"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-ANSWER = "Paris"
-TIMEOUT_S = 600.0
-SETTLE_S = 0.8
-MEASURED_AFTER_S = 7.0
 
 CONFIG = """
 [server]
@@ -44,14 +45,14 @@ port = {port}
 criu = "{root}/.criu"
 
 [[models]]
-id = "{model}"
-source = "{root}/models/{model}"
+id = "smollm2-135m"
+source = "{root}/models/smollm2-135m"
 idle_pause_s = 3600
 idle_snapshot_s = 7200
 
 [[models]]
-id = "{crowd}"
-source = "{root}/models/{model}"
+id = "crowd"
+source = "{root}/models/smollm2-135m"
 max_running = 1
 max_replicas = {replicas}
 idle_pause_s = 3600
@@ -81,126 +82,6 @@ class Tier:
     ready: Series = field(default_factory=Series)
     ttft: Series = field(default_factory=Series)
     phases: dict[str, Series] = field(default_factory=dict)
-
-
-class Gateway:
-    """A gateway in a folder of its own."""
-
-    def __init__(self, folder: Path, replicas: int) -> None:
-        self.folder = folder
-        self.port = free_port()
-        text = CONFIG.format(port=self.port, root=ROOT, model=MODEL, crowd=CROWD, replicas=replicas)
-        (folder / "torpor.toml").write_text(text)
-        self.torpor("setup")
-        pairs = (line.removeprefix("export ").split("=", 1) for line in self.lines())
-        self.keys = dict(pairs)
-        url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False)
-
-    def lines(self) -> list[str]:
-        return (self.folder / ".torpor/credentials.env").read_text().splitlines()
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "gateway.cli", *arguments]
-
-    def torpor(self, *arguments: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
-
-    @contextmanager
-    def running(self) -> Iterator["Gateway"]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with (self.folder / "gateway.log").open("wb") as log:
-            process = subprocess.Popen(
-                self.command("serve"), cwd=self.folder, env=environment, stdout=log, stderr=log
-            )
-        try:
-            until(lambda: answers(self.http, "/health/ready"))
-            self.process = psutil.Process(process.pid)
-            yield self
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-            self.http.close()
-
-    def root(self, method: str, path: str, body: Any = None) -> Any:
-        headers = {"authorization": f"Bearer {self.keys['TORPOR_ROOT_KEY']}"}
-        answer = self.http.request(method, f"/v1/torpor/{path}", headers=headers, json=body)
-        answer.raise_for_status()
-        return answer.json()
-
-    def engine(self, model: str = MODEL) -> dict[str, Any]:
-        found: dict[str, Any] = next(e for e in self.root("GET", "engines")["data"] if e["id"] == model)
-        return found
-
-    def sleep(self, tier: str, model: str = MODEL) -> None:
-        self.root("POST", f"engines/{model}/sleep", {"tier": tier})
-        time.sleep(SETTLE_S)
-
-    def ask(self, model: str = MODEL) -> tuple[float, str]:
-        """TTFT in milliseconds and the tier that was found. Raises AssertionError for a wrong answer."""
-        headers = {"authorization": f"Bearer {self.keys['TORPOR_API_KEY']}"}
-        body = {"model": model, "messages": QUESTION, "temperature": 0, "max_tokens": 12, "stream": True}
-        began, first, text = time.perf_counter(), 0.0, ""
-        with self.http.stream("POST", "/v1/chat/completions", headers=headers, json=body) as answer:
-            for line in answer.iter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                piece = json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content")
-                if piece:
-                    first = first or (time.perf_counter() - began) * 1000
-                    text += piece
-        if ANSWER not in text:
-            raise AssertionError(f"a wrong answer: {text!r}")
-        return first, answer.headers["x-torpor-engine"]
-
-    def complete(self, model: str) -> None:
-        """One token that is right or wrong. Raises AssertionError."""
-        headers = {"authorization": f"Bearer {self.keys['TORPOR_API_KEY']}"}
-        body = {"model": model, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 1}
-        answer = self.http.post("/v1/completions", headers=headers, json=body)
-        if ANSWER not in answer.text:
-            raise AssertionError(f"a wrong answer: {answer.text!r}")
-
-    def engine_processes(self) -> list[psutil.Process]:
-        """Without spare sandboxes."""
-        below = self.process.children(recursive=True)
-        return [p for p in below if not any("init.py" in word for word in p.cmdline())]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(http: httpx.Client, path: str) -> bool:
-    try:
-        return http.get(path).is_success
-    except httpx.TransportError:
-        return False
-
-
-def until(condition: Callable[[], bool], poll_s: float = 0.05) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("it took too long")
-        time.sleep(poll_s)
-
-
-def drop_page_cache() -> None:
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("1\n")
 
 
 def stock_vllm(folder: Path) -> float:
@@ -294,12 +175,15 @@ def report(arguments: Sequence[str]) -> str:
     )
     parser.add_argument("--replicas", type=int, default=10)
     parser.add_argument("--write", type=Path, help="write the table to this file too")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="measure this model's wakes alone")
     options = parser.parse_args(arguments)
+    if options.model is not None:
+        return model_wakes.report(options.model, options.wakes, options.write)
     with tempfile.TemporaryDirectory(prefix="torpor-coldstart-") as scratch:
         folder = Path(scratch)
         print("cold starts of vLLM itself", flush=True)
         stock = Series([stock_vllm(folder) for _ in range(options.cold)])
-        gateway = Gateway(folder, options.replicas)
+        gateway = Gateway(folder, CONFIG.replace("{replicas}", str(options.replicas)))
         print(gateway.torpor("snapshot", "create"), flush=True)
         with gateway.running():
             cold = measure(gateway, "cold", options.cold)

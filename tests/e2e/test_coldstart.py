@@ -1,16 +1,19 @@
 """Sleeping and waking as a client sees it: the real gateway, the real engine, the real model, CRIU."""
 
 import concurrent.futures
+import mmap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 from openai.types.chat import ChatCompletionMessageParam
+from safetensors import safe_open
 
-from coldstart.manifest import Manifest
-from tests.process import CHAT_MODEL, EMBED_MODEL, QUESTION, Gateway, running_gateway
+from coldstart.manifest import FileIdentity, Manifest
+from tests.process import CHAT_MODEL, EMBED_MODEL, MODELS, QUESTION, Gateway, running_gateway
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -185,6 +188,38 @@ def test_a_project_with_engines_of_its_own_shares_the_snapshot_alone(sleepy: Gat
         seen = client.get("/v1/torpor/engines").json()["data"][0]["replicas"]
     assert all("project_id" not in one for one in seen)
     configuration.write_text(text)
+
+
+def test_a_zeroed_tensor_is_seen_by_the_canary(sleepy: Gateway) -> None:
+    """In the snapshot's memory; the manifest's digest is of the damaged file, so that nothing else can."""
+    ask(sleepy)
+    sleep(sleepy, "snapshot")
+    sleepy.end()
+    (folder,) = (sleepy.folder / ".torpor/snapshots" / CHAT_MODEL).glob("0*")
+    memory = folder / "memory"
+    with safe_open(MODELS / CHAT_MODEL / "model.safetensors", "pt") as weights:
+        tensor = weights.get_tensor("model.layers.12.post_attention_layernorm.weight")
+    content = tensor.view(torch.int16).numpy().tobytes()
+    with memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        places = list(_places(mapped, content))
+        for place in places:
+            mapped[place : place + len(content)] = bytes(len(content))
+    assert places
+    manifest = Manifest.read(folder / "manifest.json")
+    files = {**manifest.files, "memory": FileIdentity.of(memory)}
+    replace(manifest, files=files).write(folder / "manifest.json")
+    sleepy.start()
+    answer, found, _ = ask(sleepy)
+    assert ("Paris" in answer, found) == (True, "cold")
+    assert "answered otherwise than before" in sleepy.log
+    assert "made and verified" in sleepy.torpor("snapshot", "create", CHAT_MODEL).stdout
+
+
+def _places(mapped: mmap.mmap, content: bytes) -> Iterator[int]:
+    place = mapped.find(content)
+    while place >= 0:
+        yield place
+        place = mapped.find(content, place + len(content))
 
 
 def test_an_engine_that_is_not_fit_is_replaced_within_the_request(sleepy: Gateway) -> None:

@@ -18,10 +18,11 @@ class Saboteur(WorkerExtension):
     ``swap`` them with those of the slot that was filled before.
     """
 
-    def torpor_wake(self) -> None:
-        super().torpor_wake()
+    def torpor_wake(self) -> int:
+        claimed = super().torpor_wake()
         manager = self.model_runner.lora_manager._adapter_manager
         manager.activate_adapter = self._spoiling(manager, manager.activate_adapter)
+        return claimed
 
     def _spoiling(self, manager: Any, activate: Callable[[int], bool]) -> Callable[[int], bool]:
         def activated(lora_id: int) -> bool:
