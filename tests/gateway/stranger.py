@@ -53,12 +53,12 @@ class Stranger:
 def stranger_at(host: str = "127.0.0.1", port: int = 0, *, silent: bool = False) -> Iterator[Stranger]:
     """A stranger that listens there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    listener.listen()
-    stranger = Stranger(listener, silent=silent)
-    try:
-        yield stranger
-    finally:
-        stranger.end()
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+        stranger = Stranger(listener, silent=silent)
+        try:
+            yield stranger
+        finally:
+            stranger.end()

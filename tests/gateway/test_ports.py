@@ -145,14 +145,25 @@ def test_a_gateway_of_another_directory_gets_no_key(tmp_path: Path, standin: str
         first.torpor("stop")
 
 
+def _wait_for_end(pid: int) -> None:
+    """A process keeps its sockets until it is a zombie or gone; its executable is unlinked earlier."""
+    while True:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if state == "Z":
+            return
+        time.sleep(0.05)
+
+
 def test_a_stranger_after_a_killed_gateway_gets_no_key(tmp_path: Path, standin: str) -> None:
     """The record and the socket of the dead gateway are still there."""
     gateway = _installed(tmp_path, standin, free_port())
     gateway.torpor("start")
     pid = int((tmp_path / ".torpor/gateway.pid").read_text().split()[0])
     os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}/exe").exists():
-        time.sleep(0.05)
+    _wait_for_end(pid)
     assert (tmp_path / ".torpor/gateway.sock").exists()
     with stranger_at(port=gateway.port) as stranger:
         for command in (("start",), ("wait", "--timeout", "2"), ("chat", "far", "hi"), ("hello",)):
