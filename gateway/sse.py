@@ -26,6 +26,7 @@ _MOST_COMMENTS = 32
 _TEXT = b'data: {"id":'
 _CLOSING = b'"choices":[]'
 _NEXT_TEXT = b"\n\n" + _TEXT
+_FINISHED = b'"finish_reason":"'
 _NOT_FINISHED = b'"finish_reason":null'
 _DONE_LINE = b"data: [DONE]"
 _USAGE_KEY = b',"usage":'
@@ -148,14 +149,7 @@ class StreamFilter:
         if end < 2:
             return b""
         events = data[:end] if self._rest else data
-        if not self.tap.remote:
-            return self._whole(events)
-        number = _simple_events(events)
-        onward = self._text(events, number) if number else None
-        if onward is None:
-            self._one_by_one, self._rest = True, b""
-            return self._slowly(data)
-        return onward
+        return self._remote(events, data) if self.tap.remote else self._whole(events)
 
     def end(self) -> bytes:
         """What goes to the client of a last event without an empty line after it. Raises as `feed` does."""
@@ -175,6 +169,18 @@ class StreamFilter:
         if onward is None:
             return self._slowly(events)
         return onward + self._slowly(events[cut:]) if cut < len(events) else onward
+
+    def _remote(self, events: bytes, data: bytes) -> bytes:
+        """The events, which ``data`` begins with; from the first that is not simple on, one by one."""
+        number = _simple_events(events)
+        onward = self._text(events, number) if number else None
+        if onward is not None:
+            return onward
+        self._one_by_one, self._rest = True, b""
+        simple = events[: events.rfind(b"\n\n", 0, max(0, events.find(_FINISHED))) + 2]
+        number = _simple_events(simple)
+        onward = self._text(simple, number) if number else None
+        return self._slowly(data) if onward is None else onward + self._slowly(data[len(simple) :])
 
     def _text(self, events: bytes, number: int = 0) -> bytes | None:
         """Events with text, without usage unless asked for; None where it is not written as expected."""
