@@ -62,7 +62,11 @@ _STATUS_OF_NAME = {
     "rate_limit_error": 429,
     "insufficient_quota": 429,
     "overloaded_error": 503,
-    "overloaded": 503,
+    "overloaded": 503,  # TGI
+    "validation": 400,
+    "INVALID_ARGUMENT": 400,  # Google
+    "RESOURCE_EXHAUSTED": 429,
+    "UNAVAILABLE": 503,
     "service_unavailable": 503,
 }
 _INVALID = frozenset({400, 413, 422})

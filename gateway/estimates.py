@@ -20,7 +20,9 @@ from metering.types import Usage
 
 _BYTES_A_TOKEN = 4
 _CALLS = ("function", "custom", "function_call")
-_TEXTS = ("content", "reasoning", "reasoning_content", "thinking", "refusal", "text")
+_TEXTS = ("content", "reasoning", "reasoning_content", "thinking", "refusal", "text", "transcript", "summary")
+_NOT_TEXTS = frozenset({"role", "id", "name", "type", "tool_call_id", "signature"})
+"""Members of a message that are never generated. Other texts are, whatever a server calls them."""
 _LISTS_OF_LOGPROBS = ("content", "refusal", "tokens")
 _DEEPEST = 8
 
@@ -119,21 +121,23 @@ def index_of(choice: Any) -> int:
 
 
 def _texts_of(part: Any) -> Iterable[str]:
-    """Of a message or of what is added to one. vLLM may send the same reasoning under two names."""
+    """Of a message or of what is added to one. Servers may send the same reasoning under several names."""
     texts: list[str] = []
     if not isinstance(part, dict):
         return texts
     for name, value in part.items():
-        if not value or (name == "reasoning_content" and value == part.get("reasoning")):
+        if not value or name in _NOT_TEXTS:
             continue
-        if name in _TEXTS:
-            texts += (value,) if isinstance(value, str) else _strings(value)
+        if name == "content" and isinstance(value, str):
+            texts.append(value)
         elif name == "tool_calls":
             for call in _objects(value):
                 for kind in _CALLS:
                     texts += _arguments(call.get(kind))
         elif name in _CALLS:
             texts += _arguments(value)
+        else:
+            texts += [text for text in _strings(value) if text not in texts]
     return texts
 
 

@@ -27,7 +27,7 @@ from gateway.estimates import Estimate, RelayedText
 from gateway.exchange import Door, Exchange, KeepAlive, Plan
 from gateway.heartbeats import Heartbeats
 from gateway.plain_answer import PlainAnswer
-from gateway.reported_usage import NOTHING, ReportedUsage, reported_usage
+from gateway.reported_usage import NOTHING, ReportedUsage
 from gateway.service_tiers import with_tier
 from gateway.sse import DONE, EventTooLarge, StreamFilter
 from gateway.stream_tap import StreamTap
@@ -209,7 +209,7 @@ class PlainExchange(MeteredExchange):
         await self._answer(with_tier(answer.body(usage), plan.service_tier), send)
 
     async def _usage_in(self, answer: PlainAnswer) -> Usage:
-        reported = reported_usage(answer.usage)
+        reported = answer.reported
         if self._plan.remote or not reported.output_tokens:
             self._relayed.add_choices(answer.choices)
         return await self._usage_of(reported)

@@ -6,11 +6,18 @@ from typing import Any
 import msgspec
 
 from engines.errors import EngineBroken
-from gateway.reported_usage import is_openai_form, usage_object
+from gateway.reported_usage import (
+    ReportedUsage,
+    is_openai_form,
+    reported_usage,
+    take_usage,
+    usage_object,
+)
 from gateway.stream_tap import error_in
-from gateway.upstream_json import dumps, loads
+from gateway.upstream_json import dumps, is_utf8, loads
 from metering.types import Usage
 
+_USAGE = b'"usage"'
 _NULL = msgspec.Raw(b"null")
 
 
@@ -22,8 +29,9 @@ class PlainAnswer:
     """
 
     def __init__(self, body: bytes, *, generated: bool) -> None:
-        self._body, self._generated = body, generated
-        self._fields = _fields(body)
+        self._generated = generated
+        self._fields, is_standard = _fields(body)
+        self._body = body if is_standard else msgspec.json.encode(self._fields)
         self.error = error_in({name: self._value(name) for name in self._places_of_errors()})
         results = "choices" if generated else "data"
         if self.error is None and not bytes(self._fields.get(results, _NULL)).lstrip().startswith(b"["):
@@ -42,27 +50,38 @@ class PlainAnswer:
 
     @property
     def usage(self) -> Any:
-        """What is reported as ``usage``; None if nothing is."""
-        return self._value("usage")
+        """What is reported as ``usage``, if need be in ``x_groq`` or a choice; None if nothing is."""
+        usage = self._value("usage")
+        if isinstance(usage, dict) or not self._generated or _USAGE not in self._body:
+            return usage
+        places = {name: self._value(name) for name in ("x_groq", "choices")}
+        return next((value for value in take_usage(places) if isinstance(value, dict)), None)
 
     @property
     def choices(self) -> Any:
         """The ``choices``."""
         return self._value("choices")
 
+    @property
+    def reported(self) -> ReportedUsage:
+        """The tokens that `usage` names."""
+        return reported_usage(self.usage, generated=self._generated)
+
     def body(self, usage: Usage) -> bytes:
         """What the client is sent: as it came, but with the usage that was settled."""
-        if is_openai_form(self.usage, usage, generated=self._generated):
+        if is_openai_form(self._value("usage"), usage, generated=self._generated):
             return self._body
         shown = usage_object(usage, generated=self._generated)
         return msgspec.json.encode({**self._fields, "usage": msgspec.Raw(dumps(shown))})
 
 
-def _fields(body: bytes) -> dict[str, msgspec.Raw]:
-    try:
-        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
+def _fields(body: bytes) -> tuple[dict[str, msgspec.Raw], bool]:
+    """The fields as JSON, and whether the whole body is standard JSON."""
+    if is_utf8(body):
+        try:
+            return msgspec.json.decode(body, type=dict[str, msgspec.Raw]), True
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
     try:
         value = loads(body)
     except ValueError:
@@ -71,4 +90,4 @@ def _fields(body: bytes) -> dict[str, msgspec.Raw]:
         value = value[0]  # Google's form of an error
     if not isinstance(value, dict):
         raise EngineBroken("the engine's answer is not a JSON object")
-    return {str(name): msgspec.Raw(dumps(field)) for name, field in value.items()}
+    return {name: msgspec.Raw(dumps(field)) for name, field in value.items()}, False

@@ -9,7 +9,7 @@ import re
 import msgspec
 
 from gateway.reported_usage import reported_usage
-from gateway.stream_tap import StreamTap
+from gateway.stream_tap import ERROR, StreamTap
 
 DONE = b"data: [DONE]\n\n"
 # Atomic, so that the two bytes of a CRLF are never taken for two ends of lines.
@@ -91,7 +91,8 @@ class EventSplitter:
 def read_event(event: bytes) -> tuple[bytes, bytes | None, bool]:
     """The type of an event, its data (None if it has none), and whether it holds a comment.
 
-    ``id`` and ``retry`` are for a client that reconnects, which none of these streams lets it do.
+    ``id`` and ``retry`` are for a client that reconnects, which none of these streams lets it do. llama.cpp
+    wrote errors in a field of their own.
     """
     kind, data, comment = b"", [], False
     for line in _LINE_END.split(event):
@@ -100,6 +101,9 @@ def read_event(event: bytes) -> tuple[bytes, bytes | None, bool]:
             data.append(value.removeprefix(b" "))
         elif name == b"event":
             kind = value.removeprefix(b" ")
+        elif name == ERROR:
+            kind, data = ERROR, [value.removeprefix(b" ")]
+            break
         elif line and not name:
             comment = True
     return kind, b"\n".join(data) if data else None, comment

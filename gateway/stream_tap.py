@@ -17,12 +17,12 @@ from gateway.reported_usage import (
     take_usage,
     usage_object,
 )
-from gateway.upstream_json import dumps, loads
+from gateway.upstream_json import dumps, loads, read
 from metering.types import Usage
 
 _DATA = b"data: "
 _DONE = b"[DONE]"
-_ERROR = b"error"
+ERROR = b"error"
 _QUOTED_ERROR = b'"error"'
 _USAGE = b'"usage"'
 _MESSAGE = (b"", b"message")
@@ -127,13 +127,14 @@ class StreamTap:
             self.done = True
             return None
         try:
-            chunk = loads(data)
+            chunk, is_standard = read(data)
+            data = data if is_standard else dumps(chunk)
         except ValueError:
             chunk = None
             if kind in _MESSAGE:
                 self.error = {"message": "an event that is not JSON"}
         error = error_in(chunk) if _QUOTED_ERROR in data else None
-        if kind == _ERROR or error is not None:
+        if kind == ERROR or error is not None:
             self.error = error or (chunk if isinstance(chunk, dict) else {})
             return None
         return self._take_chunk(chunk, data) if isinstance(chunk, dict) else None
@@ -222,18 +223,32 @@ def error_in(answer: Any) -> dict[str, Any] | None:
     """The error object of an answer or of a chunk, wherever a server puts it; None if it is not one.
 
     OpenAI's ``{"error": {...}}``, a text instead of the object, vLLM's former ``{"object": "error", ...}``,
-    Google's list of one, and OpenRouter's error of a choice.
+    TGI's type beside it, Google's list of one, OpenRouter's error of a choice, Mistral's choice that an error
+    has finished, and Groq's in ``x_groq``.
     """
     if isinstance(answer, list) and answer:
         answer = answer[0]
     if not isinstance(answer, dict):
         return None
     error = answer.get("error")
-    if not error and answer.get("object") == _ERROR.decode():
+    if not error and answer.get("object") == ERROR.decode():
         error = answer
-    if not error and isinstance(answer.get("choices"), list):
-        errors = (choice.get("error") for choice in answer["choices"] if isinstance(choice, dict))
-        error = next((value for value in errors if value), None)
+    if not error:
+        error = _error_within(answer)
     if not error:
         return None
-    return error if isinstance(error, dict) else {"message": str(error)}
+    if isinstance(error, dict):
+        return error
+    return {"message": str(error), **({"type": answer["error_type"]} if "error_type" in answer else {})}
+
+
+def _error_within(answer: dict[str, Any]) -> Any:
+    groq, choices = answer.get("x_groq"), answer.get("choices")
+    if isinstance(groq, dict) and groq.get("error"):
+        return groq["error"]
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and (
+            choice.get("error") or choice.get("finish_reason") == ERROR.decode()
+        ):
+            return choice.get("error") or "an answer that an error has finished"
+    return None
