@@ -7,13 +7,13 @@ needs to know nothing of the ids that vLLM derives (``chatcmpl-{id}``, ``cmpl-{i
 """
 
 import asyncio
+import functools
 import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -64,6 +64,7 @@ class CountingOutputProcessor(OutputProcessor):  # type: ignore[misc]
     ) -> None:
         if request.lora_request is not None and not self._control.attached(request.lora_request):
             raise ValueError("the adapter was unloaded meanwhile")
+        super().add_request(request, prompt, parent_req, request_index, queue)
         attempt_id = _attempt.get()
         if attempt_id is not None:
             self._counter.admit(
@@ -73,7 +74,6 @@ class CountingOutputProcessor(OutputProcessor):  # type: ignore[misc]
                 length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds),
                 greedy.copies_of(request.sampling_params),
             )
-        super().add_request(request, prompt, parent_req, request_index, queue)
 
     def process_outputs(self, engine_core_outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         processed = super().process_outputs(engine_core_outputs, *args, **kwargs)
@@ -201,6 +201,24 @@ async def _end_with(engine: Any) -> None:
     os._exit(_ENGINE_DEAD)
 
 
+def _aborting(add_request: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """``AsyncLLM._add_request``, with an abort if the request does not reach the engine core.
+
+    vLLM aborts requests of several choices only. One of a single choice would be counted as running, and stay
+    in memory, for ever.
+    """
+
+    @functools.wraps(add_request)
+    async def adding(engine: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            await add_request(engine, request, *args, **kwargs)
+        except BaseException:
+            await engine.abort(request.request_id, internal=True)
+            raise
+
+    return adding
+
+
 def _counted(build_app: Callable[..., Any], counter: RequestCounter, control: Control) -> Callable[..., Any]:
     def build(*args: Any, **kwargs: Any) -> Any:
         app = build_app(*args, **kwargs)
@@ -239,7 +257,8 @@ def serve(arguments: Sequence[str]) -> None:
     args = parse(arguments)
     counter = RequestCounter()
     asked = Control(counter)
-    async_llm.OutputProcessor = partial(CountingOutputProcessor, counter, asked)
+    async_llm.OutputProcessor = functools.partial(CountingOutputProcessor, counter, asked)
+    async_llm.AsyncLLM._add_request = _aborting(async_llm.AsyncLLM._add_request)  # noqa: SLF001
     greedy.install()
     entry.build_app = _counted(entry.build_app, counter, asked)
     entry.build_and_serve = _watched(entry.build_and_serve)

@@ -1,6 +1,7 @@
 """The rules of counting, without an engine. `test_vllm` compares them with vLLM's own."""
 
 from engines.counter import Counts, RequestCounter
+from tests.engines.separate import run_cases
 
 
 def counts(counter: RequestCounter, attempt_id: str = "a") -> tuple[int, int, int, bool]:
@@ -99,3 +100,7 @@ def test_what_is_not_an_attempt_is_not_counted() -> None:
     counter.observe("s", 1, 0, True)
     counter.end("a")
     assert counter.counts("a") is None
+
+
+def test_the_cases_of_requests_that_fail() -> None:
+    run_cases("cases_failed_requests.py")
