@@ -1,9 +1,11 @@
 """Two of the client libraries, in Python and in JavaScript; ``make test-clients`` runs all of them."""
 
+import re
+
 import pytest
 
-from tests.e2e.clients.runner import CLIENTS, Client, run
-from tests.process import Gateway
+from tests.e2e.clients.runner import CLIENTS, FOLDER, Client, run
+from tests.process import REPOSITORY, Gateway
 
 HERE = [client for client in CLIENTS if client.name in ("LangChain", "AI SDK")]
 
@@ -14,3 +16,13 @@ def test_a_client_works_unpatched(gateway: Gateway, client: Client) -> None:
     del outcomes["version"]
     assert outcomes == dict.fromkeys(outcomes, "ok")
     assert {"chat", "stream", "tools", "structured_output", "embeddings"} == set(outcomes)
+
+
+def test_the_documents_table_is_of_the_pinned_versions() -> None:
+    document = (REPOSITORY / "docs/clients.md").read_text()
+    pinned = (FOLDER / "requirements.txt").read_text() + (FOLDER / "package.json").read_text()
+    rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \| ([\d.]+) \|(.*)\|$", document, flags=re.M)
+    assert [package for package, _, _ in rows] == [client.package for client in CLIENTS]
+    for package, version, outcomes in rows:
+        assert f"{package}=={version}" in pinned or f'"{package}": "{version}"' in pinned
+        assert {cell.strip() for cell in outcomes.split("|")} <= {"ok", "-"}

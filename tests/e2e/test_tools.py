@@ -260,7 +260,7 @@ def test_every_token_of_a_call_is_in_the_ledger(gateway: Gateway, tmp_path: Path
     key = gateway.torpor("key", "create", "--project", project).stdout.strip()
     since = int(time.time()) - 5
     client: Any = gateway.client(key)
-    request: dict[str, Any] = {"model": CHAT_MODEL, "messages": ASKED, "tools": TOOLS, "max_tokens": 120}
+    request: dict[str, Any] = {"model": CHAT_MODEL, "messages": ASKED, "tools": TOOLS, "max_tokens": 24}
     usages = []
     for choice in ("required", _named("sum"), "auto", "none"):
         usages.append(client.chat.completions.create(**request, tool_choice=choice).usage)

@@ -28,12 +28,11 @@ def get_weather(city: str) -> str:
 def _agent(output: type[BaseModel] | None = None, tools: bool = False) -> Agent:
     return Agent(
         name="Assistant",
-        instructions="Be brief.",
         model=OpenAIChatCompletionsModel(MODEL, openai_client=AsyncOpenAI()),
         tools=[get_weather] if tools else [],
         output_type=output,
         model_settings=ModelSettings(
-            temperature=0, max_tokens=60, tool_choice="required" if tools else None, include_usage=True
+            temperature=0, max_tokens=200, tool_choice="required" if tools else None, include_usage=True
         ),
     )
 
