@@ -112,7 +112,10 @@ class DataDirectory:
         The kernel gives the lock back however the process ends. Files that are made meanwhile are private.
         """
         self.create()
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DataDirectoryError(f"{self.path} cannot be written: {error.strerror}") from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,10 +134,12 @@ class DataDirectory:
         if not file.exists():
             self.create()
             beside = self.path / f".pepper.{os.getpid()}"
-            _write_new(beside, secrets.token_hex(_PEPPER_BYTES))
-            with suppress(FileExistsError):
-                os.link(beside, file)
-            beside.unlink()
+            try:
+                _write_new(beside, secrets.token_hex(_PEPPER_BYTES))
+                with suppress(FileExistsError):
+                    os.link(beside, file)
+            finally:
+                beside.unlink(missing_ok=True)
         return bytes.fromhex(file.read_text())
 
     def announce(self, port: int, origin: str) -> None:
@@ -169,15 +174,23 @@ def _start_time(pid: int) -> int | None:
 
 def _write_new(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)  # for the message of a command; the disk may be full
+        raise
 
 
 def replace_private(path: Path, text: str) -> None:
     """Writes the file whole, mode 0600, by rename."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
-    _write_new(beside, text)
-    beside.replace(path)
+    try:
+        _write_new(beside, text)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

@@ -13,6 +13,10 @@ _logger = logging.getLogger("torpor.storage")
 #: What a mode grants to the group and to others.
 OTHERS = 0o077
 _OTHERS_WRITE = 0o022
+_MARKS = frozenset({"lock", "pepper", "torpor.db", "credentials.env", "gateway.log", "criu"})
+"""Names of which every data directory that has been used, or prepared, has some."""
+_LOST_FOUND = "lost+found"
+"""Root's own folder at the top of a file system, here of one that holds a data directory and nothing else."""
 
 
 class DataDirectoryError(Exception):
@@ -60,7 +64,9 @@ def make_private(folder: Path) -> None:
 
     Modes that are too open are corrected, which the log says. Symbolic links are not followed, but for
     ``folder`` itself. Raises `NotPrivate` if another user owns the folder, the link that leads to it, or
-    something that was put there while others could write, and `DataDirectoryError` if it cannot be made.
+    something that was put there while others could write, or if the folder is open to others and serves
+    another purpose (``/tmp``, ``/var/lib``), and `DataDirectoryError` if it cannot be made. A folder that is
+    refused for what it holds at its top keeps its modes.
     """
     try:
         with private_umask():
@@ -76,11 +82,28 @@ def make_private(folder: Path) -> None:
         if status.st_uid != os.geteuid():
             raise NotPrivate(_foreign(folder, status))
         if status.st_mode & OTHERS:
+            _check_own(folder, status, set(os.listdir(descriptor)) - {_LOST_FOUND})
             os.fchmod(descriptor, _without_others(status))
         closed = _close_content(folder, descriptor, trusted=not status.st_mode & _OTHERS_WRITE)
     finally:
         os.close(descriptor)
     _say(folder, status, closed)
+
+
+def _check_own(folder: Path, status: os.stat_result, names: set[str]) -> None:
+    """Raises `NotPrivate` for a folder of another purpose, which its other users need as it is."""
+    if names and _MARKS.isdisjoint(names):
+        raise NotPrivate(
+            f"{folder} is open to other users (mode {_shown(status)}) and holds files that are not Torpor's, "
+            f"such as {min(names)!r}: set [storage] data_dir to a directory of its own"
+        )
+    if status.st_mode & _OTHERS_WRITE:
+        for name in names:
+            path = folder / name
+            with suppress(FileNotFoundError):
+                content = path.lstat()
+                if content.st_uid != os.geteuid():
+                    raise NotPrivate(_foreign(path, content))
 
 
 def _say(folder: Path, status: os.stat_result, closed: int) -> None:
@@ -114,6 +137,8 @@ def _close_content(folder: Path, descriptor: int, *, trusted: bool) -> int:
     """
     closed = 0
     for place, folders, files, place_descriptor in os.fwalk(".", dir_fd=descriptor, follow_symlinks=False):
+        if place == "." and _LOST_FOUND in folders:
+            folders.remove(_LOST_FOUND)
         for name in folders + files:
             path = folder / place / name
             with suppress(FileNotFoundError):  # a running gateway removes files

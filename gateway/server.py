@@ -88,7 +88,14 @@ class GatewayServer(uvicorn.Server):
             CredentialsFile(self._data.credentials_file).follow(f"{origin}/v1")
         except OSError as error:
             _log.warning("%s keeps an old address: %s", self._data.credentials_file, error.strerror)
-        self._data.announce(port, origin)
+        try:
+            self._data.announce(port, origin)
+        except OSError as error:
+            _log.error(
+                "commands do not find this gateway: %s cannot be written: %s",
+                self._data.pid_file,
+                error.strerror,
+            )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services: Services = self._app.state.services

@@ -41,3 +41,8 @@ def main() -> None:
     except (CommandError, DataDirectoryError) as error:
         click.echo(f"torpor: {error}", err=True)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"torpor: {error.filename} cannot be used: {error.strerror}", err=True)
+        sys.exit(1)

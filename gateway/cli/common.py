@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 import httpx
+from sqlalchemy.exc import OperationalError
 
 from gateway.app import create_app
 from gateway.cli.errors import CommandError
@@ -142,6 +143,11 @@ def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         raise CommandError(f"the gateway does not answer: {error or type(error).__name__}") from None
     except (DataDirectoryError, DatabaseError) as error:
         raise CommandError(str(error)) from None
+    except OperationalError as error:
+        reason = str(error.orig).splitlines()[0]
+        raise CommandError(
+            f"the database cannot be used: {reason}; check [storage] database and the space on its disk"
+        ) from None
 
 
 def answer(response: httpx.Response) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The data directory is for its owner alone, whatever the umask, its earlier mode, and who has been there."""
 
+import errno
 import logging
 import os
 import stat
@@ -121,6 +122,112 @@ def test_what_somebody_put_into_an_open_directory_is_refused(tmp_path: Path) -> 
         make_private(folder)
     os.chown(folder / "pepper", 0, 0)
     make_private(folder)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o777, 0o1777])
+def test_an_open_directory_of_another_purpose_is_refused_and_left_alone(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "shared"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib/file").write_text("")
+    before = {path: path.stat().st_mode for path in folder.rglob("*")}
+    folder.chmod(mode)
+    with pytest.raises(NotPrivate, match="holds files that are not Torpor's, such as 'lib': set"):
+        make_private(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == mode
+    assert {path: path.stat().st_mode for path in folder.rglob("*")} == before
+
+
+def test_an_open_directory_in_which_somebody_else_works_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    for name in ("lock", "mail"):
+        (folder / name).write_text("")
+    os.chown(folder / "mail", NOBODY, NOBODY)
+    folder.chmod(0o1777)
+    with pytest.raises(NotPrivate, match="mail belongs to nobody"):
+        make_private(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_a_file_system_for_the_data_alone_may_be_the_data_directory(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "lost+found").mkdir(mode=0o700)
+    os.chown(tmp_path / "lost+found", NOBODY, NOBODY)
+    tmp_path.chmod(mode)
+    make_private(tmp_path)
+    assert _open_to_others(tmp_path) == []
+
+
+COMMANDS = [
+    ["serve"],
+    ["setup"],
+    ["start"],
+    ["stop"],
+    ["wait"],
+    ["usage"],
+    ["engines"],
+    ["chat", "far", "hi"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[command[0] for command in COMMANDS])
+@pytest.mark.parametrize("kind", ["file", "loop"])
+def test_a_command_says_in_one_line_that_the_data_directory_cannot_be_used(
+    tmp_path: Path, command: list[str], kind: str
+) -> None:
+    data = tmp_path / ".torpor"
+    if kind == "file":
+        data.write_text("")
+    else:
+        data.symlink_to(data)
+    (tmp_path / "torpor.toml").write_text(
+        "[engines]\nsnapshots = false\n[[models]]\nid = 'far'\nurl = 'http://127.0.0.1:9'\n"
+    )
+    done = Gateway(tmp_path, 9, {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)}).torpor(
+        *command, check=False
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("torpor: ")
+    assert f"{data}" in line
+    assert "cannot be used: " in line
+
+
+def test_a_command_says_in_one_line_that_the_database_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "torpor.toml").write_text(
+        "[storage]\ndatabase = 'sqlite+aiosqlite:///missing/torpor.db'\n[engines]\nsnapshots = false\n"
+    )
+    done = Gateway(tmp_path, 9, {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)}).torpor(
+        "setup", check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "torpor: the database cannot be used: unable to open database file; "
+        "check [storage] database and the space on its disk"
+    ]
+
+
+class FullDisk:
+    """Stands for the system calls of a file on a disk that is full."""
+
+    def __call__(self, descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_leaves_no_half_of_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataDirectory(tmp_path / "data")
+    data.create()
+    data.announce(1, "http://before")
+    before = data.pid_file.read_text()
+    monkeypatch.setattr(os, "fsync", FullDisk())
+    for write in (data.pepper, lambda: data.announce(2, "http://after")):
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            write()
+        assert str(data.path) in str(caught.value.filename)
+    assert [path.name for path in data.path.iterdir()] == ["gateway.pid"]
+    assert data.pid_file.read_text() == before
+    monkeypatch.undo()
+    assert len(data.pepper()) == 32
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling"])
