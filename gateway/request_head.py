@@ -12,7 +12,10 @@ _VERSIONS = ("1.1", "1.0")
 _SINGLE = (b"host", b"content-type")
 """Fields of which a second line would leave it open which one counts."""
 # ``uri-host [ ":" port ]`` of RFC 3986; empty where the target has no authority (RFC 9110, section 7.2).
-_HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*", re.ASCII)
+_HOST = re.compile(
+    rb"(?: \[ [\w.~!$&'()*+,;=:-]+ \] | (?: [\w.~!$&'()*+,;=-] | %[0-9A-Fa-f]{2} )* ) (?: : [0-9]* )?",
+    re.ASCII | re.VERBOSE,
+)
 
 
 def framing_error(version: str, method: bytes, headers: Headers) -> ApiError | None:

@@ -51,15 +51,16 @@ def url_fault(text: str, *, private: bool) -> str | None:
         return f"must be at most {_MAX_URL} printable ASCII characters"
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL:
+        host = url.host.rstrip(".").lower()  # which decodes an international name
+    except (httpx.InvalidURL, UnicodeError):
         return "must be a URL"
-    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
+    port_fits = url.port is None or 0 < url.port < 65536
+    if url.scheme not in ("http", "https") or not host or not port_fits:
         return "must be an http:// or https:// URL"
     if url.userinfo or url.fragment:
         return "must have no user, password or fragment"
     if private:
         return None
-    host = url.host.rstrip(".").lower()
     address = literal(host)
     if host == "localhost" or host.endswith(".localhost") or (address and not is_public(address)):
         return "must not be a private address"
@@ -99,7 +100,7 @@ class WebhookChannel:
         The connection goes to the very address that was found to be public: a second look at the name
         might get another.
         """
-        host = url.host
+        host = url.raw_host.decode("ascii")
         headers = {**headers, "host": url.netloc.decode("ascii")}
         try:
             port = url.port or (443 if url.scheme == "https" else 80)

@@ -123,3 +123,27 @@ def test_a_zone_makes_an_address_no_more_public() -> None:
 @pytest.mark.parametrize("name", ["example.com", "1.2.3.4.example", "dead.beef", "a", "127.1"])
 def test_a_name_is_not_an_address(name: str) -> None:
     assert literal(name) is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://xn--a/",
+        "https://xn--zzzzzzzzzz99999999/",
+        "https://XN--A.example/",
+        "https://a:0/",
+        "https://a:65536/",
+        "https://a:b/",
+        "https://[::1/",
+        "https://./",
+        "https:///hook",
+    ],
+)
+@pytest.mark.parametrize("private", [False, True])
+def test_a_host_that_cannot_be_is_refused_when_the_alert_is_made(url: str, private: bool) -> None:
+    assert url_fault(url, private=private) in ("must be a URL", "must be an http:// or https:// URL")
+
+
+@pytest.mark.parametrize("url", ["https://xn--bcher-kva.example/", "https://example.com.:8443/a?b=c"])
+def test_an_international_or_absolute_name_is_taken(url: str) -> None:
+    assert url_fault(url, private=False) is None
