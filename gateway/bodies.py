@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from gateway.config import LimitsConfig
 from gateway.content_encoding import content_encodings, decode
 from gateway.errors import ApiError, invalid_request
-from gateway.json_numbers import infinite_number, large_integer
+from gateway.json_numbers import deeper_than, infinite_number, large_integer
 from gateway.link import link_of
 
 _IN_THREAD_BYTES = 256 * 1024
@@ -95,7 +95,7 @@ def parse_object(body: bytes, max_depth: int) -> dict[str, Any]:
         raise _too_deep(max_depth) from None
     if not isinstance(value, dict):
         raise invalid_request("The JSON body must be an object.", code="invalid_json")
-    if body.count(b"{") + body.count(b"[") > max_depth and _deeper_than(value, max_depth):
+    if body.count(b"{") + body.count(b"[") > max_depth and deeper_than(value, max_depth):
         raise _too_deep(max_depth)
     if (param := large_integer(body, value)) is not None:
         raise invalid_request(
@@ -106,16 +106,3 @@ def parse_object(body: bytes, max_depth: int) -> dict[str, Any]:
 
 def _too_deep(max_depth: int) -> ApiError:
     return invalid_request(f"The JSON body is nested deeper than {max_depth} levels.", code="too_deep")
-
-
-def _deeper_than(value: Any, max_depth: int) -> bool:
-    level = [value]
-    for _ in range(max_depth):
-        below: list[Any] = []
-        for item in level:
-            children = item.values() if isinstance(item, dict) else item
-            below.extend(child for child in children if isinstance(child, dict | list))
-        if not below:
-            return False
-        level = below
-    return True

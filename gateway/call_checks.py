@@ -103,31 +103,38 @@ def _type_fault(message: str, body: dict[str, Any], kind: type[Call]) -> ApiErro
     param = place.rstrip("`").lstrip(".").replace("[...]", "") or None
     if match := re.search(r"missing required field `([^`]+)`", what):
         param = f"{param}.{match[1]}" if param else match[1]
-        return _missing(param)
+        return missing(param)
     if match := re.search(r"contains unknown field `([^`]+)`", what):
         param = f"{param}.{match[1]}" if param else match[1]
         return invalid_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
     if match := _EXPECTED.match(what):
         expected = _either([_WORDS.get(name, name) for name in match[1].split(" | ") if name != "null"])
         actual = _WORDS.get(match[2], match[2])
-        message = f"Invalid type for '{param}': expected {expected}, but got {actual} instead."
-        return invalid_request(message, param, "invalid_type")
+        return wrong_type(param, expected, actual)
     if match := _BOUND.match(what):
         sign, bound = match[1], match[2]
         value = _shown(_value_at(body, place.rstrip("`")))
         message = f"Invalid value for '{param}': expected a value {sign} {bound}, but got {value} instead."
         return invalid_request(message, param, "invalid_value")
     if match := _LENGTH.match(what):
-        unit = "characters" if match[1] == "str" else "items"
-        limit = f"at {'least' if match[2] == '>=' else 'most'} {match[3]} {unit}"
+        unit = "character" if match[1] == "str" else "item"
+        plural = "" if match[3] == "1" else "s"
+        limit = f"at {'least' if match[2] == '>=' else 'most'} {match[3]} {unit}{plural}"
         return invalid_request(f"Invalid value for '{param}': it must have {limit}.", param, "invalid_value")
     if match := _UNKNOWN_VALUE.match(what):
         return _unknown_value(match[1], param, kind)
     return invalid_request(f"Invalid value for '{param}': {what}.", param, "invalid_value")
 
 
-def _missing(param: str) -> ApiError:
+def missing(param: str) -> ApiError:
+    """400 for a required field that is absent."""
     return invalid_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+
+
+def wrong_type(param: str | None, expected: str, actual: str) -> ApiError:
+    """400 for a field of another type; both types in words, with their articles."""
+    message = f"Invalid type for '{param}': expected {expected}, but got {actual} instead."
+    return invalid_request(message, param, "invalid_type")
 
 
 def _unknown_value(value: str, param: str | None, kind: type[Call]) -> ApiError:
@@ -206,7 +213,7 @@ def _check_messages(messages: list[Any]) -> None:
             other_content = (message.tool_calls, message.function_call, message.refusal, message.reasoning)
             if not any((*other_content, message.reasoning_content)):
                 param = f"messages[{index}].content"
-                raise _missing(param)
+                raise missing(param)
         if message.content == []:
             param = f"messages[{index}].content"
             raise invalid_request(f"'{param}' must not be an empty array.", param, "invalid_value")
@@ -254,10 +261,10 @@ def _check_format(response_format: ResponseFormat) -> None:
         return
     name, json_schema = "response_format.json_schema", response_format.json_schema
     if json_schema is None:
-        raise _missing(name)
+        raise missing(name)
     name = f"{name}.schema"
     if json_schema.schema is None:
-        raise _missing(name)
+        raise missing(name)
     _check_schema(json_schema.schema, name)
 
 

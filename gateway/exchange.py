@@ -7,6 +7,7 @@ is in `gateway.metered`.
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,9 @@ _log = logging.getLogger("torpor.exchange")
 
 T = TypeVar("T")
 UNMETERED_TIMEOUT_S = 30.0
+_OF_THE_INPUT = re.compile(r"Token id \d+ is out of vocabulary|prompt cannot be empty")
+"""vLLM does not name the field."""
+_INPUTS = {"/v1/completions": "prompt", "/v1/embeddings": "input", "/detokenize": "tokens"}
 # How many engines are asked where restored ones turn out not to be fit.
 MOST_ENGINES = 3
 _MOST_LOADS = 2
@@ -243,6 +247,8 @@ class Exchange:
         except ApiError as error:
             if error.status == 400 and error.param is None and "rammar" in error.message:
                 raise replace(error, param=self._plan.constraint) from error
+            if error.status == 400 and error.param is None and _OF_THE_INPUT.search(error.message):
+                raise replace(error, param=_INPUTS.get(self._plan.path)) from error
             if error.param == "logprobs" and self._plan.path == "/v1/chat/completions":
                 raise replace(error, param="top_logprobs") from error  # vLLM's name for their number
             raise

@@ -1,4 +1,4 @@
-"""Numbers of a JSON body that no engine can be sent: RFC 8259, section 6, has no limits, engines do."""
+"""JSON that no engine can be sent: RFC 8259 limits neither numbers (section 6) nor depth (section 9)."""
 
 import json
 import math
@@ -30,6 +30,20 @@ def infinite_number(body: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     return _path(value, lambda item: isinstance(item, float) and not math.isfinite(item))
+
+
+def deeper_than(value: Any, max_depth: int) -> bool:
+    """Whether arrays and objects, of which ``value`` is one, are nested in more than so many levels."""
+    level = [value]
+    for _ in range(max_depth):
+        below: list[Any] = []
+        for item in level:
+            children = item.values() if isinstance(item, dict) else item
+            below.extend(child for child in children if isinstance(child, dict | list))
+        if not below:
+            return False
+        level = below
+    return True
 
 
 def _integer(text: str) -> int | float:

@@ -5,6 +5,7 @@ grammars fail on it, or never end. Source: JSON Schema 2020-12, core, sections 8
 """
 
 from typing import Any
+from urllib.parse import unquote
 
 MOST_PROPERTIES = 5000
 MOST_OPTIONAL = 1000
@@ -75,21 +76,24 @@ def _same_value(root: dict[str, Any], schema: dict[str, Any]) -> list[int]:
         member for name in _SAME_VALUE if isinstance(schema.get(name), list) for member in schema[name]
     ]
     if "$ref" in schema:
-        members.append(_target(root, schema["$ref"]))
+        members.append(referenced(root, schema["$ref"]))
     return [id(member) for member in members if isinstance(member, dict)]
 
 
-def _target(root: dict[str, Any], reference: Any) -> Any:
-    """What a reference within the document names (RFC 6901); None for any other."""
-    if not isinstance(reference, str) or not reference.startswith("#"):
+def referenced(root: Any, reference: Any) -> Any:
+    """What a reference such as ``#/$defs/node`` leads to (RFC 6901, in a URI's fragment).
+
+    None for one that leads nowhere, or out of the document.
+    """
+    if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
         return None
-    value: Any = root
-    for step in reference[1:].split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
-            value = value[int(name)]
-        elif isinstance(value, dict) and name in value:
-            value = value[name]
+    value = root
+    for step in unquote(reference).split("/")[1:]:
+        key = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and key.isdecimal() and len(key) < 8 and int(key) < len(value):
+            value = value[int(key)]
         else:
             return None
     return value

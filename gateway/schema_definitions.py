@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
-from urllib.parse import unquote
+
+from gateway.json_schemas import referenced
 
 _MOST_SHOWN = 200
 _DATA = frozenset({"const", "default", "enum", "example", "examples"})
@@ -21,7 +22,7 @@ def definition_fault(schema: Mapping[str, Any]) -> str | None:
         place = "".join(f"[{step!r}]" for step in error.instance_path)
         return f"{error.message[:_MOST_SHOWN]}{f' at {place[:_MOST_SHOWN]}' if place else ''}"
     for reference in _references(schema):
-        if not isinstance(_target(schema, reference), dict | bool):
+        if not isinstance(referenced(schema, reference), dict | bool):
             return f"the reference {reference[:64]!r} leads to no schema: it must be '#' or begin with '#/'"
     return None
 
@@ -48,19 +49,3 @@ def _references(schema: Mapping[str, Any]) -> Iterator[str]:
             pending.extend(inner for key, inner in value.items() if key not in _DATA)
             if isinstance(reference := value.get("$ref"), str):
                 yield reference
-
-
-def _target(schema: Mapping[str, Any], reference: str) -> Any:
-    """What a reference such as ``#/$defs/node`` leads to (RFC 6901, in a URI's fragment); None: nothing."""
-    if reference != "#" and not reference.startswith("#/"):
-        return None
-    value: Any = schema
-    for step in unquote(reference).split("/")[1:]:
-        key = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(value, dict):
-            value = value.get(key)
-        elif isinstance(value, list) and key.isdecimal() and len(key) < 8 and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            return None
-    return value

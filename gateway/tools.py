@@ -1,17 +1,24 @@
 """The tools of a chat request: checked as OpenAI checks them, before any engine is woken for them."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.call_checks import missing, wrong_type
 from gateway.calls import AssistantMessage, ChatCall, CustomToolCall, FunctionToolCall, ToolMessage
 from gateway.catalog import Model
 from gateway.errors import ApiError, invalid_request
+from gateway.json_numbers import deeper_than
 from gateway.json_schemas import schema_fault
 from gateway.schema_definitions import definition_fault
 
 MAX_TOOLS = 128
 _MAX_NAME = 64
+_MAX_DEPTH = 64
+_MAX_DIGITS = 4000
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1}}}")
 _NAME = "[a-zA-Z0-9_-]+"
 _FUNCTIONS_ONLY = "Supported values are: 'function'."
 _CHOICES = ("none", "auto", "required")
@@ -166,6 +173,12 @@ def _check_choice(call: ChatCall) -> None:
             )
     elif choice is not None:
         _check_named(choice, {tool["function"]["name"] for tool in call.tools})
+    if call.use_beam_search and choice not in (None, "none", "auto"):
+        raise invalid_request(
+            "'use_beam_search' cannot be combined with a 'tool_choice' that demands a call.",
+            "use_beam_search",
+            "unsupported_value",
+        )
 
 
 def _check_named(choice: Mapping[str, Any], names: set[str]) -> None:
@@ -185,12 +198,40 @@ def _check_calls(calls: list[FunctionToolCall | CustomToolCall], param: str) -> 
     for index, call in enumerate(calls):
         if isinstance(call, CustomToolCall):
             raise _unsupported_value("custom", f"{param}[{index}].type", _FUNCTIONS_ONLY)
+        if not _is_readable(call.function.arguments):
+            name = f"{param}[{index}].function.arguments"
+            raise invalid_request(
+                f"Invalid value for '{name}': its JSON must not be nested deeper than {_MAX_DEPTH} levels or "
+                f"contain more than {_MAX_DIGITS} digits in a row or half of a surrogate pair.",
+                name,
+                "invalid_value",
+            )
+
+
+def _is_readable(arguments: str) -> bool:
+    """Whether an engine can read the arguments of an earlier call, which it does to render the chat template.
+
+    It takes arguments that are not JSON for a text.
+    """
+    if _LONG_NUMBER.search(arguments):
+        return False
+    is_shallow = arguments.count("{") + arguments.count("[") <= _MAX_DEPTH
+    if is_shallow and not _SURROGATE.search(arguments):
+        return True
+    try:
+        value = json.loads(arguments)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError:
+        return True
+    except (RecursionError, UnicodeEncodeError):
+        return False
+    return not isinstance(value, dict | list) or not deeper_than(value, _MAX_DEPTH)
 
 
 def _required(value: Mapping[str, Any], name: str, param: str) -> Any:
     if value.get(name) is None:
         param = f"{param}.{name}"
-        raise invalid_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+        raise missing(param)
     return value[name]
 
 
@@ -202,18 +243,14 @@ def _object(value: Any, param: str) -> dict[str, Any]:
 
 def _string(value: Any, param: str) -> str:
     if value is None:
-        raise invalid_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+        raise missing(param)
     if not isinstance(value, str):
         raise _wrong_type(value, param, "a string")
     return value
 
 
 def _wrong_type(value: Any, param: str, expected: str) -> ApiError:
-    return invalid_request(
-        f"Invalid type for '{param}': expected {expected}, but got {_JSON_TYPES[type(value)]} instead.",
-        param,
-        "invalid_type",
-    )
+    return wrong_type(param, expected, _JSON_TYPES[type(value)])
 
 
 def _unsupported_value(value: Any, param: str, supported: str) -> ApiError:

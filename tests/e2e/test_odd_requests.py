@@ -82,6 +82,19 @@ SERVED: dict[str, dict[str, Any]] = {
     "a huge penalty": {"repetition_penalty": 1e30},
     "no nucleus": {"top_p": 0},
     "an unknown field": {"wizard": {"a": 1}},
+    "arguments of a call that are not JSON": {
+        "messages": [
+            *MESSAGES,
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+                    for arguments in ('{"a', "", "[1]", '{"a": NaN}', '{"a": "\\ud83d\\ude00"}')
+                ],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "2"},
+        ]
+    },
     "a message as it was answered": {
         "messages": [
             *MESSAGES,
@@ -123,6 +136,13 @@ def test_an_odd_request_is_refused_by_name(gateway: Gateway, awake: int, name: s
     assert "--" not in error["message"]
     assert _post(gateway, CHAT, {"messages": MESSAGES}).status_code == 200
     assert _wakes(gateway) == awake
+
+
+@pytest.mark.usefixtures("awake")
+@pytest.mark.parametrize("prompt", [[10**6], [[1], [10**6]], [""], ["Hello", ""]])
+def test_a_prompt_that_no_model_could_read_is_refused_by_name(gateway: Gateway, prompt: Any) -> None:
+    response = _post(gateway, TEXT, {"prompt": prompt})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
 
 
 @pytest.mark.parametrize("name", SERVED)

@@ -25,6 +25,7 @@ def _properties(count: int, *, required: bool) -> dict[str, Any]:
         {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}},
         {"oneOf": [{"anyOf": [{"allOf": [{"$ref": "#"}]}]}]},
         {"definitions": {"a/b": {"$ref": "#/definitions/a~1b"}}},
+        {"properties": {"a b": {"$ref": "#/properties/%61%20b"}}},
     ],
 )
 def test_a_circle_of_references_is_found(schema: dict[str, Any]) -> None:
@@ -40,6 +41,7 @@ def test_a_circle_of_references_is_found(schema: dict[str, Any]) -> None:
         {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}}]},
         {"$ref": "http://example.com/schema"},
         {"$ref": "#/missing"},
+        {"$ref": "#anchor"},
         {"type": "object", "properties": {"$ref": {"type": "string"}, "enum": TEXT}},
         {"$defs": {"a": TEXT}, "allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]},
         _properties(MOST_PROPERTIES, required=True),

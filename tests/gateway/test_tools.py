@@ -177,6 +177,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "parallel_tool_calls",
         "invalid_type",
     ),
+    "beams of a call that is demanded": (
+        {"tools": [_function()], "tool_choice": "required", "use_beam_search": True},
+        "use_beam_search",
+        "unsupported_value",
+    ),
     "calls as an object": ({"messages": _history(_call())}, "messages[1].tool_calls", "invalid_type"),
     "a call without an id": (
         {"messages": _history([_call(id=None)])},
@@ -198,6 +203,20 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "messages[1].tool_calls[0].function.arguments",
         "invalid_type",
     ),
+    **{
+        f"arguments with {name}": (
+            {"messages": _history([_call(function={"name": "weather", "arguments": arguments})])},
+            "messages[1].tool_calls[0].function.arguments",
+            "invalid_value",
+        )
+        for name, arguments in (
+            ("3,000 levels", "[" * 3000 + "]" * 3000),
+            ("65 levels", '{"a":' * 65 + "1" + "}" * 65),
+            ("levels without an end", "[" * 3000),
+            ("5,000 digits", '{"a":%s}' % ("1" * 5000)),
+            ("half of a surrogate pair", '{"a":"\\ud83d"}'),
+        )
+    },
     "a result of no call": (
         {"messages": _history([_call()], tool_call_id=None)},
         "messages[2].tool_call_id",
