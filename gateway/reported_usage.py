@@ -15,11 +15,6 @@ MOST_TOKENS = 1 << 24
 """A greater count is not believed: 2,048 inputs of 8,192 tokens, or 128 choices of 131,072, are as many."""
 
 
-_INPUT, _OUTPUT = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
-_CACHED = ("cached_tokens", "prompt_cache_hit_tokens")
-"""Beside ``prompt_tokens_details``: Moonshot's and DeepSeek's."""
-
-
 class ReportedUsage(msgspec.Struct, frozen=True):
     """Tokens as a server reports them; None where it reports no number that could be a count of tokens."""
 
@@ -48,11 +43,12 @@ def reported_usage(value: Any, *, generated: bool = True) -> ReportedUsage:
     """
     if not isinstance(value, dict):
         return NOTHING
-    input_tokens, output_tokens = (_count_in(value, names) for names in (_INPUT, _OUTPUT))
+    input_tokens = _count_in(value, "prompt_tokens", "input_tokens")
+    output_tokens = _count_in(value, "completion_tokens", "output_tokens")
     total = _count(value.get("total_tokens"))
     if total is not None and not generated:
-        input_tokens = total if input_tokens is None else input_tokens
-    elif total is not None and input_tokens is not None:
+        input_tokens = input_tokens or total
+    elif total is not None and input_tokens:
         output_tokens = max(output_tokens or 0, total - input_tokens)
     elif total is not None and output_tokens is not None:
         input_tokens = max(0, total - output_tokens)
@@ -62,12 +58,13 @@ def reported_usage(value: Any, *, generated: bool = True) -> ReportedUsage:
 def _cached_tokens(usage: dict[str, Any]) -> int:
     details = usage.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
-    return (_count_in(usage, _CACHED) if cached is None else cached) or 0
+    if cached is None:  # Moonshot's name, and DeepSeek's
+        cached = _count_in(usage, "cached_tokens", "prompt_cache_hit_tokens")
+    return cached or 0
 
 
-def _count_in(usage: dict[str, Any], names: tuple[str, str]) -> int | None:
-    """The count under OpenAI's name, or else under the other."""
-    name, other = names
+def _count_in(usage: dict[str, Any], name: str, other: str) -> int | None:
+    """The count under the first name that has one."""
     count = _count(usage.get(name))
     return _count(usage.get(other)) if count is None else count
 

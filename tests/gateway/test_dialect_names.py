@@ -24,6 +24,7 @@ USAGES: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
         {**GOOD, "total_tokens": 500, "completion_tokens_details": {"reasoning_tokens": 488}},
         (7, 0, 493),
     ),
+    "a total, and no input": ({"prompt_tokens": 0, "completion_tokens": 5, "total_tokens": 12}, (7, 0, 5)),
     "a total without the input": ({"completion_tokens": 5, "total_tokens": 12}, (7, 0, 5)),
     "Anthropic's names": ({"input_tokens": 7, "output_tokens": 5}, (7, 0, 5)),
     "names of both": ({**GOOD, "input_tokens": 9, "output_tokens": 9}, (7, 0, 5)),
