@@ -16,9 +16,8 @@ from gateway.schema_definitions import definition_fault
 MAX_TOOLS = 128
 _MAX_NAME = 64
 _MAX_DEPTH = 64
-_MAX_DIGITS = 4000
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1}}}")
+_MAX_DIGITS = 4300
+_SURROGATE_OR_DIGITS = re.compile(rf"\\u[dD][89a-fA-F]|\d{{{_MAX_DIGITS + 1}}}")
 _NAME = "[a-zA-Z0-9_-]+"
 _FUNCTIONS_ONLY = "Supported values are: 'function'."
 _CHOICES = ("none", "auto", "required")
@@ -202,7 +201,7 @@ def _check_calls(calls: list[FunctionToolCall | CustomToolCall], param: str) -> 
             name = f"{param}[{index}].function.arguments"
             raise invalid_request(
                 f"Invalid value for '{name}': its JSON must not be nested deeper than {_MAX_DEPTH} levels or "
-                f"contain more than {_MAX_DIGITS} digits in a row or half of a surrogate pair.",
+                f"contain an integer of more than {_MAX_DIGITS} digits or half of a surrogate pair.",
                 name,
                 "invalid_value",
             )
@@ -213,17 +212,15 @@ def _is_readable(arguments: str) -> bool:
 
     It takes arguments that are not JSON for a text.
     """
-    if _LONG_NUMBER.search(arguments):
-        return False
     is_shallow = arguments.count("{") + arguments.count("[") <= _MAX_DEPTH
-    if is_shallow and not _SURROGATE.search(arguments):
+    if is_shallow and _SURROGATE_OR_DIGITS.search(arguments) is None:
         return True
     try:
         value = json.loads(arguments)
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError:
         return True
-    except (RecursionError, UnicodeEncodeError):
+    except (ValueError, RecursionError):
         return False
     return not isinstance(value, dict | list) or not deeper_than(value, _MAX_DEPTH)
 

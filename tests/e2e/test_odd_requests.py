@@ -89,7 +89,14 @@ SERVED: dict[str, dict[str, Any]] = {
                 "role": "assistant",
                 "tool_calls": [
                     {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
-                    for arguments in ('{"a', "", "[1]", '{"a": NaN}', '{"a": "\\ud83d\\ude00"}')
+                    for arguments in (
+                        '{"a',
+                        "",
+                        "[1]",
+                        '{"a": NaN}',
+                        '{"a": "\\ud83d\\ude00"}',
+                        f'{{"a": "{"1" * 5000}"}}',
+                    )
                 ],
             },
             {"role": "tool", "tool_call_id": "1", "content": "2"},
