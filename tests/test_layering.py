@@ -33,7 +33,7 @@ def test_the_layering_table_holds() -> None:
         ("gateway/a.py", "try:\n    x = 1\nexcept Exception:\n    x = 2", "a broad except"),
         ("gateway/a.py", "try:\n    x = 1\nexcept (OSError, BaseException):\n    x = 2", "a broad except"),
         ("engines/waking.py", "x = 1", "is listed for a broad except, and has none"),
-        ("gateway/a.py", "x = 1\n" * 401, "longer than 400 lines"),
+        ("gateway/a.py", "x = 1\n" * 501, "501 lines of code, more than 500"),
     ],
 )
 def test_a_planted_violation_is_seen(tmp_path: Path, file: str, source: str, told: str) -> None:
@@ -51,6 +51,7 @@ def test_what_is_allowed_is_not_a_violation(tmp_path: Path) -> None:
     )
     (tmp_path / "loadtest/policy_sim.py").write_text("from coldstart.tiers import SleepTier\n")
     (tmp_path / "gateway/a.py").write_text("import json\nfrom engines.host import EngineHost\n")
+    (tmp_path / "gateway/c.py").write_text("\n# a comment" * 501 + "\nx = 1\n" * 500)
     (tmp_path / "gateway/b.py").write_text(
         "try:\n    x = 1\nexcept Exception as error:\n    raise KeyError from error"
     )
