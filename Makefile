@@ -57,7 +57,7 @@ test-clients: setup node clients ## Client libraries against the default configu
 
 .PHONY: soak
 soak: setup ## 200 wakes and sleeps of two models, nothing may leak
-	@TORPOR_SOAK_CYCLES=200 $(BIN)/python -m pytest -q tests/engines/test_many_sleepers.py -k leak $(PYTEST)
+	@TORPOR_SOAK_CYCLES=200 $(BIN)/python -m pytest -q tests/engines/pool/test_many_sleepers.py -k leak $(PYTEST)
 
 .PHONY: check
 check: packages ## Lint, format, types and layering
@@ -68,12 +68,12 @@ check: packages ## Lint, format, types and layering
 
 .PHONY: setup
 setup: packages criu ## Only set everything up
-	@$(BIN)/python -m engines.prepare models
+	@$(BIN)/python -m engines.setup.models models
 
 # Without a CRIU that works there are no snapshots, and everything else is as it was.
 .PHONY: criu
 criu: packages
-	@$(ALONE); $(BIN)/python -m coldstart.criu_package .criu || true
+	@$(ALONE); $(BIN)/python -m coldstart.criu.download .criu || true
 
 .PHONY: clean
 clean: down ## Remove what the set-up made, the gateway's data and configuration excepted
@@ -84,7 +84,7 @@ clean: down ## Remove what the set-up made, the gateway's data and configuration
 
 .PHONY: lock
 lock: packages ## Resolve requirements.lock anew
-	@TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m engines.lock >requirements.lock.new
+	@TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m engines.setup.lock_file >requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
 .PHONY: packages

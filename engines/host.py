@@ -11,16 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from coldstart import criu, sandbox
-from coldstart.criu import Criu, CriuMissing
-from coldstart.drivers import CpuDriver, CudaDriver
-from coldstart.snapshots import SnapshotStore
-from coldstart.spares import SpareRooms
+from coldstart.criu import program
+from coldstart.criu.program import Criu, CriuMissing
+from coldstart.sandbox import namespaces
+from coldstart.sandbox.spares import SpareRooms
+from coldstart.sleep_drivers import CpuDriver, CudaDriver
+from coldstart.snapshots.store import SnapshotStore
 from coldstart.tiers import SleepTier
-from engines import budget, command, loading, site
-from engines.actor import EngineActor
-from engines.adapters import Adapter
-from engines.budget import MemoryBudget, Victim
+from engines.adapter import Adapter
 from engines.errors import (
     AdapterRejected,
     AdapterUnfit,
@@ -30,16 +28,20 @@ from engines.errors import (
     UnknownModel,
     UnsupportedTier,
 )
-from engines.folders import RunFolders
-from engines.habits import Habits
+from engines.lifecycle import adapter_loader, command, criu_check
+from engines.lifecycle.process import EngineProcess, EngineSite
+from engines.lifecycle.run_folders import RunFolders
+from engines.lifecycle.snapshots import Snapshots
 from engines.patience import Patience
 from engines.policy import HostPolicy
-from engines.process import EngineProcess, EngineSite
-from engines.remote import RemoteEngine
-from engines.snapshotting import Snapshots
+from engines.pool import memory_budget
+from engines.pool.actor import EngineActor
+from engines.pool.idle_history import Habits
+from engines.pool.memory_budget import MemoryBudget, Victim
+from engines.pool.remote import RemoteEngine
+from engines.pool.status_summary import joined
 from engines.spec import ModelSpec, servable
 from engines.status import EngineLease, EngineState, EngineStatus, HostMemory
-from engines.summary import joined
 
 EngineMaker = Callable[[ModelSpec, EngineSite], EngineProcess]
 OnAwake = Callable[[str, str | None, int], None]
@@ -71,7 +73,7 @@ class EngineHost:
         self._folders = RunFolders(run_dir)
         self._snapshot_dir = snapshot_dir
         self._criu_dir = criu_dir
-        self._budget = MemoryBudget(memory_bytes or budget.default_limit(), self._victims, self._kept)
+        self._budget = MemoryBudget(memory_bytes or memory_budget.default_limit(), self._victims, self._kept)
         self._habits = Habits(run_dir / "habits", self._policy.keep_alive_s)
         self._rooms: SpareRooms | None = None
         self.snapshots: Snapshots | None = None
@@ -100,7 +102,7 @@ class EngineHost:
 
     async def _furnish(self) -> None:
         local = [spec for spec in self.specs if not spec.remote]
-        isolation = await sandbox.probe() if local else sandbox.Isolation(namespaces=False)
+        isolation = await namespaces.probe() if local else namespaces.Isolation(namespaces=False)
         if local and not isolation.namespaces:
             _logger.warning("engines run without namespaces of their own: %s", isolation.reason)
         self._rooms = SpareRooms(isolation, self._folders.run_dir, self._policy.spare_rooms if local else 0)
@@ -168,8 +170,8 @@ class EngineHost:
         if self._snapshot_dir is None:
             return None
         try:
-            found = await asyncio.to_thread(criu.find, self._criu_dir)
-            await site.check(found, rooms.isolation, self._folders)
+            found = await asyncio.to_thread(program.find, self._criu_dir)
+            await criu_check.check(found, rooms.isolation, self._folders)
         except CriuMissing as error:
             _logger.warning("engines cannot sleep in snapshots, only paused: %s (see `torpor doctor`)", error)
             return None
@@ -277,7 +279,7 @@ class EngineHost:
         servable(self._spec(model_id), adapter)
         try:
             async with self._leased(self._actor(model_id), timeout_s, None, alone) as lease:
-                canary = await loading.record(lease, Patience.of(self._spec(model_id)))
+                canary = await adapter_loader.record(lease, Patience.of(self._spec(model_id)))
         except AdapterUnfit as error:
             raise AdapterRejected("the engine fails when it loads the adapter") from error
         except EngineBroken as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from coldstart.snapshots import Snapshot
+from coldstart.snapshots.store import Snapshot
 from engines.spec import ModelSpec
 
 # Bytes of an engine beside its weights and its KV cache, which a dump writes too.

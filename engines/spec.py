@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from engines.adapters import Adapter
+from engines.adapter import Adapter
 from engines.checkpoint import WEIGHTS, read_configuration, weight_files
 from engines.errors import AdapterRejected, InvalidModel
 from engines.lengths import derived_length
@@ -70,7 +70,7 @@ class ModelSpec:
     engine_args: tuple[str, ...] = ()
     #: Longest sequence in tokens; None: what the model's own configuration says.
     max_model_len: int | None = None
-    #: Bytes of KV cache; 0: as `engines.fitting` chooses, or 1 GiB without it.
+    #: Bytes of KV cache; 0: as `engines.fitting.choice` chooses, or 1 GiB without it.
     memory_bytes: int = 0
     #: ``auto``, or what the engine computes in: bfloat16, float32 or float16.
     dtype: str = "auto"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from coldstart.tiers import SleepTier
-from engines.adapters import Adapter
+from engines.adapter import Adapter
 from engines.spec import EngineAddress
 
 

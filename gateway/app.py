@@ -12,60 +12,51 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from engines.client import EngineClients
+from engines.client.engine_client import EngineClients
 from engines.errors import EngineError
 from engines.spec import ModelSpec
-from gateway import (
-    engines_api,
-    health,
-    inference,
-    models,
-    snapshots_api,
-    tokens_api,
-    usage,
-    weights_api,
-)
 from gateway.adapters.open import open_adapters
-from gateway.adapters_api import adapter_routes
-from gateway.administration import administration_routes
-from gateway.admission import open_admission
 from gateway.alerts.service import open_alerts
-from gateway.authentication import authenticate
-from gateway.catalog import Catalog, load_model
-from gateway.checkpoint_permissions_api import checkpoint_permission_routes
-from gateway.config import Config
-from gateway.context import RequestContext, record_of
-from gateway.cors import cors
-from gateway.database import open_database
-from gateway.datadir import DataDirectory
-from gateway.direct import DirectRoutes
+from gateway.api import engines, health, inference, models, project_weights, snapshots, tokens, usage
+from gateway.api.adapters import adapter_routes
+from gateway.api.authentication import authenticate
+from gateway.api.checkpoint_permissions import checkpoint_permission_routes
+from gateway.api.openapi.document import openapi_routes
+from gateway.api.openapi.table import NOT_YET
+from gateway.api.rate_limits import limit_routes
+from gateway.api.routes import administration_routes
+from gateway.api.spend_alerts import spend_alert_routes
+from gateway.api.spend_limits import spend_limit_routes
+from gateway.config.identity import make_issuers
+from gateway.config.prices import price_list
+from gateway.config.queues import queue_of
+from gateway.config.sections import Config
 from gateway.engine_host import engine_host, fitted_specs
-from gateway.engine_watch import watched
-from gateway.errors import ApiError, answer_error, not_supported
-from gateway.failure_limit import FailureLimit
-from gateway.identity_config import make_issuers
-from gateway.limits_api import limit_routes
-from gateway.metrics import RequestCounts
-from gateway.openapi.document import openapi_routes
-from gateway.openapi.table import NOT_YET
-from gateway.price_config import price_list
-from gateway.queue_config import queue_of
-from gateway.queueing import ModelQueues
+from gateway.http.context import RequestContext, record_of
+from gateway.http.cors import cors
+from gateway.http.errors import ApiError, answer_error, not_supported
+from gateway.http.failure_limit import FailureLimit
+from gateway.http.fast_path import DirectRoutes
+from gateway.http.unknown_endpoint import UnknownEndpoints
+from gateway.inference.admission import open_admission
+from gateway.inference.catalog import Catalog, load_model
+from gateway.inference.queues import ModelQueues
 from gateway.services import Services
-from gateway.spend_alerts_api import spend_alert_routes
-from gateway.spend_limits_api import spend_limit_routes
-from gateway.unknown_endpoint import UnknownEndpoints
-from metering.costs import CostReports
+from gateway.storage.data_directory import DataDirectory
+from gateway.storage.database import open_database
+from gateway.telemetry.engine_time_sampler import watched
+from gateway.telemetry.metrics import RequestCounts
 from metering.errors import MeteringError
-from metering.ledger import open_ledger
-from metering.spending import spent_since
-from metering.usage import UsageReports
+from metering.ledger.service import open_ledger
+from metering.reports.costs import CostReports
+from metering.reports.spending import spent_since
+from metering.reports.usage import UsageReports
 from tenants.errors import TenantError
+from tenants.queueing.project_weights import open_weights
 from tenants.scopes import FILES, FINE_TUNING, MODEL_REQUEST
 from tenants.store import open_tenants
 from tenants.tokens.sources import key_client
 from tenants.types import KeyKind
-from tenants.weights import open_weights
 
 
 def create_app(config: Config, data: DataDirectory) -> Starlette:
@@ -245,16 +236,16 @@ def _usage_routes() -> list[Route]:
 def _own_routes() -> list[Route]:
     own = "/v1/torpor"
     return [
-        Route(f"{own}/engines", engines_api.list_engines, methods=["GET"]),
-        Route(f"{own}/engines/{{model:path}}/wake", engines_api.wake_engine, methods=["POST"]),
-        Route(f"{own}/engines/{{model:path}}/sleep", engines_api.sleep_engine, methods=["POST"]),
-        Route(f"{own}/engines/{{model:path}}/snapshot", engines_api.snapshot_engine, methods=["POST"]),
-        Route(f"{own}/snapshots", snapshots_api.list_snapshots, methods=["GET"]),
-        Route(f"{own}/snapshots/{{model:path}}", snapshots_api.verify_snapshot, methods=["POST"]),
-        Route(f"{own}/snapshots/{{model:path}}", snapshots_api.remove_snapshots, methods=["DELETE"]),
-        Route(f"{own}/projects/{{project}}/weight", weights_api.retrieve_weight, methods=["GET"]),
-        Route(f"{own}/projects/{{project}}/weight", weights_api.update_weight, methods=["POST"]),
-        Route(f"{own}/tokens", tokens_api.create_token, methods=["POST"]),
+        Route(f"{own}/engines", engines.list_engines, methods=["GET"]),
+        Route(f"{own}/engines/{{model:path}}/wake", engines.wake_engine, methods=["POST"]),
+        Route(f"{own}/engines/{{model:path}}/sleep", engines.sleep_engine, methods=["POST"]),
+        Route(f"{own}/engines/{{model:path}}/snapshot", engines.snapshot_engine, methods=["POST"]),
+        Route(f"{own}/snapshots", snapshots.list_snapshots, methods=["GET"]),
+        Route(f"{own}/snapshots/{{model:path}}", snapshots.verify_snapshot, methods=["POST"]),
+        Route(f"{own}/snapshots/{{model:path}}", snapshots.remove_snapshots, methods=["DELETE"]),
+        Route(f"{own}/projects/{{project}}/weight", project_weights.retrieve_weight, methods=["GET"]),
+        Route(f"{own}/projects/{{project}}/weight", project_weights.update_weight, methods=["POST"]),
+        Route(f"{own}/tokens", tokens.create_token, methods=["POST"]),
         Route(f"{own}/usage", usage.project_completions.__call__, methods=["GET"]),
         Route(f"{own}/usage/completions", usage.project_completions.__call__, methods=["GET"]),
         Route(f"{own}/usage/embeddings", usage.project_embeddings.__call__, methods=["GET"]),

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Sequence
 
-from engines.data_type import DataTypes
-from engines.fitting import fitted
+from engines.fitting.choice import fitted
+from engines.fitting.data_type import DataTypes
 from engines.host import EngineHost
 from engines.policy import HostPolicy
 from engines.spec import ModelSpec
-from gateway.config import Config
-from gateway.datadir import DataDirectory
+from gateway.config.sections import Config
+from gateway.storage.data_directory import DataDirectory
 
 _logger = logging.getLogger("torpor.engine")
 

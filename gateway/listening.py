@@ -14,8 +14,8 @@ from types import TracebackType
 
 import httpx
 
-from gateway.config import Config, ServerConfig
-from gateway.privacy import open_private
+from gateway.config.sections import Config, ServerConfig
+from gateway.storage.privacy import open_private
 
 _VARIABLES = {"server": "TORPOR_PORT", "metrics": "TORPOR_METRICS__PORT"}
 _BACKLOG = 2048
@@ -105,8 +105,8 @@ def listen_locally(path: Path) -> socket.socket:
 class LocalTransport(httpx.AsyncHTTPTransport):
     """Sends requests through the Unix socket of the gateway that holds the data directory.
 
-    Raises `gateway.privacy.NotPrivate` if the directory belongs to somebody else or others may write to it:
-    then anybody could have made the socket.
+    Raises `gateway.storage.privacy.NotPrivate` if the directory belongs to somebody else or others may write
+    to it: then anybody could have made the socket.
     """
 
     def __init__(self, path: Path) -> None:

@@ -15,16 +15,16 @@ from starlette.applications import Starlette
 
 from engines.errors import InvalidModel
 from gateway.app import create_app, served
-from gateway.config import Config, ServerConfig
-from gateway.credentials import CredentialsFile
-from gateway.database import DatabaseError, migrate
-from gateway.datadir import DataDirectory
+from gateway.config.sections import Config, ServerConfig
+from gateway.http.protocol import guarded_protocol
 from gateway.listening import CannotListen, listen, listen_locally, origin_of
-from gateway.logs import LogFile, configure_logging
-from gateway.metrics import registry_of
-from gateway.metrics_server import MetricsServer
-from gateway.protocol import guarded_protocol
 from gateway.services import Services
+from gateway.storage.credentials import CredentialsFile
+from gateway.storage.data_directory import DataDirectory
+from gateway.storage.database import DatabaseError, migrate
+from gateway.telemetry.logs import LogFile, configure_logging
+from gateway.telemetry.metrics import registry_of
+from gateway.telemetry.metrics_server import MetricsServer
 from metering.errors import InvalidTokenizer
 
 _log = logging.getLogger("torpor.server")

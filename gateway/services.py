@@ -8,22 +8,22 @@ from prometheus_client.metrics_core import Metric
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
-from engines.client import EngineClients
+from engines.client.engine_client import EngineClients
 from engines.host import EngineHost
 from gateway.adapters.service import Adapters
-from gateway.admission import AdmissionControl
 from gateway.alerts.service import Alerts
-from gateway.catalog import Catalog
-from gateway.config import Config
-from gateway.exchange import Door, Exchange
-from gateway.failure_limit import FailureLimit
-from gateway.metrics import EngineMetrics, MetricSource, RequestCounts, gauge, gauge_by
-from gateway.queueing import ModelQueues
-from metering.costs import CostReports
-from metering.ledger import Ledger
-from metering.usage import UsageReports
+from gateway.config.sections import Config
+from gateway.http.failure_limit import FailureLimit
+from gateway.inference.admission import AdmissionControl
+from gateway.inference.catalog import Catalog
+from gateway.inference.exchange import Door, Exchange
+from gateway.inference.queues import ModelQueues
+from gateway.telemetry.metrics import EngineMetrics, MetricSource, RequestCounts, gauge, gauge_by
+from metering.ledger.service import Ledger
+from metering.reports.costs import CostReports
+from metering.reports.usage import UsageReports
+from tenants.queueing.project_weights import ProjectWeights
 from tenants.store import TenantStore
-from tenants.weights import ProjectWeights
 
 
 @dataclass(slots=True, kw_only=True)

@@ -26,17 +26,17 @@ from typing import Self
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from tenants.admission import Admissions
-from tenants.budgets import Budgets
 from tenants.errors import RateLimitExceeded
-from tenants.fairness import FairQueue, Ticket, token_cost
-from tenants.limit_store import LimitStore
 from tenants.limit_tables import subject_limits
-from tenants.limits import LimitBook, RateLimit
+from tenants.limits.admission import Admissions
+from tenants.limits.budgets import Budgets
+from tenants.limits.rate_limit_store import LimitStore
+from tenants.limits.rate_limits import LimitBook, RateLimit
+from tenants.queueing.fair_queue import FairQueue, Ticket, token_cost
+from tenants.queueing.turnstile import Turnstile
 from tenants.secrets import digest, new_secret
 from tenants.store import TenantStore
 from tenants.tables import api_keys, metadata, organizations, projects
-from tenants.turnstile import Turnstile
 from tenants.types import KeyKind, Principal
 
 PEPPER = b"p" * 32

@@ -26,7 +26,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from loadtest.sections import circumstances, command, write_section
-from metering.ledger import Ledger, open_ledger
+from metering.ledger.service import Ledger, open_ledger
 from metering.prices import Price, PriceEntry, PriceList
 from metering.tables import ledger_entries, metadata, usage_days
 from metering.types import Attempt, Operation, Outcome, Timings, Usage, new_attempt_id

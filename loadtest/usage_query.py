@@ -19,14 +19,14 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from loadtest.sections import circumstances, command, write_section
-from metering.costs import CostReports, parse_costs
-from metering.entries import Settlement, Write
-from metering.journal import Row
+from metering.ledger.entries import Settlement, Write
+from metering.ledger.journal import Row
+from metering.ledger.sqlite_writer import SqliteWriter
 from metering.prices import Price
-from metering.sqlite_writer import SqliteWriter
+from metering.reports.costs import CostReports, parse_costs
+from metering.reports.usage import UsageKind, UsageReports, parse_query
 from metering.tables import ledger_entries, metadata, usage_days, usage_hours
 from metering.types import Attempt, Operation, Outcome, Timings, Usage
-from metering.usage import UsageKind, UsageReports, parse_query
 
 DAY = 86_400
 FIRST = 1_767_225_600

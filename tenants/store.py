@@ -8,24 +8,24 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tenants import key_changes, keys, organizations, projects
+from tenants.accounts import key_rotation, keys, organizations, projects
+from tenants.accounts.change_log import EVERYTHING, ChangeLog
+from tenants.accounts.credential_cache import CredentialCache
+from tenants.accounts.key_rotation import Rotation
+from tenants.accounts.last_uses import LastUses
+from tenants.accounts.model_permissions import ModelPermissionStore
+from tenants.accounts.service_accounts import ServiceAccounts
+from tenants.accounts.users import Users
 from tenants.audit import AuditLog
-from tenants.changes import EVERYTHING, ChangeLog
 from tenants.contact import watch
-from tenants.credentials import CredentialCache
 from tenants.errors import InvalidCredential
-from tenants.key_changes import Rotation
-from tenants.last_uses import LastUses
-from tenants.model_permissions import ModelPermissionStore
 from tenants.secrets import digest, looks_like_secret
-from tenants.service_accounts import ServiceAccounts
 from tenants.storage import Storage
 from tenants.tokens.authentication import TokenAuthentication
 from tenants.tokens.envelope import looks_like_token
 from tenants.tokens.issuers import Issuer, Issuers
 from tenants.tokens.minting import ISSUER, Mint
 from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Organization, Page, Principal, Project
-from tenants.users import Users
 
 
 class TenantStore:
@@ -318,7 +318,7 @@ class TenantStore:
 
         async def work() -> ApiKey:
             try:
-                return await key_changes.change(
+                return await key_rotation.change(
                     self._storage, organization_id, project_id, key_id, scopes=scopes, expires_at=expires_at
                 )
             finally:
@@ -331,7 +331,7 @@ class TenantStore:
 
         async def work() -> Rotation:
             try:
-                rotation = await key_changes.rotate(
+                rotation = await key_rotation.rotate(
                     self._storage, self._pepper, organization_id, key_id, overlap_s
                 )
             finally:

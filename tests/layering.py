@@ -29,28 +29,28 @@ EXERCISES: dict[str, frozenset[str]] = {
 LATE_IMPORTS = frozenset(
     {
         "gateway/adapters/tensors.py",  # numpy, only when an adapter is uploaded
-        "gateway/schema_definitions.py",  # a validator of schemas, only when a request has one
-        "gateway/tool_config.py",  # Jinja, only when a model has a template of its own
-        "gateway/database.py",  # Alembic, only when the schema is not the newest
-        "engines/launcher.py",  # vLLM is imported when the process is prepared for it
-        "engines/prepare.py",  # torch and transformers, only when there is a model to convert
+        "gateway/inference/schema_definitions.py",  # a validator of schemas, only when a request has one
+        "gateway/config/tools.py",  # Jinja, only when a model has a template of its own
+        "gateway/storage/database.py",  # Alembic, only when the schema is not the newest
+        "engines/vllm_process/launcher.py",  # vLLM is imported when the process is prepared for it
+        "engines/setup/models.py",  # torch and transformers, only when there is a model to convert
     }
 )
 BROAD_EXCEPTS = frozenset(
     {
         "tests/e2e/clients/check.py",  # what a client raises is what the table shows
-        "gateway/context.py",  # the outermost boundary of a request
+        "gateway/http/context.py",  # the outermost boundary of a request
         "gateway/alerts/delivery.py",  # a channel that fails in any way is tried again
         "gateway/alerts/threads.py",  # whatever a thread's call raises is raised where it is awaited
         "gateway/alerts/loop.py",  # the outermost boundary of work beside the requests
-        "gateway/direct.py",  # stands for Starlette's handler of errors
-        "gateway/logs.py",  # a line that cannot be made must not raise
-        "gateway/exchange.py",  # the outermost boundary of a stream that has begun
-        "engines/replica.py",  # the outermost boundary of a wake
-        "engines/waking.py",  # the outermost boundary of the start of an engine
-        "engines/shelf.py",  # the outermost boundary of the making of a snapshot
-        "engines/control.py",  # a canary that cannot be asked is one that has failed
-        "engines/attached.py",  # likewise; and whatever vLLM has against an adapter
+        "gateway/http/fast_path.py",  # stands for Starlette's handler of errors
+        "gateway/telemetry/logs.py",  # a line that cannot be made must not raise
+        "gateway/inference/exchange.py",  # the outermost boundary of a stream that has begun
+        "engines/pool/replica.py",  # the outermost boundary of a wake
+        "engines/lifecycle/waking.py",  # the outermost boundary of the start of an engine
+        "engines/pool/snapshot_keeper.py",  # the outermost boundary of the making of a snapshot
+        "engines/vllm_process/control.py",  # a canary that cannot be asked is one that has failed
+        "engines/vllm_process/adapters.py",  # likewise; and whatever vLLM has against an adapter
     }
 )
 """Where an exception of any kind may end. One that is raised again, or translated, may be caught anywhere."""

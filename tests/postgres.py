@@ -15,7 +15,7 @@ from pathlib import Path
 
 import asyncpg
 
-from gateway.database import migrate
+from gateway.storage.database import migrate
 
 _INSTALLED = Path("/usr/lib/postgresql")
 _START_S = 30.0
@@ -74,7 +74,7 @@ class PostgresServer:
             self._process = None
 
     def url(self, database: str) -> str:
-        """As `gateway.database.open_database` takes it."""
+        """As `gateway.storage.database.open_database` takes it."""
         return f"postgresql+asyncpg://torpor@/{database}?host={self.folder}"
 
     async def create(self, template: str = "migrated") -> str:

@@ -16,8 +16,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from gateway.content_encoding import refuse_encoded
-from gateway.errors import ApiError, invalid_request
+from gateway.http.content_encoding import refuse_encoded
+from gateway.http.errors import ApiError, invalid_request
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.adapters.config import AdaptersConfig
 from gateway.adapters.service import Adapters, Examiner
-from gateway.store.content import open_store
-from tenants.adapters import AdapterQuota, open_registry
+from gateway.config.adapters import AdaptersConfig
+from gateway.storage.content import open_store
+from tenants.adapters.registry import AdapterQuota, open_registry
 
 _log = logging.getLogger("torpor.adapters")
 

@@ -12,22 +12,22 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
-from engines.adapters import Adapter
+from engines.adapter import Adapter
 from engines.errors import AdapterRejected
 from engines.spec import LoraSettings, ModelSpec
 from gateway.adapters.archives import lay_out
 from gateway.adapters.base_shapes import UnknownShapes, read_shapes
-from gateway.adapters.config import AdaptersConfig
 from gateway.adapters.errors import InvalidAdapter
 from gateway.adapters.multipart import Form, Upload, receive
 from gateway.adapters.peft import MAX_CONFIG_BYTES
 from gateway.adapters.validation import Checked, check_adapter
-from gateway.catalog import Catalog
-from gateway.errors import ApiError, invalid_request, storage_unavailable
-from gateway.store.content import ContentStore
-from tenants.adapter_index import RegisteredAdapter
-from tenants.adapter_permissions import AdapterPermissions
-from tenants.adapters import AdapterRegistry, NewAdapter
+from gateway.config.adapters import AdaptersConfig
+from gateway.http.errors import ApiError, invalid_request, storage_unavailable
+from gateway.inference.catalog import Catalog
+from gateway.storage.content import ContentStore
+from tenants.adapters.index import RegisteredAdapter
+from tenants.adapters.permissions import AdapterPermissions
+from tenants.adapters.registry import AdapterRegistry, NewAdapter
 from tenants.types import Principal
 
 _log = logging.getLogger("torpor.adapters")

@@ -11,11 +11,11 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from gateway.alerts.config import AlertsConfig
 from gateway.alerts.loop import Loop
 from gateway.alerts.messages import DeliveryFailed
+from gateway.config.alerts import AlertsConfig
+from tenants.alerts.outbox import Notification, Outbox
 from tenants.errors import StorageUnavailable
-from tenants.outbox import Notification, Outbox
 
 _log = logging.getLogger("torpor.alerts")
 
@@ -53,7 +53,7 @@ class Deliveries:
         self.loop = Loop(self._step)
 
     def metrics(self) -> Iterator[Metric]:
-        """How attempts have ended, as `gateway.metrics.MetricSource` has it."""
+        """How attempts have ended, as `gateway.telemetry.metrics.MetricSource` has it."""
         help_text = "Attempts to tell of a spend alert: delivered, failed or given_up."
         family = CounterMetricFamily("torpor_alert_attempts", help_text, labels=("channel", "outcome"))
         for labels, count in self._attempts.items():

@@ -7,10 +7,10 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from functools import partial
 
-from gateway.alerts.config import AlertsConfig
 from gateway.alerts.messages import DeliveryFailed, subject_of, text_of
 from gateway.alerts.threads import BoundedThreads
-from tenants.outbox import Notification
+from gateway.config.alerts import AlertsConfig
+from tenants.alerts.outbox import Notification
 
 _MAILS = 8
 """At once, whoever's: they all go to the operator's own server."""

@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 
-from tenants.outbox import Notification
+from tenants.alerts.outbox import Notification
 
 EVENT = "spend_alert.triggered"
 

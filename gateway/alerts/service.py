@@ -10,15 +10,15 @@ from typing import Protocol
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.alerts.config import AlertsConfig
 from gateway.alerts.delivery import Channel, Deliveries
 from gateway.alerts.loop import Loop
 from gateway.alerts.mail import MailChannel
 from gateway.alerts.transport import LateTransport
 from gateway.alerts.webhooks import WebhookChannel, shown_secret, webhook_secret
-from tenants.budgets import CENT, Budgets, Crossing, month_of
-from tenants.outbox import Outbox
-from tenants.spend_alerts import SpendAlert, SpendAlertStore
+from gateway.config.alerts import AlertsConfig
+from tenants.alerts.outbox import Outbox
+from tenants.alerts.spend_alerts import SpendAlert, SpendAlertStore
+from tenants.limits.budgets import CENT, Budgets, Crossing, month_of
 from tenants.storage import Storage
 
 

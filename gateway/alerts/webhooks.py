@@ -17,7 +17,7 @@ import httpx
 from gateway.alerts.addresses import is_public, literal
 from gateway.alerts.messages import DeliveryFailed, event_of
 from gateway.alerts.threads import BoundedThreads
-from tenants.outbox import Notification
+from tenants.alerts.outbox import Notification
 
 _MAX_URL = 2048
 _GONE = 410

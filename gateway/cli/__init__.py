@@ -6,7 +6,7 @@ import click
 
 from gateway.cli.errors import CommandError
 from gateway.cli.lazy import LazyGroup
-from gateway.privacy import DataDirectoryError
+from gateway.storage.privacy import DataDirectoryError
 
 _COMMANDS = {
     "serve": "gateway.cli.running:serve",

@@ -10,8 +10,8 @@ import httpx
 
 from gateway.cli.common import Installation, answer, config_option, json_option, print_table, run
 from gateway.cli.errors import CommandError
-from gateway.database import migrate, open_database
-from gateway.datadir import DataDirectoryInUse
+from gateway.storage.data_directory import DataDirectoryInUse
+from gateway.storage.database import migrate, open_database
 from tenants.store import TenantStore
 
 _ROOT = "TORPOR_ROOT_KEY"

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.cli.common import Installation, config_option, json_option, print_table, run
 from gateway.cli.errors import CommandError
 from gateway.cli.reports import ledger_database
-from metering.advice import Advice, Rates, advise, work_between
+from metering.reports.advice import Advice, Rates, advise, work_between
 
 _HOUR_S = 3_600
 _HEADS = (

@@ -14,14 +14,14 @@ from sqlalchemy.exc import OperationalError
 
 from gateway.app import create_app
 from gateway.cli.errors import CommandError
-from gateway.config import Config, ConfigError, load_config
-from gateway.config_loader import Wanted
-from gateway.context import RequestContext
-from gateway.credentials import CredentialsFile
-from gateway.database import DatabaseError, migrate
-from gateway.datadir import DataDirectory, RunningGateway
+from gateway.config.loader import Wanted
+from gateway.config.sections import Config, ConfigError, load_config
+from gateway.http.context import RequestContext
 from gateway.listening import LocalTransport, origin_of
-from gateway.privacy import DataDirectoryError
+from gateway.storage.credentials import CredentialsFile
+from gateway.storage.data_directory import DataDirectory, RunningGateway
+from gateway.storage.database import DatabaseError, migrate
+from gateway.storage.privacy import DataDirectoryError
 
 T = TypeVar("T")
 DEFAULT_CONFIG = "torpor.toml"

@@ -15,18 +15,20 @@ from pathlib import Path
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from coldstart import criu, sandbox
-from coldstart.criu import Criu, CriuMissing
-from engines import host_memory, site
-from engines.data_type import DataTypes
+from coldstart.criu import program
+from coldstart.criu.program import Criu, CriuMissing
+from coldstart.sandbox import namespaces
+from engines import host_memory
 from engines.errors import InvalidModel
-from engines.fitting import fitted
-from engines.folders import RunFolders
+from engines.fitting.choice import fitted
+from engines.fitting.data_type import DataTypes
+from engines.lifecycle import criu_check
+from engines.lifecycle.run_folders import RunFolders
 from engines.sizing import Sizing
 from gateway.cli.common import Installation, config_option, json_option, run
 from gateway.cli.errors import CommandError
-from gateway.database import is_migrated
 from gateway.listening import CannotListen, check_ports
+from gateway.storage.database import is_migrated
 
 _GIB = 1024**3
 
@@ -89,7 +91,7 @@ def _memory() -> Finding:
 
 
 def _namespaces() -> Finding:
-    isolation = run(sandbox.probe)
+    isolation = run(namespaces.probe)
     if not isolation.namespaces:
         advice = "run as root, so that engines are isolated and can sleep in snapshots"
         return Finding("namespaces", "lacks", isolation.reason or "not permitted", advice)
@@ -102,7 +104,7 @@ def _snapshots(installation: Installation) -> Finding:
     if not config.snapshots:
         return Finding("snapshots", "lacks", "switched off", "set [engines] snapshots = true")
     try:
-        found = criu.find(config.criu or installation.data.criu_folder)
+        found = program.find(config.criu or installation.data.criu_folder)
     except CriuMissing as error:
         return Finding("snapshots", "lacks", str(error), "run `make criu`, or install CRIU 4.2 or newer")
     try:
@@ -119,7 +121,7 @@ async def _try_criu(found: Criu) -> None:
         folders = RunFolders(Path(scratch))
         folders.open()
         try:
-            await site.check(found, await sandbox.probe(), folders)
+            await criu_check.check(found, await namespaces.probe(), folders)
         except CriuMissing as error:
             raise CommandError(str(error)) from None
         finally:

@@ -15,8 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.cli.common import Installation, config_option, run
 from gateway.cli.errors import CommandError
 from gateway.cli.reports import ledger_database
-from metering.export import EXPORTED, settled_entries
-from metering.parquet import ParquetWriter
+from metering.reports.export import EXPORTED, settled_entries
+from metering.reports.parquet import ParquetWriter
 
 
 @click.command()

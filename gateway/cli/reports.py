@@ -12,8 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.cli.common import Installation, answer, config_option, json_option, print_table, run
 from gateway.cli.errors import CommandError
 from gateway.cli.lazy import LazyGroup
-from gateway.database import is_migrated, open_database
-from metering.verify import differences
+from gateway.storage.database import is_migrated, open_database
+from metering.reports.verify import differences
 
 _DAY_S = 86_400
 _HEADS = ("day", "project_id", "model", "requests", "input", "cached", "output")

@@ -20,13 +20,13 @@ from gateway.cli.common import Installation, config_option, run
 from gateway.cli.engine_objects import why_failed
 from gateway.cli.errors import CommandError
 from gateway.cli.setup import greeting
-from gateway.config import ModelConfig
-from gateway.datadir import RunningGateway
+from gateway.config.sections import ModelConfig
 from gateway.listening import CannotListen, check_ports
-from gateway.logs import LogFile
-from gateway.privacy import private_umask
 from gateway.server import StartFailed
 from gateway.server import serve as serve_gateway
+from gateway.storage.data_directory import RunningGateway
+from gateway.storage.privacy import private_umask
+from gateway.telemetry.logs import LogFile
 
 _POLL_S = 0.2
 _READY_TIMEOUT_S = 2.0

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from coldstart.criu import CriuMissing
-from coldstart.criu_package import fetch
+from coldstart.criu.download import fetch
+from coldstart.criu.program import CriuMissing
 from gateway.cli.common import Installation, config_option, run
 from gateway.cli.errors import CommandError
-from gateway.credentials import BASE_URL
-from gateway.database import migrate, open_database
-from gateway.privacy import private_umask
+from gateway.storage.credentials import BASE_URL
+from gateway.storage.database import migrate, open_database
+from gateway.storage.privacy import private_umask
 from tenants.errors import NotFound
 from tenants.store import TenantStore
 from tenants.types import KeyKind, Organization, Project

@@ -5,10 +5,10 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from tenants import keys
-from tenants.changes import ChangeLog
-from tenants.credentials import CredentialCache
-from tenants.keys import KnownKey
+from tenants.accounts import keys
+from tenants.accounts.change_log import ChangeLog
+from tenants.accounts.credential_cache import CredentialCache
+from tenants.accounts.keys import KnownKey
 from tenants.scopes import grants
 from tenants.storage import Storage
 from tenants.tokens.envelope import MAX_TOKEN_CHARACTERS, Envelope, open_envelope, refused

@@ -12,7 +12,7 @@ import torch
 from openai.types.chat import ChatCompletionMessageParam
 from safetensors import safe_open
 
-from coldstart.manifest import FileIdentity, Manifest
+from coldstart.snapshots.manifest import FileIdentity, Manifest
 from tests.process import CHAT_MODEL, EMBED_MODEL, MODELS, QUESTION, Gateway, running_gateway
 
 pytestmark = pytest.mark.timeout(600)

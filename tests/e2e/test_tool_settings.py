@@ -8,10 +8,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from engines.spec import ModelSpec
-from gateway.call_checks import check_call
-from gateway.calls import ChatCall
-from gateway.catalog import load_model
-from gateway.prompt_length import count_prompts
+from gateway.inference.call_checks import check_call
+from gateway.inference.calls import ChatCall
+from gateway.inference.catalog import load_model
+from gateway.inference.token_counts import count_prompts
 from tests.process import CHAT_MODEL, MODELS, Gateway, running_gateway
 
 SCHEMA = {

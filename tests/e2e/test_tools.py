@@ -13,11 +13,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from engines.spec import ModelSpec
-from gateway.call_checks import check_call, without_nulls
-from gateway.calls import ChatCall
-from gateway.catalog import load_model
-from gateway.prompt_length import count_prompts
-from gateway.tools import check_tools
+from gateway.inference.call_checks import check_call, without_nulls
+from gateway.inference.calls import ChatCall
+from gateway.inference.catalog import load_model
+from gateway.inference.token_counts import count_prompts
+from gateway.inference.tools import check_tools
 from tests.e2e.test_usage import _cached, _totals
 from tests.process import CHAT_MODEL, MODELS, QUESTION, Gateway
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from engines.client import EngineClient
+from engines.client.engine_client import EngineClient
 from engines.spec import EngineAddress
 
 

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Mapping
 
-from coldstart.snapshots import Snapshot
-from engines.process import EngineProcess, EngineSite, EngineStartFailed
+from coldstart.snapshots.store import Snapshot
+from engines.lifecycle.process import EngineProcess, EngineSite, EngineStartFailed
 from engines.spec import ModelSpec
 from tests.engines.support import standin_argv
 

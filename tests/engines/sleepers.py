@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from coldstart.snapshots import Snapshot
+from coldstart.snapshots.store import Snapshot
 from coldstart.tiers import SleepTier
-from engines.client import EngineClient
+from engines.client.engine_client import EngineClient
 from engines.host import EngineHost
 from engines.spec import ModelSpec
 from engines.status import EngineLease

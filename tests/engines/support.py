@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from engines.host import EngineHost
+from engines.lifecycle.process import EngineProcess, EngineSite
 from engines.policy import HostPolicy
-from engines.process import EngineProcess, EngineSite
 from engines.spec import ModelSpec
 from tests.process_table import processes_with
 

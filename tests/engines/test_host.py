@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from coldstart.sandbox import Isolation
-from coldstart.spares import SpareRooms
+from coldstart.sandbox.namespaces import Isolation
+from coldstart.sandbox.spares import SpareRooms
 from coldstart.tiers import SleepTier
-from engines.adapters import Adapter
-from engines.client import EngineClient
+from engines.adapter import Adapter
+from engines.client.engine_client import EngineClient
 from engines.errors import (
     AdapterRejected,
     EngineBroken,
@@ -23,9 +23,9 @@ from engines.errors import (
     UnknownModel,
     UnsupportedTier,
 )
-from engines.folders import RunFoldersInUse
 from engines.host import EngineHost
-from engines.process import EngineProcess, EngineSite
+from engines.lifecycle.process import EngineProcess, EngineSite
+from engines.lifecycle.run_folders import RunFoldersInUse
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState
 from tests.engines.support import (
@@ -45,7 +45,7 @@ from tests.process_table import processes_with
 HOST = """
 import asyncio, sys
 from pathlib import Path
-from engines.folders import RunFoldersInUse
+from engines.lifecycle.run_folders import RunFoldersInUse
 from engines.host import EngineHost
 from tests.engines.support import QUICK, ROOT, Starts, spec
 

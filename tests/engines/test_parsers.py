@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.command import arguments
+from engines.lifecycle.command import arguments
 from engines.parsers import REASONING_PARSERS, TOOL_PARSERS
 from engines.spec import ModelSpec
 

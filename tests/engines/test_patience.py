@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from coldstart.manifest import Manifest
-from coldstart.snapshots import Layout, Snapshot
+from coldstart.snapshots.manifest import Manifest
+from coldstart.snapshots.store import Layout, Snapshot
 from engines.patience import Patience, write_speed
 from engines.spec import ModelSpec
 

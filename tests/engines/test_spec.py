@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.command import arguments, environment
 from engines.errors import InvalidModel
+from engines.lifecycle.command import arguments, environment
 from engines.spec import EngineAddress, ModelSpec, Task, check_model, context_length
 
 

@@ -6,10 +6,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from engines.adapters import Adapter
-from engines.client import EngineClient
+from engines.adapter import Adapter
+from engines.client.engine_client import EngineClient
 from engines.host import EngineHost
-from engines.process import EngineProcess, EngineSite
+from engines.lifecycle.process import EngineProcess, EngineSite
 from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease
 from tests.engines.sleepers import model

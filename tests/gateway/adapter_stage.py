@@ -12,17 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
-from engines.adapters import Adapter
+from engines.adapter import Adapter
 from engines.errors import AdapterRejected
 from engines.host import EngineHost
 from engines.spec import LoraSettings
 from engines.status import EngineLease
-from gateway.adapters.config import AdaptersConfig
 from gateway.adapters.open import open_adapters
 from gateway.adapters.service import Adapters
-from gateway.catalog import Catalog
-from gateway.datadir import DataDirectory
-from gateway.price_config import PriceConfig
+from gateway.config.adapters import AdaptersConfig
+from gateway.config.prices import PriceConfig
+from gateway.inference.catalog import Catalog
+from gateway.storage.data_directory import DataDirectory
 from loadtest.adapter_files import CONFIG, WEIGHTS, adapter_config, adapter_tensors, safetensors_bytes
 from tests.gateway.limits_stage import Stage, stage_at
 from tests.process import MODELS

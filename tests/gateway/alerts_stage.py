@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select
 
-from gateway.alerts.config import AlertsConfig
-from gateway.price_config import PriceConfig
+from gateway.config.alerts import AlertsConfig
+from gateway.config.prices import PriceConfig
 from tenants.alert_tables import alert_notifications
 from tests.gateway.limits_stage import Stage, stage_at
 from tests.gateway.receivers import Receiver

@@ -13,19 +13,19 @@ from sqlalchemy import update
 from starlette.applications import Starlette
 
 from engines.spec import ModelSpec
-from gateway.admission import AdmissionControl, open_admission
-from gateway.alerts.config import AlertsConfig
 from gateway.app import create_app
-from gateway.catalog import Catalog, Model
-from gateway.config import Config, LimitsConfig, ModelConfig, StorageConfig
-from gateway.context import RequestContext
-from gateway.database import migrate
-from gateway.datadir import DataDirectory
-from gateway.price_config import PriceConfig
+from gateway.config.alerts import AlertsConfig
+from gateway.config.prices import PriceConfig
+from gateway.config.sections import Config, LimitsConfig, ModelConfig, StorageConfig
+from gateway.http.context import RequestContext
+from gateway.inference.admission import AdmissionControl, open_admission
+from gateway.inference.catalog import Catalog, Model
 from gateway.services import Services
-from metering.prompts import ChatTemplate
-from metering.spending import spent_since
-from metering.tokens import TokenCounter
+from gateway.storage.data_directory import DataDirectory
+from gateway.storage.database import migrate
+from metering.reports.spending import spent_since
+from metering.tokenizers.chat_template import ChatTemplate
+from metering.tokenizers.counter import TokenCounter
 from tenants.tables import api_keys
 from tests.gateway.serving import serving
 from tests.process import MODELS

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from gateway.protocol import guarded_protocol
+from gateway.http.protocol import guarded_protocol
 
 
 class _Server(uvicorn.Server):

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.database import migrate, open_database
-from metering import sqlite_writer
-from metering.ledger import Ledger
-from metering.sql_writer import SqlWriter
-from metering.sqlite_writer import SqliteWriter
+from gateway.storage.database import migrate, open_database
+from metering.ledger import sqlite_writer
+from metering.ledger.service import Ledger
+from metering.ledger.sql_writer import SqlWriter
+from metering.ledger.sqlite_writer import SqliteWriter
 from metering.types import Attempt, Operation
 
 _numbers = itertools.count()

@@ -4,11 +4,11 @@ import pytest
 from sqlalchemy import Dialect
 from sqlalchemy.dialects import postgresql, sqlite
 
-from metering.engine_times import _addition
-from metering.entries import upsert
-from metering.rollups import ROLLUPS, addition
+from metering.ledger.entries import upsert
+from metering.ledger.rollups import ROLLUPS, addition
+from metering.reports.engine_times import _addition
+from metering.reports.verify import _compare
 from metering.tables import ledger_entries
-from metering.verify import _compare
 
 _DIALECTS: list[Dialect] = [
     postgresql.dialect(),  # type: ignore[no-untyped-call]

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from metering.ledger import open_ledger
+from metering.ledger.service import open_ledger
 from metering.prices import DOLLAR, FREE, Price, PriceEntry, PriceList, parse_price
-from metering.spending import spent_since
+from metering.reports.spending import spent_since
 from metering.types import Outcome, Usage
 from tests.metering.conftest import attempt
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.database import migrate, open_database
+from gateway.storage.database import migrate, open_database
 from tenants.store import TenantStore
 from tenants.tokens.sources import ReadKeys, key_client, read_url
 from tenants.types import Project

@@ -7,8 +7,8 @@ from fractions import Fraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenants.fairness import FairQueue, ServiceTier, Ticket
-from tenants.gcra import Gcra, Rate, Refusal
+from tenants.limits.gcra import Gcra, Rate, Refusal
+from tenants.queueing.fair_queue import FairQueue, ServiceTier, Ticket
 
 PERIOD = 1000
 

@@ -1,0 +1,1 @@
+"""CRIU itself, and its image files as Torpor rewrites them."""

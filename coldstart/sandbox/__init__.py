@@ -1,0 +1,1 @@
+"""The namespaces that an engine runs in, the first process in them, and spare sandboxes."""

@@ -1,0 +1,105 @@
+"""An adapter into one engine and out of it: its files into the engine's folder, and the calls to the engine.
+
+The files are copied. A link would give the engine, which reads what strangers have sent, a way to write to
+the store; a mount needs namespaces, which not every host has, and would be in the way of a dump.
+"""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.adapter import Adapter
+from engines.errors import AdapterGone, AdapterRejected, EngineBroken
+from engines.lifecycle.control_calls import call
+from engines.patience import Patience
+from engines.status import EngineLease
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+_FOLDER = "adapters"
+_LOAD_TIMEOUT_S = 60.0
+_PATH = "/torpor/adapters"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDoor:
+    """One engine's: its socket, its folder, where it sees this folder, and how long it may take."""
+
+    socket: Path
+    folder: Path
+    inside: Path
+    patience: Patience
+
+    async def load(self, adapter: Adapter, name: str, number: int, leaver: str | None) -> None:
+        """Load it under a name that was never used in this engine; ``leaver`` is unloaded before.
+
+        Raises `AdapterRejected`, `AdapterGone` where its files are not there any more, `EngineBroken`.
+        """
+        folder = self.folder / _FOLDER / name
+        try:
+            await asyncio.to_thread(_copy, adapter.folder, folder)
+        except FileNotFoundError:
+            raise AdapterGone(adapter.name) from None
+        except OSError as error:
+            raise AdapterRejected(f"the adapter's files cannot be read: {error.strerror}") from error
+        wanted = {
+            "name": name,
+            "number": number,
+            "folder": str(self.inside / _FOLDER / name),
+            "canary": None if adapter.canary is None else json.loads(adapter.canary),
+            "leaver": leaver,
+        }
+        try:
+            await self._ask("POST", _PATH, wanted, _LOAD_TIMEOUT_S)
+        except AdapterRejected:
+            await self._remove(name)
+            raise
+        finally:
+            if leaver is not None:
+                await self._remove(leaver)
+
+    async def unload(self, name: str) -> None:
+        """Forget it and its files, when its last request has ended. Raises `EngineBroken`."""
+        await self._ask("DELETE", f"{_PATH}/{name}", None, _LOAD_TIMEOUT_S)
+        await self._remove(name)
+
+    async def proof(self, name: str) -> Mapping[str, Any]:
+        """Wait for its canary: ``{"fit", "deviation", "share", "ms"}``. Raises `EngineBroken`."""
+        limit_s = self.patience.proof_s(_LOAD_TIMEOUT_S)
+        told: Mapping[str, Any] = await self._ask("GET", f"{_PATH}/{name}/proof", None, limit_s)
+        return told
+
+    async def sweep(self) -> None:
+        """The engine has unloaded all of them: so do their files go."""
+        await asyncio.to_thread(shutil.rmtree, self.folder / _FOLDER, ignore_errors=True)
+
+    async def _remove(self, name: str) -> None:
+        await asyncio.to_thread(shutil.rmtree, self.folder / _FOLDER / name, ignore_errors=True)
+
+    async def _ask(self, method: str, path: str, value: Any, timeout_s: float) -> Any:
+        return await _ask(self.socket, method, path, value, timeout_s)
+
+
+async def record(lease: EngineLease, patience: Patience) -> bytes:
+    """Record the canary of the adapter that the lease is for. Raises `AdapterRejected`, `EngineBroken`."""
+    path = f"{_PATH}/{lease.internal_name}/canary"
+    told = await _ask(Path(lease.address.uds or ""), "POST", path, None, patience.canary_s)
+    return json.dumps(told).encode()
+
+
+async def _ask(socket: Path, method: str, path: str, value: Any, timeout_s: float) -> Any:
+    status, answer = await call(socket, method, path, value, timeout_s=timeout_s)
+    if status == 422:
+        raise AdapterRejected(answer["error"])
+    if status != 200:
+        raise EngineBroken(f"the engine does not handle the adapter: {answer}")
+    return answer
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.mkdir(mode=0o700, parents=True)
+    for name in FILES:
+        shutil.copyfile(source / name, target / name)

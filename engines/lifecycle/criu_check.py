@@ -1,0 +1,48 @@
+"""Trying out, in a sandbox, whether CRIU works on this host."""
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+from coldstart.criu.program import PROBE_CACHE, Criu, CriuMissing
+from coldstart.sandbox.namespaces import Isolation, SandboxError
+from coldstart.sandbox.spares import make_room
+from engines.lifecycle.process import BOX
+from engines.lifecycle.run_folders import RunFolders
+
+_TIMEOUT_S = 30.0
+_OUTPUT = "check.out"
+
+
+async def check(criu: Criu, isolation: Isolation, folders: RunFolders) -> None:
+    """Run ``criu check``, and keep what it found out about the kernel: a restore need not ask again.
+
+    Raises `CriuMissing` with CRIU's own words.
+    """
+    if not isolation.namespaces:
+        raise CriuMissing(f"there are no namespaces to restore in: {isolation.reason}")
+    folder = folders.make()
+    try:
+        room = await make_room(isolation, folder.path)
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await room.sandbox.furnish(binds={BOX: folder.path})
+                code = await room.sandbox.help(
+                    criu.check_command(), env={"PATH": os.defpath}, cwd=BOX, log=folder.path / _OUTPUT
+                )
+                if code:
+                    raise CriuMissing(f"`criu check` says: {_last_line(folder.path / _OUTPUT)}")
+                await room.sandbox.furnish(copies={BOX / PROBE_CACHE.name: PROBE_CACHE})
+                shutil.copyfile(folder.path / PROBE_CACHE.name, folders.criu_cache)
+        finally:
+            await room.close()
+    except (OSError, SandboxError) as error:
+        raise CriuMissing(f"`criu check` cannot be run: {error}") from error
+    finally:
+        await folder.remove()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+    return lines[-1] if lines else "nothing"

@@ -1,0 +1,367 @@
+"""One engine: its sandboxed processes, its folder, its output; started cold or restored from a snapshot."""
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from coldstart.criu import program
+from coldstart.criu.program import Criu
+from coldstart.sandbox import process_tree
+from coldstart.sandbox.namespaces import Isolation, Sandbox, SandboxError
+from coldstart.sandbox.spares import SpareRooms
+from coldstart.sleep_drivers import CpuDriver, SleepDriver
+from coldstart.snapshots.manifest import monotonic_s
+from coldstart.snapshots.readahead import read_ahead
+from coldstart.snapshots.store import Layout, Snapshot, in_use
+from engines.errors import EngineBroken, EngineError
+from engines.lifecycle import command
+from engines.lifecycle.adapter_loader import AdapterDoor
+from engines.lifecycle.control_calls import call
+from engines.lifecycle.ending import end_text, kernel_kills
+from engines.lifecycle.engine import Dumped
+from engines.lifecycle.output import EngineOutput
+from engines.lifecycle.run_folders import RunFolder, RunFolders
+from engines.patience import Patience
+from engines.spec import EngineAddress, ModelSpec
+
+#: The exit status of an engine whose canary is not fit, and of one that could not be asked.
+UNFIT = 71
+UNPROVEN = 72
+_POLL_S = 0.05
+_OUTPUT_TIMEOUT_S = 1.0
+_WAKE_TIMEOUT_S = 30.0
+_SOCKET = "s"
+_CRIU_OUTPUT = "criu.out"
+_TOLD_LINES = 5
+# Of an engine's folder, what is no part of its snapshot.
+_LEFT_OUT = (".log", ".out")
+_CRIU_STATISTICS = ("stats-dump", "stats-restore")
+_ON_DUMP = Path(program.__file__).with_name("on_dump.sh")
+#: Where an engine in a sandbox sees its own folder and, when it was restored, its snapshot.
+BOX = Path("/run/torpor/box")
+SNAPSHOT = Path("/run/torpor/snapshot")
+
+
+class EngineStartFailed(EngineError):
+    """The engine ended, or could not be started, before it answered. The message holds its last words."""
+
+
+class DumpFailed(EngineError):
+    """The engine could not be dumped."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSite:
+    """Where engines run: their folders, the sandboxes, and CRIU where there is one."""
+
+    folders: RunFolders
+    rooms: SpareRooms
+    criu: Criu | None = None
+    driver: SleepDriver = field(default_factory=CpuDriver)
+
+    @property
+    def isolation(self) -> Isolation:
+        """How engines are shut in."""
+        return self.rooms.isolation
+
+
+class EngineProcess:
+    """The processes of one engine, from `start` or `restore` to `stop`. It is begun once.
+
+    ``argv`` makes the command line from the spec and the path of the socket to listen on.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        site: EngineSite,
+        *,
+        argv: Callable[[ModelSpec, Path], Sequence[str]] = command.command,
+        health_timeout_s: float = 10.0,
+    ) -> None:
+        self._spec = spec
+        self._site = site
+        self._argv = argv
+        self._health_timeout_s = health_timeout_s
+        self._patience = Patience.of(spec)
+        self._output = EngineOutput(spec.id)
+        self._reading: asyncio.Task[int] | None = None
+        self._folder: RunFolder | None = None
+        self._sandbox: Sandbox | None = None
+        self._pipe = 0
+        self._main_pid = 0
+        self._ended: asyncio.Task[int] | None = None
+        self._kernel_kills = kernel_kills()
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def _socket(self) -> Path:
+        if self._folder is None:
+            raise EngineBroken("the engine was never started")
+        return self._folder.path / _SOCKET
+
+    @property
+    def address(self) -> EngineAddress:
+        """Where it answers. It has one once it has been started."""
+        return EngineAddress(uds=str(self._socket))
+
+    @property
+    def adapters(self) -> AdapterDoor:
+        """The way to load adapters into it."""
+        socket = self._socket
+        return AdapterDoor(socket, socket.parent, self._inside(), self._patience)
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        """The argv and the environment that it is started with: a snapshot is only good for these."""
+        inside = self._inside()
+        argv = list(self._argv(self._spec, inside / _SOCKET))
+        return argv, command.environment(inside, self._site.folders.cache)
+
+    def _inside(self) -> Path:
+        return BOX if self._site.isolation.namespaces or self._folder is None else self._folder.path
+
+    async def start(self) -> Mapping[str, float]:
+        """Return when it answers, with the milliseconds that each phase took.
+
+        Raises `EngineStartFailed`. Whatever happens, `stop` cleans up.
+        """
+        began = time.perf_counter()
+        try:
+            sandbox, _ = await self._move_in({})
+            argv, env = self.command()
+            self._main_pid = await sandbox.run(argv, env=env, cwd=self._inside())
+        except (OSError, SandboxError) as error:
+            raise EngineStartFailed(f"the engine cannot be started: {error}") from error
+        begun = time.perf_counter()
+        await self._answers()
+        self._site.rooms.refill()
+        return {"sandbox": (begun - began) * 1000, "start": (time.perf_counter() - begun) * 1000}
+
+    async def restore(self, snapshot: Snapshot) -> Mapping[str, float]:
+        """As `start`, from a snapshot that has been found good."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(in_use(snapshot.layout))
+            except OSError as error:
+                raise EngineStartFailed(f"the snapshot is gone: {error.strerror}") from error
+            return await self._restore(snapshot)
+
+    async def _restore(self, snapshot: Snapshot) -> Mapping[str, float]:
+        began = time.perf_counter()
+        layout, manifest = snapshot.layout, snapshot.manifest
+        self._patience = Patience.of_snapshot(self._spec, snapshot)
+        if self._site.criu is None:
+            raise EngineStartFailed("there is no CRIU")
+        first = chain(self._site.criu.files, layout.images.iterdir())
+        self._reading = asyncio.create_task(asyncio.to_thread(read_ahead, layout.folder, SNAPSHOT, first))
+        try:
+            sandbox, folder = await self._move_in({SNAPSHOT: layout.folder}, layout)
+            furnished = time.perf_counter()
+            code = await sandbox.help(
+                self._site.criu.restore_command(SNAPSHOT / layout.images.name, BOX, manifest.pipe),
+                env={"PATH": os.defpath},
+                cwd=BOX,
+                log=folder.path / _CRIU_OUTPUT,
+                main=manifest.main_pid,
+            )
+        except (OSError, SandboxError) as error:
+            raise EngineStartFailed(f"the engine cannot be restored: {error}") from error
+        if code:
+            raise EngineStartFailed(f"CRIU ended with {code}: {_tail(folder.path / program.RESTORE_LOG)}")
+        self._main_pid = manifest.main_pid
+        return {"sandbox": (furnished - began) * 1000, "restore": (time.perf_counter() - furnished) * 1000}
+
+    async def _move_in(
+        self, binds: Mapping[Path, Path], layout: Layout | None = None
+    ) -> tuple[Sandbox, RunFolder]:
+        """Take a room and furnish it; with what a snapshot's tree kept in files, where there is one."""
+        folder = self._folder = self._site.folders.make()
+        copies = {}
+        if layout is not None:
+            await asyncio.to_thread(shutil.copytree, layout.box, folder.path, dirs_exist_ok=True)
+            copies[Path("/dev/shm")] = layout.shm  # noqa: S108 - the sandbox's own
+            if self._site.folders.criu_cache.is_file():
+                copies[program.PROBE_CACHE] = self._site.folders.criu_cache
+        room = await self._site.rooms.take()
+        self._sandbox, self._pipe = room.sandbox, room.pipe
+        self._ended = asyncio.create_task(room.sandbox.wait())
+        await self._output.read(room.output)
+        if self._site.isolation.namespaces:
+            await room.sandbox.furnish(binds={BOX: folder.path, **binds}, copies=copies)
+        return room.sandbox, folder
+
+    async def _answers(self) -> None:
+        """Wait until the socket answers. Raises `EngineStartFailed` when the processes have ended."""
+        ended = self._ended
+        while ended is not None and not await self.healthy():
+            await asyncio.wait((ended,), timeout=_POLL_S)
+            if ended.done():
+                raise EngineStartFailed(f"{await self.ended()}\n{self.last_words()}")
+
+    async def wake(self, canary: Mapping[str, Any] | None) -> Mapping[str, float]:
+        """After a restore: new random seeds. The milliseconds until the engine answered.
+
+        The canary is asked beside the first requests, whose answers the engine holds back until `proof`.
+        Raises `EngineBroken`.
+        """
+        began = time.perf_counter()
+        status, answer = await call(self._socket, "POST", "/torpor/wake", canary, timeout_s=_WAKE_TIMEOUT_S)
+        self._site.rooms.refill()
+        if status != 200:
+            raise EngineBroken(f"the engine refused to wake: {answer}")
+        return {"answer": (time.perf_counter() - began) * 1000}
+
+    async def proof(self) -> Mapping[str, float]:
+        """Wait for the canary: the milliseconds that it took. Raises `EngineBroken` when it is not fit."""
+        limit_s = self._patience.proof_s(_WAKE_TIMEOUT_S)
+        status, answer = await call(self._socket, "GET", "/torpor/proof", timeout_s=limit_s)
+        if status != 200:
+            raise EngineBroken(f"its canary differs: {answer}")
+        return {"canary": answer["ms"]}
+
+    async def canary(self) -> Mapping[str, Any]:
+        """Record what `wake` compares. Raises `EngineBroken`."""
+        limit_s = self._patience.canary_s
+        status, answer = await call(self._socket, "POST", "/torpor/canary", timeout_s=limit_s)
+        if status != 200:
+            raise EngineBroken(f"the engine records no canary: {answer}")
+        return dict(answer)
+
+    async def rehearse(self) -> None:
+        """Load an adapter that changes nothing, and unload it. Raises `EngineBroken`."""
+        await self.control("rehearse", self._patience.request_s)
+
+    async def control(self, what: str, limit_s: float | None = None) -> None:
+        """Ask something of the engine itself (`engines.vllm_process.control`). Raises `EngineBroken`."""
+        limit_s = limit_s or self._patience.sleep_s
+        status, answer = await call(self._socket, "POST", f"/torpor/{what}", timeout_s=limit_s)
+        if status != 200:
+            raise EngineBroken(f"the engine refuses to {what}: {answer}")
+
+    async def signal_all(self, number: int) -> None:
+        """Send a signal to all processes of the engine. Raises `EngineBroken`."""
+        if self._sandbox is None:
+            raise EngineBroken("the engine was never started")
+        try:
+            await self._sandbox.signal_all(number)
+        except SandboxError as error:
+            raise EngineBroken(f"the engine has ended: {error}") from error
+
+    async def pause(self) -> None:
+        """Freeze it: its KV cache is given back, adapters go. No request may run. Raises `EngineBroken`."""
+        await self._site.driver.pause(self)
+        await self.adapters.sweep()
+
+    async def resume(self) -> None:
+        """End a pause: return when it answers. Raises `EngineBroken`."""
+        await self._site.driver.resume(self)
+        if not await self.healthy():
+            raise EngineBroken("the engine does not answer after its pause")
+
+    async def dump(self, layout: Layout) -> Dumped:
+        """Write the images of its processes into ``layout``; they run on. No request may run.
+
+        Raises `DumpFailed`, `EngineBroken`.
+        """
+        site, folder, sandbox = self._site, self._folder, self._sandbox
+        if site.criu is None or folder is None or sandbox is None:
+            raise DumpFailed("there is no CRIU, or no engine")
+        await self.control("sleep")
+        moment = monotonic_s()
+        try:
+            await sandbox.furnish(binds={SNAPSHOT: layout.folder})
+            code = await sandbox.help(
+                site.criu.dump_command(self._main_pid, SNAPSHOT / layout.images.name, BOX, _ON_DUMP),
+                env={"PATH": os.defpath},
+                cwd=BOX,
+                log=folder.path / _CRIU_OUTPUT,
+            )
+            if code:
+                raise DumpFailed(f"CRIU ended with {code}: {_tail(folder.path / program.DUMP_LOG)}")
+            await asyncio.to_thread(_copy_files, folder.path, layout.box)
+        except (OSError, SandboxError) as error:
+            raise DumpFailed(f"the engine cannot be dumped: {error}") from error
+        return Dumped(self._main_pid, self._pipe, moment)
+
+    async def ended(self) -> str:
+        """Wait until no process of it is left. Says in a line how it ended, and why if that is known."""
+        if self._ended is None:
+            return "the engine was never started"
+        code = await asyncio.shield(self._ended)
+        await self._output.close(_OUTPUT_TIMEOUT_S)
+        return end_text(code, self._kernel_kills, self._spec, self._output)
+
+    @property
+    def unfit(self) -> bool:
+        """Whether it has ended because its canary differed."""
+        return self._ended is not None and self._ended.done() and self._ended.result() == UNFIT
+
+    async def healthy(self) -> bool:
+        """Whether it answers its health check in time."""
+        try:
+            status, _ = await call(self._socket, "GET", "/health", timeout_s=self._health_timeout_s)
+        except EngineBroken:
+            return False
+        return status == 200
+
+    def memory_bytes(self) -> int:
+        """PSS of all its processes. Reads /proc for some milliseconds: call it in a thread."""
+        return process_tree.memory_bytes(self._sandbox.pids()) if self._sandbox else 0
+
+    def pids(self) -> list[int]:
+        """The engine's own processes, without those of its sandbox."""
+        return self._sandbox.inner_pids() if self._sandbox else []
+
+    def last_words(self) -> str:
+        """The last lines of its output."""
+        return self._output.last_words()
+
+    async def stop(self, grace_s: float) -> None:
+        """End it: SIGTERM, after ``grace_s`` SIGKILL for all; then its folder is removed. Idempotent.
+
+        Goes on in the background when the caller is cancelled.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(grace_s))
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, grace_s: float) -> None:
+        if self._sandbox is not None and self._ended is not None:
+            if grace_s > 0:
+                self._sandbox.terminate()
+                await asyncio.wait((self._ended,), timeout=grace_s)
+            if not self._ended.done():
+                await self._sandbox.kill()
+            await self._ended
+        await self._output.close(_OUTPUT_TIMEOUT_S)
+        if self._folder is not None:
+            await self._folder.remove()
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy regular files and folders, but for the logs; sockets are made anew by a restore."""
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        paths = [Path(folder) / name for name in names]
+        return [
+            p.name
+            for p in paths
+            if not (p.is_file() or p.is_dir()) or p.suffix in _LEFT_OUT or p.name in _CRIU_STATISTICS
+        ]
+
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=left_out)
+
+
+def _tail(log: Path) -> str:
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if "RLIMIT_NOFILE" not in line]
+    except OSError:
+        return "it left no log"
+    return "\n".join(lines[-_TOLD_LINES:])

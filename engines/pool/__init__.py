@@ -1,0 +1,1 @@
+"""Decides: one actor per model, its replicas, who waits, who sleeps, who gets memory."""

@@ -1,0 +1,1 @@
+"""Tools for a developer's machine: the default models and the lock file."""

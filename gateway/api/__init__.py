@@ -1,0 +1,1 @@
+"""The endpoints: each authenticates, parses, calls and renders."""

@@ -1,0 +1,115 @@
+"""``/v1/organization/admin_api_keys``, and the rotation of keys of every kind of an organization's."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.api.requests import admin_of, choice, expiry, fields_of, page, paging, path_id, secret, text
+from gateway.http.errors import invalid_request
+from tenants.limits.rate_limits import SubjectType
+from tenants.types import ApiKey, KeyKind
+
+
+def admin_key_object(key: ApiKey) -> dict[str, Any]:
+    """OpenAI's ``organization.admin_api_key`` object. Admin keys belong to nobody but the organization."""
+    return {
+        "id": key.id,
+        "object": "organization.admin_api_key",
+        "name": key.name,
+        "redacted_value": key.prefix,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "last_used_at": key.last_used_at,
+        "owner": {
+            "type": "user",
+            "object": "organization.user",
+            "id": None,
+            "name": key.name,
+            "created_at": key.created_at,
+            "role": "owner",
+        },
+    }
+
+
+async def create_key(request: Request) -> Response:
+    """``POST``: answers with the key, the only time it is seen."""
+    services, organization_id = await admin_of(request)
+    body = await fields_of(request, ("name", "expires_in_seconds"))
+    key, value = await services.tenants.create_admin_key(
+        organization_id, text(body, "name"), expires_at=expiry(body)
+    )
+    return secret({**admin_key_object(key), "value": value})
+
+
+async def list_keys(request: Request) -> Response:
+    """``GET``, the oldest first, or with ``order=desc`` the newest."""
+    services, organization_id = await admin_of(request)
+    after, limit = paging(request)
+    found = await services.tenants.list_keys(
+        organization_id,
+        kind=KeyKind.ADMIN,
+        after=after,
+        limit=limit,
+        newest_first=choice(request, "order", ("asc", "desc")) == "desc",
+    )
+    return page([admin_key_object(item) for item in found.items], found.has_more)
+
+
+async def retrieve_key(request: Request) -> Response:
+    """``GET .../{key}``."""
+    services, organization_id = await admin_of(request)
+    key = await services.tenants.get_key(organization_id, path_id(request, "key"), kind=KeyKind.ADMIN)
+    return JSONResponse(admin_key_object(key))
+
+
+async def delete_key(request: Request) -> Response:
+    """``DELETE .../{key}``: seen by the very next request. A key may delete itself."""
+    services, organization_id = await admin_of(request)
+    key_id = path_id(request, "key")
+    await services.tenants.revoke_key(organization_id, key_id, kind=KeyKind.ADMIN)
+    return JSONResponse({"id": key_id, "object": "organization.admin_api_key.deleted", "deleted": True})
+
+
+async def rotate_key(request: Request) -> Response:
+    """``POST /v1/torpor/keys/{key}/rotate``: a new key, while the old one works for ``overlap_seconds``.
+
+    Takes keys of projects and admin keys. The new one is seen in this answer only.
+    """
+    services, organization_id = await admin_of(request)
+    overlap_s = (await fields_of(request, ("overlap_seconds",))).get("overlap_seconds", 0)
+    if type(overlap_s) is not int:
+        message = "'overlap_seconds' must be a whole number."
+        raise invalid_request(message, "overlap_seconds", "invalid_type")
+    rotation = await services.tenants.rotate_key(
+        organization_id, path_id(request, "key"), overlap_s=overlap_s
+    )
+    key, old = rotation.key, rotation.old
+    # Before anybody has the secret, so that it never opens more than the old one.
+    await services.control.limits.read_subject(organization_id, SubjectType.KEY, key.id)
+    return secret(
+        {
+            "id": key.id,
+            "object": "torpor.key",
+            "name": key.name,
+            "project_id": key.project_id,
+            "scopes": sorted(key.scopes),
+            "created_at": key.created_at,
+            "expires_at": key.expires_at,
+            "value": rotation.secret,
+            "replaces": {"id": old.id, "expires_at": old.expires_at},
+        }
+    )
+
+
+def admin_key_routes() -> list[Route]:
+    """The routes of this module."""
+    every = "/v1/organization/admin_api_keys"
+    return [
+        Route(every, create_key, methods=["POST"]),
+        Route(every, list_keys, methods=["GET"]),
+        Route(f"{every}/{{key}}", retrieve_key, methods=["GET"]),
+        Route(f"{every}/{{key}}", delete_key, methods=["DELETE"]),
+        Route("/v1/torpor/keys/{key}/rotate", rotate_key, methods=["POST"]),
+    ]

@@ -1,0 +1,104 @@
+"""``/v1/torpor/organizations``: the tenants of an installation, for whoever has the root key."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.api.admin_keys import admin_key_object
+from gateway.api.requests import (
+    expiry,
+    fields_of,
+    flag,
+    optional_text,
+    page,
+    paging,
+    path_id,
+    root_of,
+    secret,
+    text,
+)
+from tenants.types import Organization
+
+
+def organization_object(organization: Organization) -> dict[str, Any]:
+    """Torpor's ``organization`` object."""
+    return {
+        "id": organization.id,
+        "object": "organization",
+        "slug": organization.slug,
+        "name": organization.name,
+        "status": "active" if organization.archived_at is None else "archived",
+        "created_at": organization.created_at,
+        "archived_at": organization.archived_at,
+    }
+
+
+async def create_organization(request: Request) -> Response:
+    """``POST``: answers with the first admin key, the only time it is seen."""
+    services = await root_of(request)
+    body = await fields_of(request, ("slug", "name"))
+    organization, key, value = await services.tenants.create_organization_with_key(
+        text(body, "slug"), optional_text(body, "name"), key_name="first admin key"
+    )
+    return secret(
+        {**organization_object(organization), "admin_api_key": {**admin_key_object(key), "value": value}}
+    )
+
+
+async def list_organizations(request: Request) -> Response:
+    """``GET``; archived ones with ``include_archived=true``."""
+    services = await root_of(request)
+    after, limit = paging(request)
+    found = await services.tenants.list_organizations(
+        after=after, limit=limit, include_archived=flag(request, "include_archived")
+    )
+    return page([organization_object(item) for item in found.items], found.has_more)
+
+
+async def retrieve_organization(request: Request) -> Response:
+    """``GET .../{id or slug}``."""
+    services = await root_of(request)
+    found = await services.tenants.get_organization(path_id(request, "organization"))
+    return JSONResponse(organization_object(found))
+
+
+async def update_organization(request: Request) -> Response:
+    """``POST .../{id or slug}`` with another ``name``. The slug stays: names of models hold it."""
+    services = await root_of(request)
+    name = text(await fields_of(request, ("name",)), "name")
+    renamed = await services.tenants.rename_organization(path_id(request, "organization"), name)
+    return JSONResponse(organization_object(renamed))
+
+
+async def archive_organization(request: Request) -> Response:
+    """``POST .../{id or slug}/archive``: its projects archived, all its keys revoked. Usage stays."""
+    services = await root_of(request)
+    archived, revoked = await services.tenants.archive_organization(path_id(request, "organization"))
+    return JSONResponse({**organization_object(archived), "revoked_keys": revoked})
+
+
+async def create_admin_key(request: Request) -> Response:
+    """``POST .../{id or slug}/admin_api_keys``: for an organization that has lost its last one."""
+    services = await root_of(request)
+    body = await fields_of(request, ("name", "expires_in_seconds"))
+    organization = await services.tenants.get_organization(path_id(request, "organization"))
+    key, value = await services.tenants.create_admin_key(
+        organization.id, text(body, "name"), expires_at=expiry(body)
+    )
+    return secret({**admin_key_object(key), "value": value})
+
+
+def organization_routes() -> list[Route]:
+    """The routes of this module."""
+    every = "/v1/torpor/organizations"
+    one = f"{every}/{{organization}}"
+    return [
+        Route(every, create_organization, methods=["POST"]),
+        Route(every, list_organizations, methods=["GET"]),
+        Route(one, retrieve_organization, methods=["GET"]),
+        Route(one, update_organization, methods=["POST"]),
+        Route(f"{one}/archive", archive_organization, methods=["POST"]),
+        Route(f"{one}/admin_api_keys", create_admin_key, methods=["POST"]),
+    ]

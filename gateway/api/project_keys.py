@@ -1,0 +1,218 @@
+"""``.../service_accounts`` and ``.../api_keys`` of a project: its programs and their keys."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.api.requests import (
+    admin_of,
+    choice,
+    expiry,
+    fields_of,
+    optional_bool,
+    optional_text,
+    page,
+    paging,
+    path_id,
+    scopes,
+    secret,
+    text,
+)
+from gateway.http.errors import invalid_request
+from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Project, ServiceAccount
+
+_KEY_FIELDS = ("expires_in_seconds", "expires_at", "scopes")
+
+
+def account_object(account: ServiceAccount) -> dict[str, Any]:
+    """OpenAI's ``organization.project.service_account`` object."""
+    return {
+        "id": account.id,
+        "object": "organization.project.service_account",
+        "name": account.name,
+        "role": account.role,
+        "created_at": account.created_at,
+    }
+
+
+def key_object(key: ApiKey, project: Project) -> dict[str, Any]:
+    """OpenAI's ``organization.project.api_key`` object, and its ``scopes``; the key itself is not in it."""
+    owner: dict[str, Any] = {"type": "service_account"}
+    if key.service_account is not None:
+        owner["service_account"] = account_object(key.service_account)
+    return {
+        "id": key.id,
+        "object": "organization.project.api_key",
+        "name": key.name,
+        "redacted_value": key.prefix,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "last_used_at": key.last_used_at,
+        "owner": owner,
+        "owner_project_access": _access(project),
+        "scopes": sorted(key.scopes),
+    }
+
+
+def _access(project: Project) -> str:
+    return "active" if project.status == "active" else "inactive"
+
+
+def _new_key_object(key: ApiKey, value: str) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "object": "organization.project.service_account.api_key",
+        "name": key.name,
+        "value": value,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "scopes": sorted(key.scopes),
+    }
+
+
+async def create_account(request: Request) -> Response:
+    """``POST``: with a key, which is seen in this answer only, or with ``create_service_account_only`` none.
+
+    ``scopes`` and ``expires_at`` are Torpor's own: what the key opens, and when it ends in unix seconds.
+    """
+    services, organization_id = await admin_of(request)
+    project_id = path_id(request, "project")
+    body = await fields_of(request, ("name", "create_service_account_only", *_KEY_FIELDS))
+    name, expires_at, opens = text(body, "name"), expiry(body), scopes(body)
+    accounts = services.tenants.service_accounts
+    if optional_bool(body, "create_service_account_only"):
+        for field in _KEY_FIELDS:
+            if body.get(field) is not None:
+                message = f"'{field}' is of a key, and 'create_service_account_only' asks for none."
+                raise invalid_request(message, field, "invalid_value")
+        account = await accounts.create(organization_id, project_id, name)
+        return JSONResponse({**account_object(account), "api_key": None})
+    account, (key, value) = await accounts.create_with_key(
+        organization_id, project_id, name, expires_at=expires_at, scopes=opens or ALL_SCOPES
+    )
+    return secret({**account_object(account), "api_key": _new_key_object(key, value)})
+
+
+async def list_accounts(request: Request) -> Response:
+    """``GET``."""
+    services, organization_id = await admin_of(request)
+    after, limit = paging(request)
+    found = await services.tenants.service_accounts.listed(
+        organization_id, path_id(request, "project"), after=after, limit=limit
+    )
+    return page([account_object(item) for item in found.items], found.has_more)
+
+
+async def retrieve_account(request: Request) -> Response:
+    """``GET .../{service_account}``."""
+    services, organization_id = await admin_of(request)
+    account = await services.tenants.service_accounts.get(
+        organization_id, path_id(request, "project"), path_id(request, "service_account")
+    )
+    return JSONResponse(account_object(account))
+
+
+async def update_account(request: Request) -> Response:
+    """``POST .../{service_account}`` with another ``name`` or ``role``."""
+    services, organization_id = await admin_of(request)
+    body = await fields_of(request, ("name", "role"))
+    account = await services.tenants.service_accounts.update(
+        organization_id,
+        path_id(request, "project"),
+        path_id(request, "service_account"),
+        name=optional_text(body, "name"),
+        role=optional_text(body, "role"),
+    )
+    return JSONResponse(account_object(account))
+
+
+async def delete_account(request: Request) -> Response:
+    """``DELETE .../{service_account}``: its keys stop working at once."""
+    services, organization_id = await admin_of(request)
+    account_id = path_id(request, "service_account")
+    await services.tenants.service_accounts.delete(organization_id, path_id(request, "project"), account_id)
+    kind = "organization.project.service_account.deleted"
+    return JSONResponse({"id": account_id, "object": kind, "deleted": True})
+
+
+async def create_account_key(request: Request) -> Response:
+    """``POST .../{service_account}/api_keys``: a further key, which is seen in this answer only."""
+    services, organization_id = await admin_of(request)
+    body = await fields_of(request, ("name", *_KEY_FIELDS))
+    key, value = await services.tenants.service_accounts.create_key(
+        organization_id,
+        path_id(request, "project"),
+        path_id(request, "service_account"),
+        optional_text(body, "name"),
+        expires_at=expiry(body),
+        scopes=scopes(body) or ALL_SCOPES,
+    )
+    return secret(_new_key_object(key, value))
+
+
+async def list_keys(request: Request) -> Response:
+    """``GET .../api_keys``; owners lose their access with the whole project only."""
+    services, organization_id = await admin_of(request)
+    after, limit = paging(request)
+    project = await services.tenants.get_project(organization_id, path_id(request, "project"))
+    wanted = choice(request, "owner_project_access", ("any", "active", "inactive"))
+    found = await services.tenants.list_keys(organization_id, project_id=project.id, after=after, limit=limit)
+    if wanted not in ("any", _access(project)):
+        return page([], has_more=False)
+    return page([key_object(item, project) for item in found.items], found.has_more)
+
+
+async def retrieve_key(request: Request) -> Response:
+    """``GET .../api_keys/{key}``."""
+    services, organization_id = await admin_of(request)
+    project = await services.tenants.get_project(organization_id, path_id(request, "project"))
+    key = await services.tenants.get_key(
+        organization_id, path_id(request, "key"), project_id=project.id, kind=KeyKind.PROJECT
+    )
+    return JSONResponse(key_object(key, project))
+
+
+async def update_key(request: Request) -> Response:
+    """``POST .../api_keys/{key}`` with other ``scopes`` (none is all) or another expiry, from now on."""
+    services, organization_id = await admin_of(request)
+    body = await fields_of(request, _KEY_FIELDS)
+    project = await services.tenants.get_project(organization_id, path_id(request, "project"))
+    key = await services.tenants.change_key(
+        organization_id,
+        project.id,
+        path_id(request, "key"),
+        scopes=scopes(body, empty_is_all=True),
+        expires_at=expiry(body),
+    )
+    return JSONResponse(key_object(key, project))
+
+
+async def delete_key(request: Request) -> Response:
+    """``DELETE .../api_keys/{key}``: seen by the very next request."""
+    services, organization_id = await admin_of(request)
+    key_id = path_id(request, "key")
+    await services.tenants.revoke_key(
+        organization_id, key_id, project_id=path_id(request, "project"), kind=KeyKind.PROJECT
+    )
+    return JSONResponse({"id": key_id, "object": "organization.project.api_key.deleted", "deleted": True})
+
+
+def project_key_routes() -> list[Route]:
+    """The routes of this module."""
+    project = "/v1/organization/projects/{project}"
+    accounts, keys = f"{project}/service_accounts", f"{project}/api_keys"
+    one_account, one_key = f"{accounts}/{{service_account}}", f"{keys}/{{key}}"
+    return [
+        Route(accounts, create_account, methods=["POST"]),
+        Route(accounts, list_accounts, methods=["GET"]),
+        Route(one_account, retrieve_account, methods=["GET"]),
+        Route(one_account, update_account, methods=["POST"]),
+        Route(one_account, delete_account, methods=["DELETE"]),
+        Route(f"{one_account}/api_keys", create_account_key, methods=["POST"]),
+        Route(keys, list_keys, methods=["GET"]),
+        Route(one_key, retrieve_key, methods=["GET"]),
+        Route(one_key, update_key, methods=["POST"]),
+        Route(one_key, delete_key, methods=["DELETE"]),
+    ]

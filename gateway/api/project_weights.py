@@ -1,0 +1,51 @@
+"""``/v1/torpor/projects/{id}/weight``: a project's share in the models' queues."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from gateway.api.authentication import authenticate
+from gateway.api.requests import path_id
+from gateway.http.errors import invalid_request
+from gateway.http.json_body import read_json
+from gateway.services import services_of
+from tenants.queueing.project_weights import MOST_WEIGHT, STANDARD_WEIGHT
+from tenants.types import KeyKind
+
+_KINDS = (KeyKind.ADMIN, KeyKind.ROOT)
+
+
+def weight_object(project_id: str, weight: float) -> dict[str, Any]:
+    """Torpor's ``project.weight`` object."""
+    return {"object": "torpor.project.weight", "project_id": project_id, "weight": weight}
+
+
+async def retrieve_weight(request: Request) -> Response:
+    """``GET``: with an admin key for the organization's own projects, with the root key for all."""
+    principal = await authenticate(request, *_KINDS)
+    project_id = path_id(request, "project")
+    weight = await services_of(request).weights.get(project_id, principal.organization_id)
+    return JSONResponse(weight_object(project_id, weight))
+
+
+async def update_weight(request: Request) -> Response:
+    """``POST`` with ``{"weight": 0.5}``: holds for the project's next request.
+
+    An admin key may set up to 1, what every project has at first: shares are of one cake, and an organization
+    must not cut itself a larger piece of it than its neighbours have. The root key may.
+    """
+    principal = await authenticate(request, *_KINDS)
+    services = services_of(request)
+    body = await read_json(request, services.config.limits, services.config.server.body_timeout_s)
+    weight = body.get("weight")
+    if not isinstance(weight, int | float) or isinstance(weight, bool):
+        raise invalid_request("'weight' must be a number.", "weight", "invalid_type")
+    most = MOST_WEIGHT if principal.kind is KeyKind.ROOT else STANDARD_WEIGHT
+    project_id = path_id(request, "project")
+    try:
+        asked = float(weight)
+    except OverflowError:
+        asked = float("inf")
+    held = await services.weights.set(project_id, asked, principal.organization_id, most=most)
+    return JSONResponse(weight_object(project_id, held))

@@ -1,0 +1,146 @@
+"""``/v1/organization/projects``: OpenAI's projects, and which models each may use."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.api.requests import (
+    admin_of,
+    fields_of,
+    flag,
+    optional_text,
+    page,
+    paging,
+    path_id,
+    text,
+    texts,
+)
+from gateway.http.errors import invalid_request
+from tenants.errors import NotFound
+from tenants.types import ModelPermissions, PermissionMode, Project
+
+_NOT_HERE = ("external_key_id", "geography", "residency")
+_MAX_MODELS = 1000
+
+
+def project_object(project: Project) -> dict[str, Any]:
+    """OpenAI's ``organization.project`` object."""
+    return {
+        "id": project.id,
+        "object": "organization.project",
+        "name": project.name,
+        "created_at": project.created_at,
+        "archived_at": project.archived_at,
+        "status": project.status,
+    }
+
+
+async def create_project(request: Request) -> Response:
+    """``POST``. Names need not be unique."""
+    services, organization_id = await admin_of(request)
+    name = text(await fields_of(request, ("name",), _NOT_HERE), "name")
+    return JSONResponse(project_object(await services.tenants.create_project(organization_id, name)))
+
+
+async def list_projects(request: Request) -> Response:
+    """``GET``; archived ones with ``include_archived=true``."""
+    services, organization_id = await admin_of(request)
+    after, limit = paging(request)
+    found = await services.tenants.list_projects(
+        organization_id, after=after, limit=limit, include_archived=flag(request, "include_archived")
+    )
+    return page([project_object(item) for item in found.items], found.has_more)
+
+
+async def retrieve_project(request: Request) -> Response:
+    """``GET .../{project}``."""
+    services, organization_id = await admin_of(request)
+    project = await services.tenants.get_project(organization_id, path_id(request, "project"))
+    return JSONResponse(project_object(project))
+
+
+async def update_project(request: Request) -> Response:
+    """``POST .../{project}`` with another ``name``."""
+    services, organization_id = await admin_of(request)
+    name = optional_text(await fields_of(request, ("name",), _NOT_HERE), "name")
+    project_id = path_id(request, "project")
+    if name is None:
+        project = await services.tenants.get_project(organization_id, project_id)
+    else:
+        project = await services.tenants.rename_project(organization_id, project_id, name)
+    return JSONResponse(project_object(project))
+
+
+async def archive_project(request: Request) -> Response:
+    """``POST .../{project}/archive``: its keys stop working at once."""
+    services, organization_id = await admin_of(request)
+    project = await services.tenants.archive_project(organization_id, path_id(request, "project"))
+    return JSONResponse(project_object(project))
+
+
+def permissions_object(permissions: ModelPermissions) -> dict[str, Any]:
+    """OpenAI's ``project.model_permissions`` object."""
+    return {
+        "object": "project.model_permissions",
+        "mode": permissions.mode.value,
+        "model_ids": sorted(permissions.models),
+    }
+
+
+async def retrieve_permissions(request: Request) -> Response:
+    """``GET .../model_permissions``; 404 where the project may use every model."""
+    services, organization_id = await admin_of(request)
+    found = await services.tenants.model_permissions.get(organization_id, path_id(request, "project"))
+    if found is None:
+        raise NotFound("The project has no model permissions: it may use every model.")
+    return JSONResponse(permissions_object(found))
+
+
+async def update_permissions(request: Request) -> Response:
+    """``POST .../model_permissions``: a model that is not permitted is, from now on, one that is not there.
+
+    Models need not be there yet.
+    """
+    services, organization_id = await admin_of(request)
+    body = await fields_of(request, ("mode", "model_ids"))
+    mode, models = body.get("mode"), texts(body, "model_ids", _MAX_MODELS)
+    if mode not in tuple(PermissionMode):
+        known = ", ".join(PermissionMode)
+        raise invalid_request(f"'mode' must be one of {known}.", "mode", "invalid_value")
+    if models is None:
+        raise invalid_request(
+            "Missing required parameter: 'model_ids'.", "model_ids", "missing_required_parameter"
+        )
+    if not all(0 < len(model) <= 256 and model.isprintable() for model in models):
+        message = "'model_ids' must be names of models."
+        raise invalid_request(message, "model_ids", "invalid_value")
+    permissions = ModelPermissions(PermissionMode(mode), frozenset(models))
+    await services.tenants.model_permissions.set(organization_id, path_id(request, "project"), permissions)
+    return JSONResponse(permissions_object(permissions))
+
+
+async def delete_permissions(request: Request) -> Response:
+    """``DELETE .../model_permissions``: the project may use every model again."""
+    services, organization_id = await admin_of(request)
+    if not await services.tenants.model_permissions.delete(organization_id, path_id(request, "project")):
+        raise NotFound("The project has no model permissions: it may use every model.")
+    return JSONResponse({"object": "project.model_permissions.deleted", "deleted": True})
+
+
+def project_routes() -> list[Route]:
+    """The routes of this module."""
+    every = "/v1/organization/projects"
+    one = f"{every}/{{project}}"
+    permissions = f"{one}/model_permissions"
+    return [
+        Route(every, create_project, methods=["POST"]),
+        Route(every, list_projects, methods=["GET"]),
+        Route(one, retrieve_project, methods=["GET"]),
+        Route(one, update_project, methods=["POST"]),
+        Route(f"{one}/archive", archive_project, methods=["POST"]),
+        Route(permissions, retrieve_permissions, methods=["GET"]),
+        Route(permissions, update_permissions, methods=["POST"]),
+        Route(permissions, delete_permissions, methods=["DELETE"]),
+    ]

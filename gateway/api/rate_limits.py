@@ -1,0 +1,196 @@
+"""Limits over HTTP: OpenAI's rate limits of a project, and Torpor's own of projects, keys and users."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.api.requests import admin_of, cursor_of, page, path_id
+from gateway.http.errors import invalid_request
+from gateway.http.json_body import read_json
+from gateway.services import services_of
+from tenants.adapters.registry import PREFIX
+from tenants.errors import NotFound
+from tenants.limits.rate_limits import MOST, RateLimit, SubjectLimit, SubjectType
+
+_SHARED_SIZES = {
+    "max_requests_per_1_minute": "requests_per_minute",
+    "max_tokens_per_1_minute": "tokens_per_minute",
+    "max_requests_per_1_day": "requests_per_day",
+}
+MODEL_SIZES = {**_SHARED_SIZES, "batch_1_day_max_input_tokens": "batch_input_tokens_per_day"}
+SUBJECT_SIZES = {
+    **_SHARED_SIZES,
+    "max_tokens_per_1_day": "tokens_per_day",
+    "max_concurrent_requests": "concurrent_requests",
+}
+_NOT_HERE = ("max_images_per_1_minute", "max_audio_megabytes_per_1_minute")
+_ALWAYS_SHOWN = ("max_requests_per_1_minute", "max_tokens_per_1_minute")
+"""OpenAI's type has these as integers: without a limit they are `MOST`."""
+_ID_PREFIX = "rl-"
+_MAX_SUBJECT = 256
+
+
+async def body_of(request: Request) -> dict[str, Any]:
+    """The body, read within the configured limits."""
+    config = services_of(request).config
+    return await read_json(request, config.limits, config.server.body_timeout_s)
+
+
+def _sizes(body: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int | None]:
+    """The sizes in a body by the names of `RateLimit`; null takes one away."""
+    for name in _NOT_HERE:
+        if body.get(name) is not None:
+            message = f"'{name}' is not supported: the models of this gateway take text only."
+            raise invalid_request(message, name, "unsupported_parameter")
+    sizes: dict[str, int | None] = {}
+    for name, value in body.items():
+        if name in _NOT_HERE:
+            continue
+        if name not in names:
+            shown = name[:64]
+            known = ", ".join(names)
+            message = f"Unknown parameter: '{shown}'. The limits are {known}."
+            raise invalid_request(message, shown, "unknown_parameter")
+        if value is not None and (type(value) is not int or not 1 <= value <= MOST):
+            message = f"'{name}' must be a whole number from 1 to {MOST}, or null."
+            raise invalid_request(message, name, "invalid_value")
+        sizes[names[name]] = value
+    return sizes
+
+
+def _limit_parameter(request: Request, default: int) -> int:
+    raw = request.query_params.get("limit", str(default))
+    if not (raw.isascii() and raw.isdecimal() and len(raw) < 4) or not 1 <= int(raw) <= 100:
+        raise invalid_request("'limit' must be between 1 and 100.", "limit", "invalid_value")
+    return int(raw)
+
+
+def rate_limit_object(model: str, limit: RateLimit) -> dict[str, Any]:
+    """OpenAI's ``project.rate_limit`` object."""
+    shown: dict[str, Any] = {"id": _ID_PREFIX + model, "object": "project.rate_limit", "model": model}
+    for wire, name in MODEL_SIZES.items():
+        size = getattr(limit, name)
+        if size is not None or wire in _ALWAYS_SHOWN:
+            shown[wire] = MOST if size is None else size
+    return shown
+
+
+async def list_rate_limits(request: Request) -> Response:
+    """``GET /v1/organization/projects/{project}/rate_limits``: one for each model of the catalog.
+
+    After those come the adapters for which the project has limits of their own.
+    """
+    services, organization_id = await admin_of(request)
+    project_id = path_id(request, "project")
+    await services.tenants.get_project(organization_id, project_id)
+    named = services.control.limits.adapters(project_id, PREFIX)
+    adapters = [name for name in named if services.adapters.usable(project_id, name)]
+    shown, has_more = _window([*services.catalog.ids(), *adapters], request)
+    limits = [await services.control.limits.of_model(organization_id, project_id, model) for model in shown]
+    return page([rate_limit_object(*pair) for pair in zip(shown, limits, strict=True)], has_more)
+
+
+def _window(models: list[str], request: Request) -> tuple[list[str], bool]:
+    """The models after or before the one of the cursor, and whether there are more in that direction."""
+    most = _limit_parameter(request, 100)
+    cursors = {name: request.query_params.get(name) for name in ("after", "before")}
+    given = [name for name, cursor in cursors.items() if cursor is not None]
+    if not given:
+        return models[:most], len(models) > most
+    name, cursor = given[0], cursors[given[0]] or ""
+    model = cursor.removeprefix(_ID_PREFIX)
+    if len(given) > 1 or model == cursor or model not in models:
+        raise invalid_request(f"'{name}' is not the id of an item of this list.", name, "invalid_value")
+    at = models.index(model)
+    if name == "after":
+        return models[at + 1 :][:most], at + 1 + most < len(models)
+    return models[max(0, at - most) : at], at > most
+
+
+async def update_rate_limit(request: Request) -> Response:
+    """``POST /v1/organization/projects/{project}/rate_limits/{id}``: holds from the next request on."""
+    services, organization_id = await admin_of(request)
+    project_id, limit_id = path_id(request, "project"), path_id(request, "limit")
+    sizes = _sizes(await body_of(request), MODEL_SIZES)
+    model = limit_id.removeprefix(_ID_PREFIX)
+    await services.tenants.get_project(organization_id, project_id)
+    known = model in services.catalog.ids() or services.adapters.usable(project_id, model)
+    if not limit_id.startswith(_ID_PREFIX) or not known:
+        raise NotFound("No such rate limit.")
+    limit = await services.control.limits.update_model(organization_id, project_id, model, sizes)
+    return JSONResponse(rate_limit_object(model, limit))
+
+
+def subject_limit_object(one: SubjectLimit) -> dict[str, Any]:
+    """Torpor's ``torpor.limit`` object; what is null is not limited."""
+    return {
+        "id": one.id,
+        "object": "torpor.limit",
+        "subject_type": one.subject_type.value,
+        "subject_id": one.subject_id,
+        **{wire: getattr(one.limit, name) for wire, name in SUBJECT_SIZES.items()},
+        "created_at": one.created_at,
+    }
+
+
+async def list_limits(request: Request) -> Response:
+    """``GET /v1/torpor/limits``."""
+    services, organization_id = await admin_of(request)
+    found = await services.control.limits.list_subjects(
+        organization_id, after=cursor_of(request), limit=_limit_parameter(request, 20)
+    )
+    return page([subject_limit_object(one) for one in found.items], found.has_more)
+
+
+async def set_limit(request: Request) -> Response:
+    """``POST /v1/torpor/limits``: makes the subject's limits, or changes those that are named."""
+    services, organization_id = await admin_of(request)
+    body = await body_of(request)
+    kind, subject_id = body.pop("subject_type", None), body.pop("subject_id", None)
+    if kind not in tuple(SubjectType):
+        known = ", ".join(SubjectType)
+        raise invalid_request(f"'subject_type' must be one of {known}.", "subject_type", "invalid_value")
+    if not _is_subject(subject_id):
+        message = f"'subject_id' must be a string of 1 to {_MAX_SUBJECT} printable characters."
+        raise invalid_request(message, "subject_id", "invalid_value")
+    sizes = _sizes(body, SUBJECT_SIZES)
+    if not sizes:
+        message = f"Name at least one limit: {', '.join(SUBJECT_SIZES)}."
+        raise invalid_request(message, code="missing_required_parameter")
+    made = await services.control.limits.set_subject(organization_id, SubjectType(kind), subject_id, sizes)
+    return JSONResponse(subject_limit_object(made))
+
+
+def _is_subject(value: Any) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= _MAX_SUBJECT and value.isprintable()
+
+
+async def retrieve_limit(request: Request) -> Response:
+    """``GET /v1/torpor/limits/{id}``."""
+    services, organization_id = await admin_of(request)
+    found = await services.control.limits.get_subject(organization_id, path_id(request, "limit"))
+    return JSONResponse(subject_limit_object(found))
+
+
+async def delete_limit(request: Request) -> Response:
+    """``DELETE /v1/torpor/limits/{id}``."""
+    services, organization_id = await admin_of(request)
+    limit_id = path_id(request, "limit")
+    await services.control.limits.delete_subject(organization_id, limit_id)
+    return JSONResponse({"id": limit_id, "object": "torpor.limit.deleted", "deleted": True})
+
+
+def limit_routes() -> list[Route]:
+    """The routes of this module."""
+    rate_limits, limits = "/v1/organization/projects/{project}/rate_limits", "/v1/torpor/limits"
+    return [
+        Route(rate_limits, list_rate_limits, methods=["GET"]),
+        Route(f"{rate_limits}/{{limit}}", update_rate_limit, methods=["POST"]),
+        Route(limits, list_limits, methods=["GET"]),
+        Route(limits, set_limit, methods=["POST"]),
+        Route(f"{limits}/{{limit}}", retrieve_limit, methods=["GET"]),
+        Route(f"{limits}/{{limit}}", delete_limit, methods=["DELETE"]),
+    ]

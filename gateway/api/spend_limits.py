@@ -1,0 +1,88 @@
+"""Monthly spend limits over HTTP, in OpenAI's shape."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.api.rate_limits import body_of
+from gateway.api.requests import admin_of, project_of
+from gateway.http.errors import ApiError, invalid_request
+from gateway.services import Services
+from tenants.errors import NotFound
+from tenants.limits.budgets import Budgets
+from tenants.limits.spend_limits import MAX_CENTS
+
+
+def spend_limit_object(kind: str, subject_id: str, cents: int, budgets: Budgets) -> dict[str, Any]:
+    """OpenAI's ``project.spend_limit`` or ``organization.spend_limit`` object."""
+    return {
+        "object": f"{kind}.spend_limit",
+        "threshold_amount": cents,
+        "currency": "USD",
+        "interval": "month",
+        "enforcement": {"status": "enforcing" if budgets.exhausted(subject_id) else "inactive"},
+    }
+
+
+class SpendLimit:
+    """``.../spend_limit`` of the organization, or of a project where the path names one."""
+
+    async def retrieve(self, request: Request) -> Response:
+        """``GET``; 404 where there is none."""
+        services, organization_id = await admin_of(request)
+        project_id = project_of(request)
+        cents = await services.control.spend_limits.get(organization_id, project_id)
+        return await self._shown(services, organization_id, project_id, cents)
+
+    async def update(self, request: Request) -> Response:
+        """``POST``: made where there is none; holds from the next request on."""
+        services, organization_id = await admin_of(request)
+        project_id = project_of(request)
+        body = await body_of(request)
+        cents = body.get("threshold_amount")
+        if type(cents) is not int or not 0 <= cents <= MAX_CENTS:
+            raise _bad_spend_limit("threshold_amount", f"a whole number of cents from 0 to {MAX_CENTS}")
+        for name, only in (("currency", "USD"), ("interval", "month")):
+            if body.get(name) != only:
+                raise _bad_spend_limit(name, f"'{only}'")
+        await services.control.spend_limits.set(organization_id, project_id, cents)
+        return await self._shown(services, organization_id, project_id, cents)
+
+    async def delete(self, request: Request) -> Response:
+        """``DELETE``; 404 where there is none."""
+        services, organization_id = await admin_of(request)
+        project_id = project_of(request)
+        if not await services.control.spend_limits.delete(organization_id, project_id):
+            raise NotFound("There is no spend limit.")
+        return JSONResponse({"object": f"{_kind(project_id)}.spend_limit.deleted", "deleted": True})
+
+    async def _shown(
+        self, services: Services, organization_id: str, project_id: str | None, cents: int | None
+    ) -> Response:
+        if cents is None:
+            raise NotFound("There is no spend limit.")
+        subject_id, budgets = project_id or organization_id, services.control.budgets
+        if services.config.prices:
+            await services.control.spend.ready(budgets.clock())
+        return JSONResponse(spend_limit_object(_kind(project_id), subject_id, cents, budgets))
+
+
+def _kind(project_id: str | None) -> str:
+    return "organization" if project_id is None else "project"
+
+
+def _bad_spend_limit(name: str, wanted: str) -> ApiError:
+    return invalid_request(f"'{name}' must be {wanted}.", name, "invalid_value")
+
+
+def spend_limit_routes() -> list[Route]:
+    """The routes of this module."""
+    organization, spend_limit = "/v1/organization", SpendLimit()
+    of_both = (f"{organization}/spend_limit", f"{organization}/projects/{{project}}/spend_limit")
+    return [
+        *[Route(path, spend_limit.retrieve, methods=["GET"]) for path in of_both],
+        *[Route(path, spend_limit.update, methods=["POST"]) for path in of_both],
+        *[Route(path, spend_limit.delete, methods=["DELETE"]) for path in of_both],
+    ]

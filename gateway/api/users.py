@@ -1,0 +1,153 @@
+"""``/v1/organization/users`` and ``.../projects/{id}/users``: OpenAI's users."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.api.requests import (
+    admin_of,
+    fields_of,
+    optional_text,
+    page,
+    paging,
+    path_id,
+    text,
+    values_of,
+)
+from gateway.http.errors import invalid_request
+from tenants.accounts.users import User
+
+_MAX_ID = 256
+_NOT_HERE = ("role_id", "developer_persona", "technical_level")
+
+
+def user_object(user: User) -> dict[str, Any]:
+    """OpenAI's ``organization.user`` object."""
+    return {
+        "id": user.id,
+        "object": "organization.user",
+        "email": user.email,
+        "name": user.name,
+        "role": user.role,
+        "added_at": user.added_at,
+        "is_service_account": False,
+    }
+
+
+def project_user_object(user: User) -> dict[str, Any]:
+    """OpenAI's ``organization.project.user`` object."""
+    return {
+        "id": user.id,
+        "object": "organization.project.user",
+        "email": user.email,
+        "name": user.name,
+        "role": user.role,
+        "added_at": user.added_at,
+    }
+
+
+async def list_users(request: Request) -> Response:
+    """``GET``, or those with one of ``emails``."""
+    services, organization_id = await admin_of(request)
+    after, limit = paging(request)
+    found = await services.tenants.users.listed(
+        organization_id, emails=values_of(request, "emails"), after=after, limit=limit
+    )
+    return page([user_object(item) for item in found.items], found.has_more)
+
+
+async def retrieve_user(request: Request) -> Response:
+    """``GET .../{user}``."""
+    services, organization_id = await admin_of(request)
+    return JSONResponse(
+        user_object(await services.tenants.users.get(organization_id, path_id(request, "user")))
+    )
+
+
+async def update_user(request: Request) -> Response:
+    """``POST .../{user}`` with another ``role``."""
+    services, organization_id = await admin_of(request)
+    role = optional_text(await fields_of(request, ("role",), _NOT_HERE), "role")
+    user_id, users = path_id(request, "user"), services.tenants.users
+    if role is None:
+        return JSONResponse(user_object(await users.get(organization_id, user_id)))
+    return JSONResponse(user_object(await users.update(organization_id, user_id, role)))
+
+
+async def delete_user(request: Request) -> Response:
+    """``DELETE .../{user}``: also out of all projects, and the user's tokens are refused from now on."""
+    services, organization_id = await admin_of(request)
+    user_id = path_id(request, "user")
+    await services.tenants.users.remove(organization_id, user_id)
+    return JSONResponse({"id": user_id, "object": "organization.user.deleted", "deleted": True})
+
+
+async def create_project_user(request: Request) -> Response:
+    """``POST``: by ``user_id`` (the ``sub`` of the user's tokens) or ``email``; made where it is new."""
+    services, organization_id = await admin_of(request)
+    body = await fields_of(request, ("role", "email", "user_id"))
+    user_id, email = optional_text(body, "user_id", _MAX_ID), optional_text(body, "email", _MAX_ID)
+    if user_id is not None and "/" in user_id:
+        raise invalid_request("'user_id' must not hold a '/'.", "user_id", "invalid_value")
+    if email is not None and "@" not in email.strip("@"):
+        raise invalid_request("'email' must be an address of mail.", "email", "invalid_value")
+    added = await services.tenants.users.add_to_project(
+        organization_id, path_id(request, "project"), user_id=user_id, email=email, role=text(body, "role")
+    )
+    return JSONResponse(project_user_object(added))
+
+
+async def list_project_users(request: Request) -> Response:
+    """``GET``."""
+    services, organization_id = await admin_of(request)
+    after, limit = paging(request)
+    found = await services.tenants.users.listed_of_project(
+        organization_id, path_id(request, "project"), after=after, limit=limit
+    )
+    return page([project_user_object(item) for item in found.items], found.has_more)
+
+
+async def retrieve_project_user(request: Request) -> Response:
+    """``GET .../{user}``."""
+    services, organization_id = await admin_of(request)
+    found = await services.tenants.users.get_of_project(
+        organization_id, path_id(request, "project"), path_id(request, "user")
+    )
+    return JSONResponse(project_user_object(found))
+
+
+async def update_project_user(request: Request) -> Response:
+    """``POST .../{user}`` with another ``role``."""
+    services, organization_id = await admin_of(request)
+    role = optional_text(await fields_of(request, ("role",)), "role")
+    place = (organization_id, path_id(request, "project"), path_id(request, "user"))
+    users = services.tenants.users
+    if role is None:
+        return JSONResponse(project_user_object(await users.get_of_project(*place)))
+    return JSONResponse(project_user_object(await users.update_of_project(*place, role)))
+
+
+async def delete_project_user(request: Request) -> Response:
+    """``DELETE .../{user}``: the organization keeps the user."""
+    services, organization_id = await admin_of(request)
+    user_id = path_id(request, "user")
+    await services.tenants.users.remove_from_project(organization_id, path_id(request, "project"), user_id)
+    return JSONResponse({"id": user_id, "object": "organization.project.user.deleted", "deleted": True})
+
+
+def user_routes() -> list[Route]:
+    """The routes of this module."""
+    every, of_project = "/v1/organization/users", "/v1/organization/projects/{project}/users"
+    return [
+        Route(every, list_users, methods=["GET"]),
+        Route(f"{every}/{{user}}", retrieve_user, methods=["GET"]),
+        Route(f"{every}/{{user}}", update_user, methods=["POST"]),
+        Route(f"{every}/{{user}}", delete_user, methods=["DELETE"]),
+        Route(of_project, create_project_user, methods=["POST"]),
+        Route(of_project, list_project_users, methods=["GET"]),
+        Route(f"{of_project}/{{user}}", retrieve_project_user, methods=["GET"]),
+        Route(f"{of_project}/{{user}}", update_project_user, methods=["POST"]),
+        Route(f"{of_project}/{{user}}", delete_project_user, methods=["DELETE"]),
+    ]

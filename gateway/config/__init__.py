@@ -1,0 +1,1 @@
+"""The configuration: TOML and environment into frozen dataclasses, and the faults of each section."""

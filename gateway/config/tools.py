@@ -1,0 +1,53 @@
+"""What the configuration says of a model's tool calls: its parsers and its chat template."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from engines.parsers import REASONING_PARSERS, TOOL_PARSERS
+from engines.spec import Task
+
+if TYPE_CHECKING:
+    from gateway.config.sections import ModelConfig
+
+
+def tool_fault(model: "ModelConfig") -> tuple[str, str] | None:
+    """The key that is wrong, and why."""
+    for key in ("tool_parser", "reasoning_parser", "chat_template"):
+        if getattr(model, key) is not None and (model.url is not None or model.task is Task.EMBED):
+            return key, "is for models that Torpor runs and that generate"
+    names = (
+        ("tool_parser", model.tool_parser, TOOL_PARSERS),
+        ("reasoning_parser", model.reasoning_parser, REASONING_PARSERS),
+    )
+    for key, name, known in names:
+        if name is not None and name not in known and not _has_plugin(model, key):
+            return key, f"vLLM has no {key.replace('_', ' ')} {name!r}; {_hint(name, known)}"
+    return None if model.chat_template is None else _template_fault(model)
+
+
+def _has_plugin(model: "ModelConfig", key: str) -> bool:
+    """Plugins of vLLM bring parsers with names of their own."""
+    option = f"--{key.replace('_', '-')}-plugin"
+    return any(word.partition("=")[0] == option for word in model.engine_args)
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    close = get_close_matches(name, sorted(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(known))}"
+
+
+def _template_fault(model: "ModelConfig") -> tuple[str, str] | None:
+    from metering.errors import TemplateError
+    from metering.tokenizers.chat_template import ChatTemplate
+
+    path = model.chat_template
+    if path is None or model.source is None:
+        return None
+    if not path.is_file():
+        return "chat_template", f"no such file: {path}"
+    try:
+        ChatTemplate.load(model.source, path)
+    except TemplateError as error:
+        return "chat_template", str(error)
+    return None

@@ -1,0 +1,344 @@
+"""The error envelope, and the one table that turns what the other folders raise into HTTP.
+
+The envelope is OpenAI's: ``{"error": {"message", "type", "param", "code"}}``.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engines.errors import (
+    AdapterGone,
+    AdapterRejected,
+    EngineBroken,
+    EngineUnavailable,
+    HostClosing,
+    SnapshotFailed,
+    UnknownModel,
+    UnsupportedTier,
+)
+from gateway.http.context import record_of
+from metering.errors import InvalidQuery
+from metering.errors import StorageUnavailable as LedgerUnavailable
+from metering.prices import DOLLAR
+from tenants.errors import (
+    BudgetExceeded,
+    Conflict,
+    InvalidCredential,
+    InvalidValue,
+    IssuerUnavailable,
+    NotFound,
+    QueueFull,
+    QueueTimeout,
+    QuotaExceeded,
+    RateLimitExceeded,
+    RequestTooLarge,
+)
+from tenants.errors import StorageUnavailable as TenantStorageUnavailable
+from tenants.limits.budgets import CENT
+
+JSON = "application/json"
+
+
+@dataclass
+class ApiError(Exception):
+    """An error as a client sees it.
+
+    ``message`` never carries a path, a stack or another tenant's name. ``headers`` are added to the answer.
+    """
+
+    status: int
+    type: str
+    code: str | None
+    message: str
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def envelope(self) -> dict[str, Any]:
+        """The wire form."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def body(self) -> bytes:
+        """The wire form as JSON."""
+        return msgspec.json.encode(self.envelope())
+
+    def response(self) -> Response:
+        """The answer to a request that has not been answered yet."""
+        return Response(self.body(), self.status, self.headers, JSON)
+
+    def event(self) -> bytes:
+        """The form that it has in a stream that has begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+def invalid_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request cannot be served as it is."""
+    return ApiError(400, "invalid_request_error", code, message, param)
+
+
+def model_not_found(name: str) -> ApiError:
+    """404: the same answer for a model that does not exist and for one that the caller may not use."""
+    shown = name if len(name) <= 128 else name[:128] + "..."
+    return ApiError(
+        404,
+        "invalid_request_error",
+        "model_not_found",
+        f"The model `{shown}` does not exist or you do not have access to it.",
+        "model",
+    )
+
+
+NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
+"""Tells OpenAI's clients, which repeat a 429 and every 5xx, that the same request would fail again."""
+
+
+def unsupported(message: str) -> ApiError:
+    """501: what this gateway does not have."""
+    return ApiError(501, "server_error", "not_supported", message, headers=NO_RETRY)
+
+
+def not_supported(what: str) -> ApiError:
+    """501: part of OpenAI's API that this gateway does not have."""
+    return unsupported(f"{what} is not supported by this gateway yet.")
+
+
+def insufficient_scope(message: str) -> ApiError:
+    """403: the key is good, but not for this."""
+    return ApiError(403, "permission_error", "insufficient_scope", message)
+
+
+def too_many_failures(retry_after_s: int) -> ApiError:
+    """429: the address has sent too many keys that open nothing."""
+    return ApiError(
+        429,
+        "rate_limit_error",
+        "rate_limit_exceeded",
+        f"Too many incorrect API keys came from this address. Try again in {retry_after_s} s.",
+        headers={"retry-after": str(retry_after_s)},
+    )
+
+
+def engine_failed() -> ApiError:
+    """502: the engine died while it worked on the request."""
+    return ApiError(
+        502,
+        "server_error",
+        "engine_failed",
+        "The engine failed while it was working on this request. The request may be sent again.",
+    )
+
+
+def request_failed(constraint: str | None = None) -> ApiError:
+    """500: an engine that is well failed on this request; 400 if the request's ``constraint`` is why."""
+    if constraint is not None:
+        message = (
+            f"The engine could not generate an answer under the constraint in '{constraint}'. "
+            "Please correct or simplify it."
+        )
+        return invalid_request(message, constraint, "invalid_value")
+    return ApiError(
+        500,
+        "server_error",
+        "request_failed",
+        "The engine is well but failed on this request: sent again, it would fail again. Please change it.",
+        headers={"x-should-retry": "false"},
+    )
+
+
+def shutting_down() -> ApiError:
+    """503: the gateway is draining."""
+    return ApiError(
+        503,
+        "server_error",
+        "shutting_down",
+        "The gateway is shutting down. Send the request again in a moment.",
+        headers={"retry-after": "5"},
+    )
+
+
+def internal_error() -> ApiError:
+    """500: a fault of the gateway's own; the log has the details."""
+    return ApiError(
+        500,
+        "server_error",
+        "internal_error",
+        "The gateway failed to handle this request. Its log has the details under the request id.",
+    )
+
+
+def storage_unavailable() -> ApiError:
+    """503: the database or the disk fails."""
+    return ApiError(
+        503,
+        "server_error",
+        "storage_unavailable",
+        "The gateway cannot reach its storage, so nothing can be metered. Send the request again later.",
+        headers={"retry-after": "2"},
+    )
+
+
+def _issuer_unavailable() -> ApiError:
+    return ApiError(
+        503,
+        "server_error",
+        "issuer_unavailable",
+        "The keys of this token's issuer cannot be read now. Send the request again later.",
+        headers={"retry-after": "5"},
+    )
+
+
+_CREDENTIAL_MESSAGES = {
+    "missing": "No API key was provided. Send it as 'Authorization: Bearer YOUR_KEY'.",
+    "unknown": "Incorrect API key provided.",
+    "expired": "The API key provided has expired.",
+    "revoked": "The API key provided has been revoked.",
+    "archived": "The project or organization of the API key provided is archived.",
+}
+
+
+def _credential(error: InvalidCredential) -> ApiError:
+    """With the challenge of RFC 6750, section 3, which has no error where there was no credential."""
+    message = _CREDENTIAL_MESSAGES[error.reason] if error.told is None else f"Invalid token: {error.told}."
+    challenge = "Bearer" if error.reason == "missing" else 'Bearer error="invalid_token"'
+    headers = {"www-authenticate": challenge}
+    return ApiError(401, "authentication_error", "invalid_api_key", message, headers=headers)
+
+
+def _unavailable(error: EngineUnavailable) -> ApiError:
+    headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
+    return ApiError(503, "server_error", "engine_unavailable", str(error), headers=headers)
+
+
+def _rate_limited(error: RateLimitExceeded) -> ApiError:
+    seconds = max(1, math.ceil(error.retry_after_s))
+    message = (
+        f"Rate limit reached for {error.name}: limit {error.limit}, remaining {error.remaining}, requested "
+        f"{error.requested}. Please try again in {seconds}s."
+    )
+    headers = {"retry-after": str(seconds)}
+    return ApiError(429, "rate_limit_error", "rate_limit_exceeded", message, headers=headers)
+
+
+def _too_large(error: RequestTooLarge) -> ApiError:
+    message = (
+        f"Request too large for {error.name}: limit {error.limit}, requested {error.requested}. "
+        "It will never fit: please shorten the input."
+    )
+    return ApiError(429, "rate_limit_error", "rate_limit_exceeded", message, headers=NO_RETRY)
+
+
+def _over_budget(error: BudgetExceeded) -> ApiError:
+    """The organization's own figures are not for each of its projects to see."""
+    known = ""
+    if error.whose == "project":
+        running = f" and {_dollars(error.reserved)} set aside for running requests" if error.reserved else ""
+        known = f" of {_dollars(error.limit_cents * CENT)}, with {_dollars(error.spent)} spent{running}"
+    message = (
+        f"The monthly spend limit of the {error.whose}{known} does not cover this request, which may cost up "
+        f"to {_dollars(error.requested)}. Please raise the limit, or ask for fewer tokens with max_tokens."
+    )
+    return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=NO_RETRY)
+
+
+def _dollars(picodollars: int) -> str:
+    """Rounded up to a millionth of a dollar."""
+    cents, rest = divmod(-(-picodollars * 10**6 // DOLLAR), 10**4)
+    fraction = f"{cents % 100:02d}{rest:04d}".rstrip("0").ljust(2, "0")
+    return f"${cents // 100}.{fraction}"
+
+
+def _over_quota(error: QuotaExceeded) -> ApiError:
+    message = (
+        f"Your project has {error.used} {error.name} of the {error.limit} that it may have, and this needs "
+        f"{error.requested} more. Delete some first."
+    )
+    return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=NO_RETRY)
+
+
+def _queue_full(error: QueueFull) -> ApiError:
+    message = (
+        f"{error.limit} requests of your project wait for this model already, as many as may. "
+        f"Send the request again in {error.retry_after_s:.0f} seconds, or fewer at once."
+    )
+    headers = {"retry-after": f"{error.retry_after_s:.0f}"}
+    return ApiError(429, "rate_limit_error", "queue_full", message, headers=headers)
+
+
+def _queue_timeout(error: QueueTimeout) -> ApiError:
+    waited = f"{error.waited_s:g} seconds"
+    message = f"The request has waited {waited} for its turn at this model. Send it again later."
+    headers = {"retry-after": f"{error.retry_after_s:.0f}"}
+    return ApiError(503, "server_error", "queue_timeout", message, headers=headers)
+
+
+def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the order of the classes
+    """What the error of another folder is on the wire.
+
+    An error that the table does not know is a fault of the gateway's own: 500 ``internal_error``.
+    """
+    match error:
+        case ApiError():
+            return error
+        case HostClosing():
+            return shutting_down()
+        case EngineUnavailable():
+            return _unavailable(error)
+        case AdapterGone():
+            return model_not_found(error.name)
+        case EngineBroken() | AdapterRejected():
+            return engine_failed()
+        case SnapshotFailed():  # only the root key can ask for one: it is told the cause
+            message = f"The snapshot could not be made: {error}"
+            return ApiError(500, "server_error", "snapshot_failed", message, headers=NO_RETRY)
+        case UnknownModel():
+            return model_not_found(error.model_id)
+        case UnsupportedTier():
+            return invalid_request(str(error), "tier", "unsupported_tier")
+        case InvalidCredential():
+            return _credential(error)
+        case IssuerUnavailable():
+            return _issuer_unavailable()
+        case InvalidValue() | InvalidQuery():
+            return invalid_request(error.message, error.param, "invalid_value")
+        case Conflict():
+            return invalid_request(str(error), code="already_exists")
+        case NotFound():
+            return ApiError(404, "invalid_request_error", "not_found", str(error))
+        case RateLimitExceeded():
+            return _rate_limited(error)
+        case RequestTooLarge():
+            return _too_large(error)
+        case BudgetExceeded():
+            return _over_budget(error)
+        case QuotaExceeded():
+            return _over_quota(error)
+        case QueueFull():
+            return _queue_full(error)
+        case QueueTimeout():
+            return _queue_timeout(error)
+        case TenantStorageUnavailable() | LedgerUnavailable():
+            return storage_unavailable()
+        case HTTPException():
+            headers = dict(error.headers or {})
+            message = f"{error.detail}."
+            return ApiError(
+                error.status_code, "invalid_request_error", "invalid_request", message, headers=headers
+            )
+        case _:
+            return internal_error()
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler for everything that an endpoint raises."""
+    told = translate(error)
+    record_of(request.scope).code = told.code
+    return told.response()

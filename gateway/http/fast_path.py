@@ -1,0 +1,44 @@
+"""The inference endpoints, taken past Starlette's middleware, router and wrappers, which cost as much as
+everything else that the gateway does for a request. What they would do for these routes is done here.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.http.context import record_of
+from gateway.http.errors import answer_error
+
+Endpoint = Callable[[Request], Awaitable[ASGIApp]]
+
+
+class DirectRoutes:
+    """ASGI: a POST of one of these routes at once, everything else through the application."""
+
+    def __init__(self, app: Starlette, endpoints: Iterable[tuple[Route, Endpoint]]) -> None:
+        self._app = app
+        self._endpoints = {route.path: (route, endpoint) for route, endpoint in endpoints}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
+        if found is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        scope["app"] = self._app
+        scope["route"], endpoint = found
+        request, record = Request(scope, receive), record_of(scope)
+        try:
+            answer = await endpoint(request)
+            await answer(scope, receive, send)
+        except ClientDisconnect:
+            record.client_gone = True
+        except Exception as error:
+            if record.status:
+                raise
+            told = await answer_error(request, error)
+            await told(scope, receive, send)
+            if told.status_code == 500:
+                raise

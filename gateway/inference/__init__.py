@@ -1,0 +1,1 @@
+"""One inference call: parsed, counted, admitted, queued, relayed and settled."""

@@ -1,1 +1,0 @@
-"""What tenants upload, in the data directory."""

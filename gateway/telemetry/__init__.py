@@ -1,0 +1,1 @@
+"""What operators see: logs, metrics and samples of engine time."""

@@ -1,0 +1,1 @@
+"""The way out: usage, costs, exports and checks, read from the ledger."""

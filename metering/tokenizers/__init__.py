@@ -1,0 +1,1 @@
+"""Tokens counted with a model's own tokenizer and chat template."""

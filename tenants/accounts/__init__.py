@@ -1,0 +1,1 @@
+"""Organizations, projects, users, service accounts and their keys."""

@@ -1,0 +1,110 @@
+"""Authentication from memory: which digests are known good, and which are known to open nothing."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from tenants.accounts.change_log import EVERYTHING, ChangeLog
+from tenants.accounts.keys import KnownKey
+from tenants.errors import CredentialReason
+from tenants.types import KeyKind
+
+MAX_KNOWN = 50_000
+MAX_REFUSED = 10_000
+REFUSED_FOR_S = 10.0
+
+
+class CredentialCache:
+    """Bounded; the least recently used entry goes first. Keyed by digest, so that no secret is kept.
+
+    ``generation`` changes with every eviction: what was read from the database before one must not be
+    remembered after it. ``changes`` tells of evictions in other processes, which happen before the next
+    look into the cache. While what is remembered is not ``trusted``, nothing counts as known.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        changes: ChangeLog | None = None,
+        trusted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._known: OrderedDict[bytes, KnownKey] = OrderedDict()
+        self._refused: OrderedDict[bytes, tuple[CredentialReason, float]] = OrderedDict()
+        self._clock = clock
+        self._trusted = trusted
+        self._changes = changes or ChangeLog()
+        self._seen = self._changes.count
+        self.generation = 0
+
+    def known(self, digest: bytes) -> KnownKey | None:
+        """The key with this digest, if it is remembered."""
+        if self._changes.count != self._seen:
+            self._catch_up()
+        found = self._known.get(digest)
+        if found is None or not self._trusted():
+            return None
+        self._known.move_to_end(digest)
+        return found
+
+    def refusal(self, digest: bytes) -> CredentialReason | None:
+        """Why the digest was refused a short time ago."""
+        found = self._refused.get(digest)
+        if found is None:
+            return None
+        reason, until = found
+        if self._clock() < until:
+            return reason
+        del self._refused[digest]
+        return None
+
+    def remember(self, digest: bytes, key: KnownKey, generation: int) -> None:
+        """Remembers a good key that was read while ``generation`` held."""
+        if self._changes.count != self._seen:
+            self._catch_up()
+        if generation != self.generation:
+            return
+        self._known[digest] = key
+        while len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+
+    def refuse(self, digest: bytes, reason: CredentialReason) -> None:
+        """Remembers for a short time that the digest opens nothing."""
+        self._refused[digest] = (reason, self._clock() + REFUSED_FOR_S)
+        self._refused.move_to_end(digest)
+        while len(self._refused) > MAX_REFUSED:
+            self._refused.popitem(last=False)
+
+    def welcome(self, digest: bytes) -> None:
+        """Forgets a refusal: there is such a key now."""
+        self._refused.pop(digest, None)
+
+    def forget_key(self, key_id: str) -> None:
+        """Forgets one key, here and in every other process."""
+        self._forget(key_id)
+
+    def forget_project(self, project_id: str) -> None:
+        """Forgets every key of a project, here and in every other process."""
+        self._forget(project_id)
+
+    def forget_organization(self, organization_id: str) -> None:
+        """Forgets every key of an organization, here and in every other process."""
+        self._forget(organization_id)
+
+    def forget_kind(self, kind: KeyKind) -> None:
+        """Forgets every key of a kind, here and in every other process."""
+        self._forget(kind)
+
+    def _forget(self, subject: str) -> None:
+        self._changes.publish(subject)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Forgets what the changes name that this cache has not seen yet."""
+        self.generation += 1
+        self._seen, subjects = self._changes.since(self._seen)
+        if EVERYTHING in subjects:
+            self._known.clear()
+            self._refused.clear()
+            return
+        for digest in [digest for digest, key in self._known.items() if key.subjects() & subjects]:
+            del self._known[digest]

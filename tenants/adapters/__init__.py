@@ -1,0 +1,1 @@
+"""The registry of adapters: owners, permissions, and the index that requests use."""

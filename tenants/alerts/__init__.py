@@ -1,0 +1,1 @@
+"""Spend alerts, and the outbox of their notifications."""

@@ -1,0 +1,1 @@
+"""Rate limits, monthly budgets, and the admission that applies them together."""

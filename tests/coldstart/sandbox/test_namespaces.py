@@ -1,0 +1,207 @@
+"""Nothing that runs in a sandbox outlives the process that started it."""
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from coldstart.sandbox import process_tree
+from coldstart.sandbox.namespaces import Isolation, Sandbox, launch, probe
+from tests.process_table import processes_with
+
+ROOT = Path(__file__).resolve().parents[3]
+MODES = [True, False]
+
+# A command with a family: a child in a session of its own that ignores SIGTERM, whose own child outlives it.
+FAMILY = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.fork() == 0:
+        if os.fork() == 0:
+            print("family complete", flush=True)
+            time.sleep(1000)
+        os._exit(0)
+    time.sleep(1000)
+time.sleep(1000)
+"""
+
+# A process that starts a family in a sandbox, as the gateway starts an engine.
+KEEPER = """
+import asyncio, os, sys
+from pathlib import Path
+from coldstart.sandbox.namespaces import Isolation, launch
+
+async def main(namespaces: bool, mark: str) -> None:
+    sandbox = await launch(Isolation(namespaces=namespaces), cwd=Path("/"), output=1)
+    command = [sys.executable, "-S", "-c", sys.argv[3], mark]
+    await sandbox.run(command, env={"PATH": os.environ["PATH"]}, cwd=Path("/"))
+    await sandbox.wait()
+
+asyncio.run(main(sys.argv[1] == "True", sys.argv[2]))
+"""
+
+
+async def gone(mark: str, within_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not processes_with(mark):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+Start = Callable[..., Awaitable[tuple[Sandbox, asyncio.StreamReader]]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts a command in a sandbox, and gives it together with what it prints."""
+    transports: list[asyncio.ReadTransport] = []
+
+    async def started(
+        command: list[str], tmp_path: Path, *, namespaces: bool = True
+    ) -> tuple[Sandbox, asyncio.StreamReader]:
+        reading, writing = os.pipe()
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb")
+        )
+        transports.append(transport)
+        sandbox = await launch(Isolation(namespaces=namespaces), cwd=Path("/"), output=writing)
+        os.close(writing)
+        await sandbox.run(command, env={"PATH": os.environ["PATH"], "GREETING": "hello"}, cwd=tmp_path)
+        return sandbox, reader
+
+    yield started
+    for transport in transports:
+        transport.close()
+    await asyncio.sleep(0)  # a transport lets go of its pipe in the turn after
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-S", "-c", textwrap.dedent(code), *arguments]
+
+
+async def test_namespaces_are_to_be_had_here() -> None:
+    assert await probe() == Isolation(namespaces=True)
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_the_exit_status_and_output_are_the_commands_own(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
+    code = "import os; print(os.environ['GREETING'], os.getcwd(), len(os.environ)); raise SystemExit(3)"
+    sandbox, output = await start(python(code), tmp_path, namespaces=namespaces)
+    assert await sandbox.wait() == 3
+    words = (await output.read()).split()
+    assert words[:2] == [b"hello", str(tmp_path).encode()]
+    assert sandbox.pids() == []
+
+
+async def test_a_command_that_does_not_exist_says_so(start: Start, tmp_path: Path) -> None:
+    sandbox, output = await start(["/nonexistent/engine"], tmp_path)
+    assert await sandbox.wait() == 127
+    assert b"cannot run /nonexistent/engine" in await output.read()
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_a_death_by_signal_is_128_and_the_signal(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
+    sandbox, _ = await start(python("import os; os.kill(os.getpid(), 9)"), tmp_path, namespaces=namespaces)
+    assert await sandbox.wait() == 128 + 9
+
+
+async def test_inside_there_is_one_family_loopback_and_a_private_shm(start: Start, tmp_path: Path) -> None:
+    code = """
+    import os, socket
+    print(os.getpid(), sorted(int(p) for p in os.listdir("/proc") if p.isdigit()))
+    print(os.listdir("/dev/shm"), [name for _, name in socket.if_nameindex()])
+    server = socket.create_server(("127.0.0.1", 0))
+    socket.create_connection(server.getsockname()).close()
+    try:
+        socket.create_connection(("192.0.2.1", 80), 1)
+    except OSError as error:
+        print(error)
+    """
+    sandbox, output = await start(python(code), tmp_path)
+    assert await sandbox.wait() == 0
+    assert (await output.read()).decode().splitlines() == [
+        "100 [1, 100]",
+        "[] ['lo']",
+        "[Errno 101] Network is unreachable",
+    ]
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_terminate_reaches_the_command_and_takes_its_family(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    sandbox, output = await start(python(FAMILY, mark), tmp_path, namespaces=namespaces)
+    assert await output.readline() == b"family complete\n"
+    assert len(sandbox.pids()) >= 4
+    assert process_tree.memory_bytes(sandbox.pids()) > 1_000_000
+    sandbox.terminate()
+    assert await sandbox.wait() == 128 + signal.SIGTERM
+    assert await gone(mark)
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_kill_ends_a_family_that_ignores_sigterm(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    sandbox, output = await start(python(FAMILY, mark), tmp_path, namespaces=namespaces)
+    await output.readline()
+    started = time.monotonic()
+    await sandbox.kill()
+    assert time.monotonic() - started < 2
+    assert await gone(mark)
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_the_family_goes_with_its_supervisor(start: Start, tmp_path: Path, namespaces: bool) -> None:
+    """In plain mode the subreaper's death takes the command; its grandchildren end with `Sandbox.kill`."""
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    code = FAMILY if namespaces else "import time; print('ready', flush=True); time.sleep(1000)"
+    sandbox, output = await start(python(code, mark), tmp_path, namespaces=namespaces)
+    await output.readline()
+    os.kill(sandbox.pid, signal.SIGKILL)
+    assert await sandbox.wait() == 128 + signal.SIGKILL
+    assert await gone(mark)
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+@pytest.mark.parametrize("after_ms", [0, 20, 60, 100, 130, 160, 190, 220, 260, 400, None])
+async def test_nothing_outlives_a_keeper_killed_at_any_moment(
+    tmp_path: Path, namespaces: bool, after_ms: int | None
+) -> None:
+    """``None``: once the whole family is there. The other moments cover the start from exec to family."""
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    keeper = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KEEPER, str(namespaces), mark, FAMILY),
+        stdout=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+    )
+    assert keeper.stdout is not None
+    if after_ms is None:
+        assert await keeper.stdout.readline() == b"family complete\n"
+        assert len(processes_with(mark)) >= 4
+    else:
+        await asyncio.sleep(after_ms / 1000)
+    keeper.kill()
+    await keeper.wait()
+    assert await gone(mark)
+    await asyncio.sleep(0.1)
+    assert not processes_with(mark)
+    await keeper.stdout.read()  # its end, which comes when nobody holds the pipe any more
+    keeper._transport.close()  # type: ignore[attr-defined]

@@ -1,0 +1,133 @@
+"""When a key was last used: written now and then, never by the request itself."""
+
+import asyncio
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tenants.accounts import last_uses
+from tenants.accounts.last_uses import LastUses
+from tenants.errors import InvalidCredential
+from tenants.store import TenantStore, open_tenants
+from tenants.types import Project
+from tests.tenants.conftest import PEPPER, Statements
+
+
+async def _used_at(store: TenantStore, project: Project) -> list[int | None]:
+    page = await store.list_keys(project.organization_id)
+    return [key.last_used_at for key in page.items]
+
+
+async def test_it_is_written_at_the_end(database: AsyncEngine, store: TenantStore, project: Project) -> None:
+    _, secret = await store.create_project_key(project.organization_id, project.id, "used")
+    await store.create_project_key(project.organization_id, project.id, "not used")
+    began = int(time.time())
+    async with open_tenants(database, PEPPER) as opened:
+        await opened.authenticate(secret)
+        statements = Statements(database)
+        for _ in range(100):
+            await opened.authenticate(secret)
+        assert statements.count == 0, "no request waits for it"
+        assert await _used_at(store, project) == [None, None]
+    used, unused = sorted(await _used_at(store, project), key=str)
+    assert unused is None
+    assert used is not None
+    assert began <= used <= time.time()
+
+
+async def test_an_expired_key_was_not_used(
+    database: AsyncEngine, store: TenantStore, project: Project
+) -> None:
+    now = [time.time()]
+    _, secret = await store.create_project_key(
+        project.organization_id, project.id, "short", expires_at=int(now[0]) + 60
+    )
+    late = TenantStore(database, PEPPER, clock=lambda: now[0] + 60)
+    with pytest.raises(InvalidCredential):
+        await late.authenticate(secret)
+    late.last_uses.close()
+    await late.last_uses.run()
+    assert await _used_at(store, project) == [None]
+
+
+async def test_it_is_written_while_the_gateway_runs(
+    database: AsyncEngine, store: TenantStore, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(last_uses, "WRITE_EVERY_S", 0.2)
+    _, secret = await store.create_project_key(project.organization_id, project.id, "used")
+    async with open_tenants(database, PEPPER) as opened:
+        statements = Statements(database)
+        for _ in range(10):
+            await opened.authenticate(secret)
+            await asyncio.sleep(0.05)
+        assert 1 <= statements.count - 1 <= 3, "one look-up, and a write each time"
+        assert (await _used_at(store, project))[0] is not None
+
+
+async def test_what_could_not_be_written_is_written_later(
+    database: AsyncEngine,
+    store: TenantStore,
+    project: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(last_uses, "WRITE_EVERY_S", 0.05)
+    _, secret = await store.create_project_key(project.organization_id, project.id, "used")
+    async with open_tenants(database, PEPPER) as opened:
+        await opened.authenticate(secret)
+        with sqlite3.connect(tmp_path / "torpor.db") as other:
+            other.execute("ALTER TABLE api_keys RENAME TO hidden")
+        await asyncio.sleep(0.3)
+        with other:
+            other.execute("ALTER TABLE hidden RENAME TO api_keys")
+        other.close()
+    assert "could not be written" in caplog.text
+    assert (await _used_at(store, project))[0] is not None
+
+
+async def _write(store: TenantStore) -> None:
+    """What is noted, as at the end of a gateway."""
+    uses = LastUses(store.storage, store._clock)
+    uses._noted, store.last_uses._noted = store.last_uses._noted, {}
+    writing = asyncio.create_task(uses.run())
+    await asyncio.sleep(0)
+    uses.close()
+    await writing
+
+
+@pytest.mark.parametrize("ahead_s", [366 * 24 * 3600, 3600])
+async def test_a_clock_that_was_ahead_is_recovered_from(
+    database: AsyncEngine, store: TenantStore, project: Project, ahead_s: int
+) -> None:
+    now = [time.time() + ahead_s]
+    _, secret = await store.create_project_key(project.organization_id, project.id, "used")
+    ahead = TenantStore(database, PEPPER, clock=lambda: now[0])
+    await ahead.authenticate(secret)
+    await _write(ahead)
+    assert await _used_at(store, project) == [int(now[0])]
+    # Noted while it was ahead, written after it was put right.
+    await ahead.authenticate(secret)
+    now[0] -= ahead_s
+    await _write(ahead)
+    assert await _used_at(store, project) == [int(now[0])]
+
+
+async def test_a_late_write_does_not_go_back(
+    database: AsyncEngine, store: TenantStore, project: Project
+) -> None:
+    """Of a gateway whose database was away for an hour, while another one wrote."""
+    began = time.time()
+    now = [began]
+    _, secret = await store.create_project_key(project.organization_id, project.id, "used")
+    late = TenantStore(database, PEPPER, clock=lambda: now[0])
+    await late.authenticate(secret)
+    other = TenantStore(database, PEPPER, clock=lambda: began + 3590)
+    await other.authenticate(secret)
+    await _write(other)
+    now[0] += 3600
+    await _write(late)
+    assert await _used_at(store, project) == [int(began + 3590)]
