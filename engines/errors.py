@@ -16,9 +16,6 @@
         └── HostClosing
 """
 
-UNFIT_ADAPTER = "adapter_unfit"
-"""The ``code`` of an engine's answer to a request whose adapter's canary differs."""
-
 
 class EngineError(Exception):
     """Root of what engines/ raises."""

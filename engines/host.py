@@ -18,6 +18,7 @@ from coldstart.sandbox.spares import SpareRooms
 from coldstart.sleep_drivers import CpuDriver, CudaDriver
 from coldstart.snapshots.store import SnapshotStore
 from coldstart.tiers import SleepTier
+from engines import wire
 from engines.adapter import Adapter
 from engines.errors import (
     AdapterRejected,
@@ -28,7 +29,7 @@ from engines.errors import (
     UnknownModel,
     UnsupportedTier,
 )
-from engines.lifecycle import adapter_loader, command, criu_check
+from engines.lifecycle import adapter_loader, criu_check
 from engines.lifecycle.process import EngineProcess, EngineSite
 from engines.lifecycle.run_folders import RunFolders
 from engines.lifecycle.snapshots import Snapshots
@@ -106,7 +107,7 @@ class EngineHost:
         if local and not isolation.namespaces:
             _logger.warning("engines run without namespaces of their own: %s", isolation.reason)
         self._rooms = SpareRooms(isolation, self._folders.run_dir, self._policy.spare_rooms if local else 0)
-        driver = CpuDriver() if command.on_cpu() else CudaDriver()
+        driver = CpuDriver() if wire.on_cpu() else CudaDriver()
         usable = await self._find_criu(self._rooms) if local and SleepTier.SNAPSHOT in driver.tiers else None
         engine_site = self._site = EngineSite(self._folders, self._rooms, usable, driver)
         if usable is not None and self._snapshot_dir is not None:

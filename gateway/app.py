@@ -29,7 +29,6 @@ from gateway.api.spend_alerts import spend_alert_routes
 from gateway.api.spend_limits import spend_limit_routes
 from gateway.config.identity import make_issuers
 from gateway.config.prices import price_list
-from gateway.config.queues import queue_of
 from gateway.config.sections import Config
 from gateway.engine_host import engine_host, fitted_specs
 from gateway.http.context import RequestContext, record_of
@@ -40,7 +39,7 @@ from gateway.http.fast_path import DirectRoutes
 from gateway.http.unknown_endpoint import UnknownEndpoints
 from gateway.inference.admission import open_admission
 from gateway.inference.catalog import Catalog, load_model
-from gateway.inference.queues import ModelQueues
+from gateway.inference.queues import ModelQueues, queue_of
 from gateway.services import Services
 from gateway.storage.data_directory import DataDirectory
 from gateway.storage.database import open_database

@@ -21,7 +21,8 @@ from gateway.listening import CannotListen, listen, listen_locally, origin_of
 from gateway.services import Services
 from gateway.storage.credentials import CredentialsFile
 from gateway.storage.data_directory import DataDirectory
-from gateway.storage.database import DatabaseError, migrate
+from gateway.storage.database import migrate
+from gateway.storage.errors import DatabaseError
 from gateway.telemetry.logs import LogFile, configure_logging
 from gateway.telemetry.metrics import registry_of
 from gateway.telemetry.metrics_server import MetricsServer

@@ -15,10 +15,10 @@ from engines.errors import InvalidModel
 from engines.fitting.data_type import DataType, set_data_type
 from engines.fitting.kv_layout import KvLayout, kv_layout
 from engines.lengths import derived_length
-from engines.lifecycle.command import on_cpu
 from engines.pool.memory_budget import default_limit
 from engines.sizing import GIB, PROCESS_BYTES, Sizing, gib, per_token, weights_text
 from engines.spec import DEFAULT_KV_CACHE, ModelSpec, Task
+from engines.wire import on_cpu
 
 USEFUL_LENGTH = 512
 """A model is refused if there is not even room for a sequence of so many tokens."""

@@ -2,10 +2,10 @@
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from engines.spec import ModelSpec, Task
+from engines.wire import on_cpu
 
 # What an engine may see of the gateway's environment. Everything else stays out: keys, proxies, hub tokens.
 _INHERITED = (
@@ -28,15 +28,6 @@ _INHERITED = (
 )
 #: Idle connections are closed by the engine after so long; the client gives them up much earlier.
 KEEP_ALIVE_S = 120
-
-
-def on_cpu() -> bool:
-    """The CPU build of vLLM installs itself under another name."""
-    try:
-        distribution("vllm")
-    except PackageNotFoundError:
-        return True
-    return False
 
 
 def arguments(spec: ModelSpec, socket: Path) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from coldstart.criu.program import PROBE_CACHE, Criu, CriuMissing
 from coldstart.sandbox.namespaces import Isolation, SandboxError
 from coldstart.sandbox.spares import make_room
-from engines.lifecycle.process import BOX
 from engines.lifecycle.run_folders import RunFolders
+from engines.wire import BOX
 
 _TIMEOUT_S = 30.0
 _OUTPUT = "check.out"

@@ -30,10 +30,8 @@ from engines.lifecycle.output import EngineOutput
 from engines.lifecycle.run_folders import RunFolder, RunFolders
 from engines.patience import Patience
 from engines.spec import EngineAddress, ModelSpec
+from engines.wire import BOX, SNAPSHOT, UNFIT
 
-#: The exit status of an engine whose canary is not fit, and of one that could not be asked.
-UNFIT = 71
-UNPROVEN = 72
 _POLL_S = 0.05
 _OUTPUT_TIMEOUT_S = 1.0
 _WAKE_TIMEOUT_S = 30.0
@@ -44,9 +42,6 @@ _TOLD_LINES = 5
 _LEFT_OUT = (".log", ".out")
 _CRIU_STATISTICS = ("stats-dump", "stats-restore")
 _ON_DUMP = Path(program.__file__).with_name("on_dump.sh")
-#: Where an engine in a sandbox sees its own folder and, when it was restored, its snapshot.
-BOX = Path("/run/torpor/box")
-SNAPSHOT = Path("/run/torpor/snapshot")
 
 
 class EngineStartFailed(EngineError):

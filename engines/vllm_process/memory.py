@@ -5,10 +5,10 @@ import gc
 import mmap
 import os
 import struct
-from pathlib import Path
+
+from engines.wire import WRITTEN
 
 _MADV_DONTNEED, _MADV_POPULATE_WRITE = 4, 23
-_WRITTEN = Path("/run/torpor/snapshot/written")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -43,7 +43,7 @@ def populate() -> int:
     id.
     """
     try:
-        data = (_WRITTEN / str(os.getpid())).read_bytes()
+        data = (WRITTEN / str(os.getpid())).read_bytes()
     except OSError:
         return 0
     total = 0

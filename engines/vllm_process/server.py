@@ -29,12 +29,11 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import async_llm, utils
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from engines.errors import UNFIT_ADAPTER
-from engines.lifecycle.command import on_cpu
 from engines.vllm_process import control, forced_calls, forking, greedy
 from engines.vllm_process.canary_batch import Turn, depends_on
 from engines.vllm_process.control import Control
 from engines.vllm_process.token_counter import RequestCounter
+from engines.wire import UNFIT_ADAPTER, on_cpu
 
 _HEADER = b"x-request-id"
 _HEALTH = "/health"

@@ -20,7 +20,8 @@ from gateway.http.context import RequestContext
 from gateway.listening import LocalTransport, origin_of
 from gateway.storage.credentials import CredentialsFile
 from gateway.storage.data_directory import DataDirectory, RunningGateway
-from gateway.storage.database import DatabaseError, migrate
+from gateway.storage.database import migrate
+from gateway.storage.errors import DatabaseError
 from gateway.storage.privacy import DataDirectoryError
 
 T = TypeVar("T")

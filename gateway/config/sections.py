@@ -8,6 +8,7 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,18 @@ from gateway.config.loader import ConfigError as ConfigError
 from gateway.config.loader import Loader, Wanted, all_tables, read_source, some_tables
 from gateway.config.metrics import MetricsConfig
 from gateway.config.prices import PriceConfig, price_fault
-from gateway.config.queues import QueueDiscipline, queue_fault
 from gateway.config.tools import tool_fault
 from tenants.limits.rate_limits import MOST
 
 _GIB = 1024**3
 _NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
+
+
+class QueueDiscipline(StrEnum):
+    """In which order the requests of a model are served."""
+
+    FAIR = "fair"
+    FIFO = "fifo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,3 +355,15 @@ def _check_lora(model: ModelConfig, loader: Loader, index: int) -> None:
 
 def _is_name(text: str) -> bool:
     return re.fullmatch(_NAME, text) is not None
+
+
+def queue_fault(model: ModelConfig) -> tuple[str, str] | None:
+    """The key that is wrong, and why."""
+    slots = model.max_concurrent or model.max_running
+    if model.url is None and slots > model.max_running:
+        return "max_concurrent", "must not be more than max_running"
+    if not 0 <= (model.reserved_slots or 0) < slots:
+        return "reserved_slots", f"must be between 0 and {slots - 1}, one less than max_concurrent"
+    if model.url is not None and model.dedicated_projects:
+        return "dedicated_projects", "is for models that Torpor runs"
+    return None

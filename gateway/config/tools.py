@@ -2,16 +2,33 @@
 
 from collections.abc import Collection
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 from engines.parsers import REASONING_PARSERS, TOOL_PARSERS
 from engines.spec import Task
 
-if TYPE_CHECKING:
-    from gateway.config.sections import ModelConfig
+
+class ModelTools(Protocol):
+    """What of a ``[[models]]`` section is read here: `gateway.config.sections.ModelConfig` has it."""
+
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def source(self) -> Path | None: ...
+    @property
+    def engine_args(self) -> tuple[str, ...]: ...
+    @property
+    def tool_parser(self) -> str | None: ...
+    @property
+    def reasoning_parser(self) -> str | None: ...
+    @property
+    def chat_template(self) -> Path | None: ...
 
 
-def tool_fault(model: "ModelConfig") -> tuple[str, str] | None:
+def tool_fault(model: ModelTools) -> tuple[str, str] | None:
     """The key that is wrong, and why."""
     for key in ("tool_parser", "reasoning_parser", "chat_template"):
         if getattr(model, key) is not None and (model.url is not None or model.task is Task.EMBED):
@@ -26,7 +43,7 @@ def tool_fault(model: "ModelConfig") -> tuple[str, str] | None:
     return None if model.chat_template is None else _template_fault(model)
 
 
-def _has_plugin(model: "ModelConfig", key: str) -> bool:
+def _has_plugin(model: ModelTools, key: str) -> bool:
     """Plugins of vLLM bring parsers with names of their own."""
     option = f"--{key.replace('_', '-')}-plugin"
     return any(word.partition("=")[0] == option for word in model.engine_args)
@@ -37,7 +54,7 @@ def _hint(name: str, known: Collection[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(known))}"
 
 
-def _template_fault(model: "ModelConfig") -> tuple[str, str] | None:
+def _template_fault(model: ModelTools) -> tuple[str, str] | None:
     from metering.errors import TemplateError
     from metering.tokenizers.chat_template import ChatTemplate
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engines.errors import UNFIT_ADAPTER, AdapterUnfit
+from engines.errors import AdapterUnfit
+from engines.wire import UNFIT_ADAPTER
 from gateway.http.errors import ApiError, engine_failed, invalid_request, not_supported
 from gateway.inference.calls import ENGINE_FIELDS, ChatCall, CompletionCall
 from gateway.inference.openai_fields import OPENAI_FIELDS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from engines.host import EngineHost
-from gateway.config.queues import QueueDiscipline, QueueSettings
+from gateway.config.sections import LimitsConfig, ModelConfig, QueueDiscipline
 from metering.types import Usage
 from tenants.queueing.fair_queue import Discipline, FairQueue, FifoQueue, ServiceTier, Ticket, token_cost
 from tenants.queueing.turnstile import Turn, Turnstile
@@ -28,6 +28,39 @@ _DISCIPLINES: Mapping[QueueDiscipline, Callable[[], Discipline]] = {
     QueueDiscipline.FAIR: FairQueue,
     QueueDiscipline.FIFO: FifoQueue,
 }
+
+
+_SLOTS_A_RESERVED = 16
+"""One slot in so many is kept for projects of which nothing is in service."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSettings:
+    """Of one model. ``slots`` and ``reserved`` are for each engine; None: no limit, and no queue.
+
+    ``max_queued`` is for each project. ``dedicated`` names the projects that have engines of their own.
+    """
+
+    slots: int | None
+    reserved: int
+    max_queued: int
+    timeout_s: float
+    discipline: QueueDiscipline
+    dedicated: frozenset[str]
+
+
+def queue_of(model: ModelConfig, limits: LimitsConfig) -> QueueSettings:
+    """How requests wait for the model. One that somebody else runs has no queue unless it is limited."""
+    slots = model.max_concurrent or (None if model.url else model.max_running)
+    reserved = (slots or 0) // _SLOTS_A_RESERVED if model.reserved_slots is None else model.reserved_slots
+    return QueueSettings(
+        slots=slots,
+        reserved=reserved,
+        max_queued=model.max_queued,
+        timeout_s=model.queue_timeout_s or limits.queue_timeout_s,
+        discipline=model.queue_discipline,
+        dedicated=frozenset(model.dedicated_projects),
+    )
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 import tenants.adapter_tables
 import tenants.alert_tables
 import tenants.limit_tables  # noqa: F401 - declares its tables
+from gateway.storage.errors import DatabaseError
 from metering.tables import metadata as metering_metadata
 from tenants.tables import metadata as tenants_metadata
 
@@ -38,10 +39,6 @@ _PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
 )
-
-
-class DatabaseError(Exception):
-    """The database cannot be used as it is; the message is one line and says what to do."""
 
 
 def declared() -> list[MetaData]:

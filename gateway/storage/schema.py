@@ -10,7 +10,7 @@ from alembic.script.revision import ResolutionError
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection
 
-from gateway.storage.database import DatabaseError
+from gateway.storage.errors import DatabaseError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 

@@ -12,10 +12,10 @@ import pytest
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
 
-from engines.lifecycle.process import UNFIT
 from engines.vllm_process import canary, control, prefix_cache
 from engines.vllm_process.control import Control
 from engines.vllm_process.token_counter import RequestCounter
+from engines.wire import UNFIT
 
 
 class _Ended(BaseException):

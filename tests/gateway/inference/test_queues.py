@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from gateway.config.queues import QueueDiscipline
-from gateway.config.sections import LimitsConfig
+from gateway.config.sections import LimitsConfig, QueueDiscipline
 from tests.gateway.limits_stage import Stage, stage_at
 from tests.gateway.serving import serving
 

@@ -10,14 +10,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 import gateway.storage.migrations
-from gateway.storage.database import (
-    DatabaseError,
-    declared,
-    is_migrated,
-    migrate,
-    newest_revisions,
-    open_database,
-)
+from gateway.storage.database import declared, is_migrated, migrate, newest_revisions, open_database
+from gateway.storage.errors import DatabaseError
 
 
 def _url(folder: Path) -> str:
