@@ -23,8 +23,7 @@ from engines.pool.adapter_failures import AdapterDesk
 from engines.pool.idle_policy import Idling
 from engines.pool.memory_budget import MemoryBudget, Victim
 from engines.pool.memory_claim import Footprint
-from engines.pool.replica import Replica
-from engines.pool.replica_dependencies import Parts
+from engines.pool.replica import Parts, Replica
 from engines.pool.routing import Router
 from engines.pool.snapshot_keeper import Shelf, started_cold
 from engines.pool.status_summary import expected_start_s, most_awake, summary, tier_of

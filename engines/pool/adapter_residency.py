@@ -4,33 +4,60 @@ Its methods are called from the actor's task alone. What takes time runs in task
 the actor's inbox, as those of the replica itself.
 """
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from engines.adapter import Adapter
 from engines.errors import AdapterRejected, EngineBroken
 from engines.lifecycle.engine import Engine
 from engines.pool.adapter_slots import Resident, Slots, Stage
-from engines.pool.replica_dependencies import Parts
 from engines.spec import LoraSettings
 from engines.status import EngineLease, ResidentAdapter
-
-if TYPE_CHECKING:
-    from engines.pool.replica import Replica
 
 # So often may the canary of an adapter differ in one engine, in a row: then it is the engine that is not fit.
 _MISFITS = 2
 _logger = logging.getLogger("torpor.engine")
 
 
+class Owner(Protocol):
+    """What the adapters need of the replica that they belong to: `engines.pool.replica.Replica` has it."""
+
+    @property
+    def engine(self) -> Engine: ...
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
+    def suspect(self) -> None: ...
+    def relieved(self) -> None: ...
+    def adapter_unfit(self, adapter: Adapter) -> None: ...
+
+
+class AdapterEvents(Protocol):
+    """What the actor hears of adapters: `engines.pool.adapter_failures` says what it does then."""
+
+    def on_loaded(self) -> None: ...
+    def on_misfit(self) -> None: ...
+    def on_changed(self) -> None: ...
+    def on_proven(self, adapter: Adapter) -> None: ...
+    def on_rejected(self, adapter: Adapter, refusal: AdapterRejected) -> None: ...
+    def on_not_loaded(self, adapter: Adapter) -> None: ...
+
+
 class Residency:
     """Which adapters the engine of a replica holds. ``tainted``: whether it has ever held one."""
 
-    def __init__(self, parts: Parts, replica: "Replica") -> None:
-        self.slots = Slots(parts.spec.lora or LoraSettings())
+    def __init__(
+        self,
+        lora: LoraSettings | None,
+        post: Callable[[Callable[[], None]], None],
+        owner: Owner,
+        events: AdapterEvents,
+    ) -> None:
+        self.slots = Slots(lora or LoraSettings())
         self.tainted = False
-        self._parts = parts
-        self._replica = replica
+        self._post = post
+        self._owner = owner
+        self._events = events
         self._misfits: dict[str, int] = {}  # in a row, by digest
 
     @property
@@ -50,10 +77,10 @@ class Residency:
         """Begin. There must be room, and the adapter must not be there."""
         self.tainted = True
         resident, leaver = self.slots.load(adapter)
-        self._replica.spawn(self._load(self._replica.engine, resident, leaver))
+        self._owner.spawn(self._load(self._owner.engine, resident, leaver))
 
     async def _load(self, engine: Engine, resident: Resident, leaver: Resident | None) -> None:
-        adapter, post = resident.adapter, self._parts.post
+        adapter, post = resident.adapter, self._post
         try:
             leaving = None if leaver is None else leaver.name
             await engine.adapters.load(adapter, resident.name, resident.number, leaving)
@@ -73,25 +100,25 @@ class Residency:
             resident.stage = Stage.RECORDING
         else:
             resident.stage = Stage.FRESH
-            self._replica.spawn(self._prove(engine, resident))
-        self._replica.relieved()
-        self._parts.listener.desk.on_loaded()
+            self._owner.spawn(self._prove(engine, resident))
+        self._owner.relieved()
+        self._events.on_loaded()
 
     def _on_rejected(self, resident: Resident, refusal: AdapterRejected) -> None:
         if self._there(resident):
             self.slots.remove(resident)
-            self._replica.relieved()
-            self._parts.listener.desk.on_rejected(resident.adapter, refusal)
+            self._owner.relieved()
+            self._events.on_rejected(resident.adapter, refusal)
 
     def _on_not_loaded(self, resident: Resident) -> None:
         if self._there(resident):
             self.slots.remove(resident)
-            self._replica.suspect()
-            self._replica.relieved()
-        self._parts.listener.desk.on_not_loaded(resident.adapter)
+            self._owner.suspect()
+            self._owner.relieved()
+        self._events.on_not_loaded(resident.adapter)
 
     async def _prove(self, engine: Engine, resident: Resident) -> None:
-        post = self._parts.post
+        post = self._post
         try:
             proof = await engine.adapters.proof(resident.name)
         except EngineBroken as error:
@@ -108,25 +135,25 @@ class Residency:
         self._misfits.pop(resident.adapter.digest, None)
         if self._there(resident) and resident.stage is Stage.FRESH:
             resident.stage, resident.suspected = Stage.PROVEN, False
-            self._replica.relieved()
-            self._parts.listener.desk.on_proven(resident.adapter)
+            self._owner.relieved()
+            self._events.on_proven(resident.adapter)
 
     def _on_unproven(self, engine: Engine, resident: Resident) -> None:
         if self._there(resident) and resident.stage is Stage.FRESH:
             self._evict(engine, resident)
-            self._replica.suspect()
+            self._owner.suspect()
 
     def _on_misfit(self, engine: Engine, resident: Resident, how: str) -> None:
         if not self._there(resident):
             return
         digest = resident.adapter.digest
         _logger.error("%s: %s", resident.name, how)
-        self._parts.listener.desk.on_misfit()
+        self._events.on_misfit()
         self._evict(engine, resident)
         self._misfits[digest] = self._misfits.get(digest, 0) + 1
         if self._misfits[digest] >= _MISFITS:
             del self._misfits[digest]
-            self._parts.listener.desk.on_unfit(self._replica, resident.adapter)
+            self._owner.adapter_unfit(resident.adapter)
 
     def lend(self, adapter: Adapter | None, *, fresh: bool) -> tuple[str | None, bool]:
         """A lease on it is given: the engine's name for it, and whether a canary has not answered yet.
@@ -146,7 +173,7 @@ class Residency:
             return
         self.slots.give_back(resident)
         if resident.idle and (resident.forgotten or resident.stage is Stage.RECORDING):
-            self._evict(self._replica.engine, resident)
+            self._evict(self._owner.engine, resident)
 
     def suspect(self, lease: EngineLease) -> None:
         """A request for it failed before its canary's verdict was known: it is given to nobody until then."""
@@ -161,24 +188,24 @@ class Residency:
             return
         resident.forgotten = True
         if resident.idle:
-            self._evict(self._replica.engine, resident)
+            self._evict(self._owner.engine, resident)
 
     def _evict(self, engine: Engine, resident: Resident) -> None:
         resident.stage = Stage.LEAVING
-        self._replica.spawn(self._unload(engine, resident))
+        self._owner.spawn(self._unload(engine, resident))
 
     async def _unload(self, engine: Engine, resident: Resident) -> None:
         try:
             await engine.adapters.unload(resident.name)
         except EngineBroken as error:
             _logger.warning("an adapter could not be unloaded: %s", error)
-            self._parts.post(self._replica.suspect)
-        self._parts.post(lambda: self._on_unloaded(resident))
+            self._post(self._owner.suspect)
+        self._post(lambda: self._on_unloaded(resident))
 
     def _on_unloaded(self, resident: Resident) -> None:
         self.slots.remove(resident)
-        self._replica.relieved()
-        self._parts.listener.desk.on_changed()
+        self._owner.relieved()
+        self._events.on_changed()
 
     def _there(self, resident: Resident) -> bool:
         return self.slots.get(resident.adapter.digest) is resident

@@ -7,11 +7,13 @@ beside it and posts its outcome to the actor's inbox.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from coldstart.sandbox.namespaces import SandboxError
+from coldstart.snapshots.store import Snapshot
 from coldstart.tiers import SleepTier
 from engines.adapter import Adapter
 from engines.errors import EngineBroken, EngineError, InsufficientMemory
@@ -19,13 +21,52 @@ from engines.lifecycle import waking
 from engines.lifecycle.engine import Engine
 from engines.lifecycle.health_watch import Watch
 from engines.lifecycle.waking import Failed
-from engines.pool.adapter_residency import Residency
-from engines.pool.memory_claim import Claim
-from engines.pool.replica_dependencies import Finder, Parts
+from engines.policy import HostPolicy
+from engines.pool.adapter_residency import AdapterEvents, Residency
+from engines.pool.memory_budget import MemoryBudget
+from engines.pool.memory_claim import Claim, Footprint
 from engines.pool.replica_state import ReplicaView
+from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, Wake
 
 _logger = logging.getLogger("torpor.engine")
+
+
+Finder = Callable[[], Awaitable[Snapshot | None]]
+"""Looks for the snapshot that may be restored now."""
+
+
+class AdapterFailures(AdapterEvents, Protocol):
+    """`AdapterEvents`, and the one that is of the replica as a whole."""
+
+    def on_unfit(self, replica: "Replica", adapter: Adapter) -> None: ...
+
+
+class Listener(Protocol):
+    """What a replica tells its actor."""
+
+    @property
+    def desk(self) -> AdapterFailures: ...
+
+    def on_ready(self, replica: "Replica") -> None: ...
+    def on_rested(self, replica: "Replica") -> None: ...
+    def on_wake_failed(self, replica: "Replica", failure: str) -> None: ...
+    def on_broken(self, replica: "Replica", failure: str) -> None: ...
+    def on_proven(self, replica: "Replica") -> None: ...
+    def on_not_restored(self, replica: "Replica", failure: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What replicas of one model are made with. ``post`` puts work into the actor's inbox."""
+
+    spec: ModelSpec
+    make: Callable[[], Engine]
+    policy: HostPolicy
+    budget: MemoryBudget
+    post: Callable[[Callable[[], None]], None]
+    listener: Listener
+    footprint: Footprint
 
 
 class Replica(ReplicaView):
@@ -41,7 +82,7 @@ class Replica(ReplicaView):
         self._drain_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: list[asyncio.Task[None]] = []
-        self.adapters = Residency(parts, self)
+        self.adapters = Residency(parts.spec.lora, parts.post, self, parts.listener.desk)
 
     @property
     def engine(self) -> Engine:
@@ -91,6 +132,10 @@ class Replica(ReplicaView):
         if self._engine is not None and not self.suspected and not self._stopping:
             self.suspected = True
             self.spawn(self._examine(self._engine))
+
+    def adapter_unfit(self, adapter: Adapter) -> None:
+        """The canary of the adapter has differed again and again: it is the engine that is not fit."""
+        self._parts.listener.desk.on_unfit(self, adapter)
 
     def rest(self, tier: SleepTier) -> None:
         """Let its requests end, for a bounded time, and put it to sleep: paused, or without a process."""

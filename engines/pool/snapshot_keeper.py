@@ -14,8 +14,7 @@ from engines.lifecycle import waking
 from engines.lifecycle.engine import Dumped, Engine
 from engines.lifecycle.snapshots import Found, Snapshots
 from engines.patience import Patience, write_speed
-from engines.pool.replica import Replica
-from engines.pool.replica_dependencies import Parts
+from engines.pool.replica import Parts, Replica
 from engines.pool.waiting import fail
 from engines.status import EngineState, EngineStatus
 
