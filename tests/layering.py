@@ -1,8 +1,9 @@
 """Who may import whom, and a few habits that a linter does not know, read from the source itself."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 FOLDERS = ("gateway", "engines", "tenants", "metering", "coldstart", "tests", "loadtest")
@@ -25,6 +26,111 @@ EXERCISES: dict[str, frozenset[str]] = {
     "loadtest/usage_query.py": frozenset({"metering"}),
 }
 """The folder that a simulation or a query benchmark exercises; the rest of loadtest/ speaks HTTP only."""
+
+WITHIN: dict[str, frozenset[str]] = {
+    # What a model is and how its engines are seen from outside; every part of engines/ may know that.
+    "engines": frozenset(),
+    "engines.client": frozenset({"engines"}),
+    "engines.lifecycle": frozenset({"engines"}),
+    "engines.pool": frozenset(
+        {
+            "engines",
+            "engines.lifecycle.engine",
+            "engines.lifecycle.health_watch",
+            "engines.lifecycle.snapshots",
+            "engines.lifecycle.waking",
+        }
+    ),
+    "engines.fitting": frozenset({"engines", "engines.lifecycle.command", "engines.pool.memory_budget"}),
+    "engines.host": frozenset({"engines", "engines.fitting", "engines.lifecycle", "engines.pool"}),
+    "engines.vllm_process": frozenset({"engines.wire"}),
+    "engines.setup": frozenset(),
+    "coldstart": frozenset(),
+    "coldstart.criu": frozenset(),
+    "coldstart.sandbox": frozenset(),
+    "coldstart.snapshots": frozenset({"coldstart.criu"}),
+    "tenants": frozenset(),
+    "tenants.accounts": frozenset({"tenants"}),
+    "tenants.queueing": frozenset({"tenants"}),
+    "tenants.tokens": frozenset({"tenants", "tenants.accounts"}),
+    "tenants.limits": frozenset({"tenants", "tenants.accounts"}),
+    "tenants.adapters": frozenset({"tenants", "tenants.accounts"}),
+    "tenants.alerts": frozenset({"tenants", "tenants.accounts", "tenants.limits"}),
+    "tenants.store": frozenset({"tenants", "tenants.accounts", "tenants.tokens"}),
+    "metering": frozenset(),
+    "metering.ledger": frozenset({"metering"}),
+    "metering.reports": frozenset({"metering", "metering.ledger.rollups"}),
+    "metering.tokenizers": frozenset({"metering"}),
+    "gateway": frozenset(),
+    "gateway.config": frozenset(),
+    "gateway.storage": frozenset(),
+    "gateway.http": frozenset({"gateway.config"}),
+    "gateway.alerts": frozenset({"gateway.config"}),
+    "gateway.listening": frozenset({"gateway.config", "gateway.storage"}),
+    "gateway.engine_host": frozenset({"gateway.config", "gateway.storage"}),
+    "gateway.telemetry": frozenset({"gateway.http"}),
+    "gateway.inference": frozenset({"gateway.config", "gateway.http", "gateway.telemetry"}),
+    "gateway.adapters": frozenset({"gateway.config", "gateway.http", "gateway.inference", "gateway.storage"}),
+    "gateway.services": frozenset(
+        {
+            "gateway.adapters",
+            "gateway.alerts",
+            "gateway.config",
+            "gateway.http",
+            "gateway.inference",
+            "gateway.telemetry",
+        }
+    ),
+    "gateway.api": frozenset(
+        {"gateway.alerts", "gateway.config", "gateway.http", "gateway.inference", "gateway.services"}
+    ),
+    "gateway.app": frozenset(
+        {
+            "gateway.adapters",
+            "gateway.alerts",
+            "gateway.api",
+            "gateway.config",
+            "gateway.engine_host",
+            "gateway.http",
+            "gateway.inference",
+            "gateway.services",
+            "gateway.storage",
+            "gateway.telemetry",
+        }
+    ),
+    "gateway.server": frozenset(
+        {
+            "gateway.app",
+            "gateway.config",
+            "gateway.http",
+            "gateway.listening",
+            "gateway.services",
+            "gateway.storage",
+            "gateway.telemetry",
+        }
+    ),
+    "gateway.cli": frozenset(
+        {
+            "gateway.adapters",
+            "gateway.app",
+            "gateway.config",
+            "gateway.engine_host",
+            "gateway.http",
+            "gateway.listening",
+            "gateway.server",
+            "gateway.storage",
+            "gateway.telemetry",
+        }
+    ),
+}
+"""What a sub-package, or a module at the root of a folder, may import of its own folder besides itself.
+
+A folder's own name stands for the modules at its root that are not listed by themselves, another name for the
+module or the sub-package with everything in it.
+"""
+
+STARTED_BY_NAME = frozenset({"engines.setup", "engines.vllm_process"})
+"""Sub-packages that run in processes of their own: only they themselves and tests import them."""
 
 LATE_IMPORTS = frozenset(
     {
@@ -84,8 +190,46 @@ def violations(root: Path) -> list[Violation]:
             found += _habits(name, tree, source)
             if folder != "tests":
                 found += _late_imports(name, tree)
+                if folder in WITHIN:
+                    found += _within(name, tree)
                 found += _broad_excepts(name, tree)
     return found
+
+
+def module_graph(root: Path) -> dict[str, set[str]]:
+    """Which modules each module imports, also inside functions and for type checkers alone."""
+    folders = [folder for folder in FOLDERS if folder != "tests"]
+    files = [file for folder in folders for file in sorted((root / folder).rglob("*.py"))]
+    names = {
+        file: ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for file in files
+    }
+    modules = set(names.values())
+    graph: dict[str, set[str]] = {}
+    for file, name in names.items():
+        imported = [
+            target
+            for node in ast.walk(ast.parse(file.read_text()))
+            for target in (*_imported_modules(node), *_imported(node))
+        ]
+        nearest = {_nearest(target, modules) for target in imported}
+        graph[name] = {target for target in nearest if target is not None and target != name}
+    return graph
+
+
+def _nearest(target: str, modules: set[str]) -> str | None:
+    """The module that ``target``, a module or a name in one, belongs to."""
+    return target if target in modules else next(iter({target.rpartition(".")[0]} & modules), None)
+
+
+def circle(graph: Mapping[str, Set[str]]) -> list[str]:
+    """One circle of modules that import each other, or nothing."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
 
 
 def _imports(folder: str, name: str, tree: ast.Module) -> Iterator[Violation]:
@@ -111,6 +255,41 @@ def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
         return [node.module if "." in node.module else f"{node.module}.{alias.name}" for alias in node.names]
     return []
+
+
+def _within(name: str, tree: ast.Module) -> Iterator[Violation]:
+    """Imports between the sub-packages of a folder."""
+    parts = name.removesuffix(".py").split("/")
+    unit = _unit(".".join(parts))
+    if len(parts) > 2 and unit == parts[0]:
+        yield Violation(name, f"{parts[0]}/{parts[1]} is not in the table of sub-packages")
+        return
+    for node in ast.walk(tree):
+        for imported in _imported_modules(node):
+            target = _unit(imported)
+            if target == unit or imported.partition(".")[0] not in MAY_IMPORT or "." not in imported:
+                continue
+            same_folder = imported.partition(".")[0] == parts[0]
+            allowed = target in WITHIN[unit] or any(_is_below(imported, entry) for entry in WITHIN[unit])
+            if (same_folder and not allowed) or target in STARTED_BY_NAME:
+                yield Violation(f"{name}:{node.lineno}", f"{unit} may not import {imported}")  # type: ignore[attr-defined]
+
+
+def _unit(module: str) -> str:
+    """The entry of `WITHIN` that a module belongs to."""
+    first_two = ".".join(module.split(".")[:2])
+    return first_two if first_two in WITHIN else module.partition(".")[0]
+
+
+def _is_below(module: str, entry: str) -> bool:
+    return "." in entry and (module == entry or module.startswith(f"{entry}."))
+
+
+def _imported_modules(node: ast.AST) -> list[str]:
+    """As `_imported`; of ``from a.b import c`` what may be a module, ``a.b.c``, which lies below ``a.b``."""
+    if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return _imported(node)
 
 
 def _habits(name: str, tree: ast.Module, source: str) -> Iterator[Violation]:
