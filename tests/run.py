@@ -18,6 +18,7 @@ _HALVES = (
         "tests/metering",
         "tests/coldstart",
         "tests/loadtest",
+        "tests/test_documents.py",
         "tests/test_layering.py",
     ),
 )
