@@ -12,7 +12,7 @@ from engines.lifecycle.snapshots import Snapshots
 from engines.spec import ModelSpec
 from gateway.api.authentication import authenticate
 from gateway.api.engines import record_engine_act
-from gateway.http.errors import not_supported
+from gateway.http.errors import unsupported
 from gateway.services import Services, services_of
 from tenants.types import KeyKind
 
@@ -76,7 +76,7 @@ async def _root(request: Request) -> tuple[Services, Snapshots]:
     services = services_of(request)
     snapshots = services.host.snapshots
     if snapshots is None:
-        raise not_supported("snapshots on this host; `torpor doctor` says what is missing")
+        raise unsupported("This host cannot make snapshots. `torpor doctor` says what is missing.")
     return services, snapshots
 
 

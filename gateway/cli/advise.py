@@ -60,7 +60,10 @@ def advise_command(
     config_file: Path,
     as_json: bool,
 ) -> None:
-    """Utilisation, costs and the keep-warm setting that would cost least, from the ledger."""
+    """Advise on keeping engines awake.
+
+    Utilisation, costs, and the keep-warm setting that would cost least, from the ledger.
+    """
     rates = Rates(
         hardware_hour=hardware_hour,
         reserved_hour=reserved_hour,

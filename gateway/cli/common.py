@@ -26,6 +26,7 @@ from gateway.storage.privacy import DataDirectoryError
 
 T = TypeVar("T")
 DEFAULT_CONFIG = "torpor.toml"
+APPLY_CHANGES = "`torpor stop` and `torpor start` apply the change"
 _TIMEOUT_S = 30.0
 
 

@@ -25,7 +25,7 @@ from engines.fitting.data_type import DataTypes
 from engines.lifecycle import criu_check
 from engines.lifecycle.run_folders import RunFolders
 from engines.sizing import Sizing
-from gateway.cli.common import Installation, config_option, json_option, run
+from gateway.cli.common import APPLY_CHANGES, Installation, config_option, json_option, run
 from gateway.cli.errors import CommandError
 from gateway.listening import CannotListen, check_ports
 from gateway.storage.database import is_migrated
@@ -96,6 +96,13 @@ def _namespaces() -> Finding:
         advice = "run as root, so that engines are isolated and can sleep in snapshots"
         return Finding("namespaces", "lacks", isolation.reason or "not permitted", advice)
     return Finding("namespaces", "ok", "permitted")
+
+
+def _configuration(installation: Installation, file: Path) -> Finding:
+    if installation.data.changed_since_start(file):
+        what = f"{file}, changed since the running gateway started"
+        return Finding("configuration", "lacks", what, APPLY_CHANGES)
+    return Finding("configuration", "ok", str(file))
 
 
 def _snapshots(installation: Installation) -> Finding:
@@ -198,7 +205,7 @@ def _sizes(installation: Installation) -> list[Finding]:
 
 
 def _size(subject: str, sizing: Sizing, *, running: bool) -> Finding:
-    what = f"{sizing.text()}; {sizing.dtype}: {sizing.dtype_reason}"
+    what = f"{sizing.text()}; {sizing.dtype} ({sizing.dtype_reason})"
     advice = list(sizing.notes)
     available = host_memory.available_bytes()
     if sizing.total_bytes > available and not running:
@@ -220,14 +227,14 @@ _INSTALLATION_CHECKS: tuple[Callable[[Installation], Finding], ...] = (
 @config_option
 @json_option
 def doctor(config_file: Path, as_json: bool) -> None:
-    """Tell what this machine offers and lacks. Exit code 1 where something needed fails."""
+    """What this machine offers and lacks. Exit code 1 where something needed fails."""
     findings = [check() for check in _CHECKS]
     try:
         installation = Installation.load(config_file)
     except CommandError as error:
-        findings.append(Finding("configuration", "fails", str(error), "run `torpor setup`, or mend the file"))
+        findings.append(Finding("configuration", "fails", str(error)))
     else:
-        findings.append(Finding("configuration", "ok", str(config_file)))
+        findings.append(_configuration(installation, config_file))
         findings += [check(installation) for check in _INSTALLATION_CHECKS]
         findings += _sizes(installation)
     if as_json:

@@ -9,13 +9,21 @@ from typing import Any
 
 import click
 
-from gateway.cli.common import Installation, answer, config_option, json_option, print_table, run
+from gateway.cli.common import (
+    APPLY_CHANGES,
+    Installation,
+    answer,
+    config_option,
+    json_option,
+    print_table,
+    run,
+)
 from gateway.cli.engine_objects import engine_objects, first_line
 from gateway.cli.errors import CommandError
 
 _REFRESH_S = 1.0
 _MAKING_S = 1800.0
-_TELL_S = 5.0
+_TELL_S = 15.0
 _MB = 1_000_000
 _ENGINE_HEADS = ("model", "state", "tier", "memory MB", "in flight", "replicas", "last wake", "phases ms")
 _SNAPSHOT_HEADS = ("model", "snapshot", "made", "disk MB", "usable")
@@ -26,7 +34,10 @@ _SNAPSHOT_HEADS = ("model", "snapshot", "made", "disk MB", "usable")
 @config_option
 @json_option
 def engines(once: bool, config_file: Path, as_json: bool) -> None:
-    """The engines of the running gateway, every second: state, tier, memory, last wakes and their phases."""
+    """Watch the engines of the gateway.
+
+    Every second: state, tier, memory, the last wake and its phases, and why an engine failed.
+    """
     installation = Installation.load(config_file)
     installation.require_running()
     key = installation.credential("TORPOR_ROOT_KEY")
@@ -67,10 +78,13 @@ def snapshot() -> None:
 
 @snapshot.command("create")
 @click.argument("models", nargs=-1)
-@click.option("--missing", is_flag=True, help="Only where there is no usable one.")
+@click.option("--missing", is_flag=True, help="Only if there is no usable one.")
 @config_option
 def create(models: tuple[str, ...], missing: bool, config_file: Path) -> None:
-    """Take new snapshots of MODELS, or of all. Takes about half a minute each; engines go on serving."""
+    """Take new snapshots of MODELS, or of all. Engines go on serving meanwhile.
+
+    A small model takes half a minute, one of 1.7 B parameters a whole one.
+    """
     logging.getLogger("torpor.engine").setLevel(logging.CRITICAL)  # the engine's own output is no progress
     installation = Installation.load(config_file)
     run(lambda: _create(installation, models, missing))
@@ -87,6 +101,10 @@ async def _create(installation: Installation, models: tuple[str, ...], missing: 
         if listed.status_code == 501 and missing:
             click.echo("snapshots: not possible here, `torpor doctor` says why; engines start cold")
             return
+        served = {engine["id"] for engine in answer(await client.get("/v1/torpor/engines"))["data"]}
+        for name in models or local:
+            if name not in served:
+                raise CommandError(f"the running gateway was started without model {name}: {APPLY_CHANGES}")
         usable = {found["model"] for found in answer(listed)["data"] if found["usable"]}
         for name in models or local:
             if missing and name in usable:

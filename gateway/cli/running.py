@@ -16,7 +16,7 @@ import click
 import httpx
 
 from engines.spec import Task
-from gateway.cli.common import Installation, config_option, run
+from gateway.cli.common import APPLY_CHANGES, Installation, config_option, run
 from gateway.cli.engine_objects import why_failed
 from gateway.cli.errors import CommandError
 from gateway.cli.setup import greeting
@@ -68,8 +68,9 @@ timeout_option = click.option(
 @timeout_option
 @config_option
 def start(timeout_s: float, config_file: Path) -> None:
-    """Run the gateway in the background, and return when its default model has answered.
+    """Run the gateway in the background.
 
+    The command returns when the default model has answered.
     Its output goes to the configured log file, or else to gateway.log in the data directory; those of the
     runs before are kept beside it. A gateway that this command has started does not outlive its failure.
     """
@@ -81,6 +82,8 @@ def start(timeout_s: float, config_file: Path) -> None:
     running = installation.data.running()
     if running is not None:
         click.echo(f"the gateway runs already, at {running.origin}")
+        if installation.data.changed_since_start(config_file):
+            click.echo(f"{config_file} has changed since the gateway started: {APPLY_CHANGES}")
     else:
         _check_ports(installation)
         file = LogFile(log, server.log_file_bytes, server.log_files_kept)
@@ -150,7 +153,7 @@ def _end(process: "subprocess.Popen[bytes]", patience_s: float) -> None:
 @click.command()
 @config_option
 def stop(config_file: Path) -> None:
-    """End the gateway of this data directory, and with it every engine."""
+    """End the gateway and every engine."""
     installation = Installation.load(config_file, only=_STOP_NEEDS)
     gateway = installation.data.running()
     if gateway is None:

@@ -25,7 +25,10 @@ _QUESTION = "What is the capital of France?"
 @click.command()
 @config_option
 def setup(config_file: Path) -> None:
-    """Write the configuration, the database and the demo tenant's keys, each where it is missing."""
+    """Write what is missing to start.
+
+    That is the configuration, the database and the demo tenant's keys.
+    """
     if not config_file.exists():
         with as_file(files("gateway") / "torpor.example.toml") as example:
             shutil.copyfile(example, config_file)
@@ -102,7 +105,10 @@ async def _project(store: TenantStore, organization: Organization) -> Project:
 @click.command()
 @config_option
 def hello(config_file: Path) -> None:
-    """Print a curl line and a Python snippet that talk to the running gateway."""
+    """Print how to talk to the gateway.
+
+    With a curl line and a Python snippet that work as they stand.
+    """
     installation = Installation.load(config_file)
     installation.require_running()
     click.echo(greeting(installation))

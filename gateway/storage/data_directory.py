@@ -151,6 +151,13 @@ class DataDirectory:
         self.pid_file.unlink(missing_ok=True)
         self.socket.unlink(missing_ok=True)
 
+    def changed_since_start(self, file: Path) -> bool:
+        """Whether ``file`` was written after the running gateway had read it; False if none runs."""
+        try:
+            return file.stat().st_mtime > self.pid_file.stat().st_mtime and self.running() is not None
+        except OSError:
+            return False
+
     def running(self) -> RunningGateway | None:
         """The gateway that announced itself here; ``None`` where a killed one left its file."""
         try:

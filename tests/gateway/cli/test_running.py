@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.common import Installation
+from tests.engines.model_folders import llama_folder
 from tests.process import REPOSITORY, Gateway, free_port, running_gateway
 from tests.process_table import processes_with
 
@@ -52,9 +54,33 @@ def test_a_gateway_is_started_and_stopped(tmp_path: Path, standin: str) -> None:
         again = _start(gateway)
         assert again.returncode == 0
         assert "runs already" in again.stdout
+        assert "changed" not in again.stdout
     finally:
         gateway.torpor("stop")
     assert processes_with(_mark(gateway)) == []
+
+
+def test_a_model_that_was_added_after_the_start_needs_another_start(tmp_path: Path, standin: str) -> None:
+    gateway = _installed(tmp_path, standin)
+    config = tmp_path / "torpor.toml"
+    llama_folder(tmp_path / "model")
+    try:
+        assert _start(gateway).returncode == 0
+        with config.open("a") as file:
+            file.write("[[models]]\nid = 'mine'\nsource = 'model'\n")
+        again = _start(gateway)
+        assert again.returncode == 0
+        assert f"{config} has changed since the gateway started" in again.stdout
+        assert "`torpor stop` and `torpor start`" in again.stdout
+        made = gateway.torpor("snapshot", "create", "mine", check=False)
+        assert made.returncode == 1
+        assert "the running gateway was started without model mine" in made.stderr
+        assert "`torpor stop` and `torpor start`" in made.stderr
+        installation = Installation.load(config)
+        assert installation.data.changed_since_start(config)
+    finally:
+        gateway.torpor("stop")
+    assert not installation.data.changed_since_start(config)
 
 
 def test_the_log_is_bounded_and_begun_anew_at_each_start(tmp_path: Path, standin: str) -> None:
