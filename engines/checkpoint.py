@@ -176,8 +176,7 @@ def _header(path: Path, model_id: str) -> dict[str, Any]:
         ends = list(_ends(header))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidModel(
-            f"model {model_id}: {path} is damaged: its header is not valid ({type(error).__name__}); "
-            "copy the file again"
+            f"model {model_id}: {path} is damaged: its header is not valid; copy the file again"
         ) from error
     expected = 8 + length + max(ends, default=0)
     if size != expected:

@@ -233,10 +233,11 @@ class _Fit:
         weights = self._files.weights
         text = weights_text(self._weights, self._dtype.name, self._files.quantization, exact=weights.exact)
         total = self._weights + cache_bytes + PROCESS_BYTES
+        shorter = "lower kv_cache_gib or max_model_len, " if total - cache_bytes < self._limit else ""
         return ModelMisfit(
             f"model {self._spec.id} does not fit: {text} + {what} + {gib(PROCESS_BYTES)} process = "
             f"{gib(total)}, and engines may use {gib(self._limit)} ([engines] memory_gib, or four fifths of "
             "the memory of the machine or of its control group): "
-            "raise memory_gib, lower kv_cache_gib or max_model_len, or take a smaller or quantized model",
+            f"raise memory_gib, {shorter}or take a smaller or quantized model",
             key,
         )

@@ -37,6 +37,8 @@ def configure(folder: Path, *, engines: str = "", **keys: Any) -> Path:
     ("engines", "keys", "message"),
     [
         ("memory_gib = 4.0", {}, r"\[\[models\]\] source: model m does not fit: 3\.19 GiB weights"),
+        ("memory_gib = 4.0", {}, r"raise memory_gib, or take a smaller or quantized model"),
+        ("memory_gib = 4.65", {}, r"raise memory_gib, lower kv_cache_gib or max_model_len, or take"),
         ("", {"kv_cache_gib": 1.0, "max_model_len": 8192}, r"kv_cache_gib: .* raise kv_cache_gib to 1\.53"),
         ("memory_gib = 6.0", {"max_model_len": 8192}, r"max_model_len: model m does not fit"),
         ("", {"max_model_len": 9000}, r"max_model_len: .* at most 8,192 tokens"),
@@ -60,6 +62,7 @@ def test_doctor_shows_the_arithmetic_that_the_gateway_uses(tmp_path: Path) -> No
     (finding,) = _sizes(installation)
     assert finding.subject == "model m"
     assert "192.0 KiB" in finding.what
+    assert finding.what.endswith("; bfloat16 (set in the configuration)")
     assert "of the model's 8,192 tokens" in finding.advice
     data = DataDirectory(tmp_path / "data", {})
     (spec,) = fitted_specs(load_config(file, {}), data)
