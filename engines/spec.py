@@ -171,7 +171,7 @@ def check_model(spec: ModelSpec) -> None:
         raise InvalidModel(f"model {spec.id}: neither a source nor a url is given")
     folder = spec.source
     if not folder.is_dir():
-        raise InvalidModel(f"model {spec.id}: {folder} is no folder")
+        raise InvalidModel(f"model {spec.id}: {folder} is not a folder")
     read_configuration(folder, spec.id)
     for what, patterns in (("tokenizer", _TOKENIZERS), ("weights", WEIGHTS)):
         if not any(path.is_file() and path.stat().st_size for p in patterns for path in folder.glob(p)):
@@ -184,7 +184,7 @@ def _check_shards(spec: ModelSpec, folder: Path) -> None:
         try:
             shards = set(json.loads(index.read_bytes())["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidModel(f"model {spec.id}: {index} is no index of weights") from error
+            raise InvalidModel(f"model {spec.id}: {index} is not an index of weights") from error
         for shard in sorted(shards):
             if not (folder / shard).is_file():
                 raise InvalidModel(f"model {spec.id}: {index.name} names {shard}, which {folder} lacks")

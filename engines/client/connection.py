@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self.fail("the engine's answer is no HTTP/1.1")
+            self.fail("the engine's answer is not HTTP/1.1")
             return
         if not self._head_seen:
             self._head_bytes += len(data)

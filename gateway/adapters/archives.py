@@ -12,7 +12,7 @@ from gateway.adapters.zip_reader import is_zip, unpack_zip
 def lay_out(upload: Path, config: Path | None, folder: Path, most_bytes: int) -> None:
     """Puts both files of the adapter into the empty folder, under the names that PEFT gives them.
 
-    ``upload`` is moved there where it is no archive. Raises `InvalidAdapter`. Blocks.
+    ``upload`` is moved there if it is not an archive. Raises `InvalidAdapter`. Blocks.
     """
     packed = is_zip(upload), is_tar(upload) or is_gzip(upload)
     if not any(packed):
@@ -26,7 +26,7 @@ def lay_out(upload: Path, config: Path | None, folder: Path, most_bytes: int) ->
         config.rename(folder / CONFIG)
         return
     if config is not None:
-        raise InvalidAdapter("Send 'config' only where 'file' is no archive.", "config")
+        raise InvalidAdapter("Send 'config' only if 'file' is not an archive.", "config")
     unpacking = Unpacking(folder, most_bytes)
     if packed[0]:
         unpack_zip(upload, unpacking)

@@ -238,7 +238,7 @@ def _boundary(request: Request) -> bytes:
 
 
 def _malformed() -> ApiError:
-    message = "The body is no complete multipart form."
+    message = "The body is not a complete multipart form."
     headers = {"connection": "close"}
     return ApiError(400, "invalid_request_error", "invalid_multipart", message, headers=headers)
 

@@ -60,9 +60,9 @@ def read_config(raw: bytes) -> PeftConfig:
     try:
         options = json.loads(raw.decode())
     except (ValueError, RecursionError):
-        raise _fault("adapter_config.json is no JSON.") from None
+        raise _fault("adapter_config.json is not valid JSON.") from None
     if not isinstance(options, dict):
-        raise _fault("adapter_config.json is no JSON object.")
+        raise _fault("adapter_config.json is not a JSON object.")
     if options.get("peft_type") != "LORA":
         raise _fault(f"'peft_type' must be LORA, not {shown(str(options.get('peft_type')), 32)}.")
     if options.get("task_type") not in (None, "CAUSAL_LM"):

@@ -135,4 +135,4 @@ def _check_sum(block: bytes) -> None:
     told = block[148:156].strip(b" \0")
     actual = b"%o" % (sum(block) - sum(block[148:156]) + 8 * ord(" "))
     if told.lstrip(b"0") != actual:
-        raise InvalidAdapter("The file is no tar archive, or is damaged: a header's checksum is wrong.")
+        raise InvalidAdapter("The file is not a tar archive, or is damaged: a header's checksum is wrong.")

@@ -65,7 +65,7 @@ def _no_header(head: bytes, length: int, size: int) -> InvalidAdapter:
             "save_pretrained(..., safe_serialization=True)."
         )
     return InvalidAdapter(
-        f"The file is no safetensors file: its header would have {length} bytes, and the file has {size} "
+        f"The file is not a safetensors file: its header would have {length} bytes, and the file has {size} "
         f"(a header may have {MAX_HEADER_BYTES})."
     )
 
@@ -74,9 +74,9 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise InvalidAdapter("The header of the safetensors file is no JSON.") from None
+        raise InvalidAdapter("The header of the safetensors file is not valid JSON.") from None
     if not isinstance(header, dict):
-        raise InvalidAdapter("The header of the safetensors file is no JSON object.")
+        raise InvalidAdapter("The header of the safetensors file is not a JSON object.")
     return header
 
 

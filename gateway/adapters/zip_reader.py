@@ -148,4 +148,4 @@ def _inflated(file: BinaryIO, entry: _Entry) -> Iterator[bytes]:
 
 
 def _damaged() -> InvalidAdapter:
-    return InvalidAdapter("The file is no zip archive, or is damaged.")
+    return InvalidAdapter("The file is not a zip archive, or is damaged.")

@@ -150,7 +150,7 @@ def _parsed(url: str) -> URL:
         return make_url(url)
     except ArgumentError:
         raise DatabaseError(
-            "[storage] database is no database URL, such as sqlite+aiosqlite:///FILE"
+            "[storage] database is not a database URL, such as sqlite+aiosqlite:///FILE"
         ) from None
 
 

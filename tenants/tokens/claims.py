@@ -30,7 +30,7 @@ def text_claim(claims: Claims, path: str) -> str:
     """The claim as text that can be stored; raises `InvalidCredential` for any other."""
     value = claim(claims, path)
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT or not value.isprintable():
-        raise refused(f"its claim {path!r} is no printable text of 1 to {_MAX_TEXT} characters")
+        raise refused(f"its claim {path!r} is not printable text of 1 to {_MAX_TEXT} characters")
     return value
 
 
@@ -67,5 +67,5 @@ def _time(claims: Claims, name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
-        raise refused(f"its {name} is no number of seconds")
+        raise refused(f"its {name} is not a number of seconds")
     return float(value)

@@ -43,7 +43,7 @@ def open_envelope(token: str) -> Envelope:
     if not isinstance(algorithm, str) or not isinstance(issuer, str):
         raise refused("it has no alg, or no iss")
     if kid is not None and (not isinstance(kid, str) or len(kid) > _MAX_KID_CHARACTERS):
-        raise refused("its kid is no short string")
+        raise refused("its kid is not a short string")
     return Envelope(algorithm, kid, issuer)
 
 

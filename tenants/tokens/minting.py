@@ -18,7 +18,7 @@ MAX_LIFETIME_S = 24 * 3600
 MAX_MODELS = 32
 _MAX_USER = 256
 _ALGORITHM = "HS256"
-_NOT_OURS = "it is no token of this installation"
+_NOT_OURS = "it is not a token of this installation"
 _PURPOSE = b"torpor minted tokens 1"
 
 

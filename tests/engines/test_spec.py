@@ -60,12 +60,12 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     with pytest.raises(InvalidModel, match=r"names model-2\.safetensors"):
         check_model(ModelSpec(id="m", source=folder))
     index.write_text("[]")
-    with pytest.raises(InvalidModel, match="no index"):
+    with pytest.raises(InvalidModel, match="not an index"):
         check_model(ModelSpec(id="m", source=folder))
 
 
 def test_no_folder_and_no_source(tmp_path: Path) -> None:
-    with pytest.raises(InvalidModel, match="is no folder"):
+    with pytest.raises(InvalidModel, match="is not a folder"):
         check_model(ModelSpec(id="m", source=tmp_path / "absent"))
     with pytest.raises(InvalidModel, match="neither"):
         check_model(ModelSpec(id="m"))

@@ -141,7 +141,7 @@ _WRONG_ARCHIVES: list[tuple[str, bytes, str]] = [
     ("a cut tar", _tar(*_GOOD)[:1000], "is cut short"),
     ("a cut gzip", _tar(*_GOOD, mode="w:gz")[:100], "gzip cannot unpack it"),
     ("gzip of something else", gzip.compress(b"x" * 2000), "checksum is wrong"),
-    ("a cut zip", _zip(*_GOOD)[:100], "no zip archive, or is damaged"),
+    ("a cut zip", _zip(*_GOOD)[:100], "not a zip archive, or is damaged"),
     (
         "a zip with another content",
         _other_content(),
@@ -181,5 +181,5 @@ def test_the_configuration_goes_with_plain_weights_alone(tmp_path: Path) -> None
         _lay_out(tmp_path, b"weights")
     assert missing.value.param == "config"
     (tmp_path / "other").mkdir()
-    with pytest.raises(InvalidAdapter, match="only where 'file' is no archive"):
+    with pytest.raises(InvalidAdapter, match="only if 'file' is not an archive"):
         _lay_out(tmp_path / "other", _tar(*_GOOD), config=b"{}")

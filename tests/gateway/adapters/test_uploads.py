@@ -41,7 +41,7 @@ _BAD_UPLOADS: list[tuple[dict[str, str], dict[str, Any], int, str, str]] = [
     ({}, {"file": None}, 400, "file", "Missing required parameter: 'file'."),
     ({}, {"config": None}, 400, "config", "Missing part 'config'"),
     ({}, {"more": ("x", b"x")}, 400, "more", "Unknown parameter: 'more'"),
-    ({}, {"file": ("x", b"hello")}, 400, "file", "no safetensors file"),
+    ({}, {"file": ("x", b"hello")}, 400, "file", "not a safetensors file"),
     ({}, {"config": ("x", b"{}")}, 400, "config", "'peft_type' must be LORA"),
     ({}, {"config": ("x", b"x" * 300_000)}, 413, "config", "'config' is larger than 262144 bytes"),
 ]

@@ -110,17 +110,17 @@ def _without(*names: str) -> bytes:
 _SCALAR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 _NAN = np.full((RANK, 576), np.nan, np.float32)
 _WRONG_WEIGHTS: list[tuple[str, Callable[[], bytes], str]] = [
-    ("nothing", lambda: b"", "no safetensors file"),
-    ("seven bytes", lambda: b"\x01" * 7, "no safetensors file"),
-    ("text", lambda: b"hello, hello, hello", "no safetensors file"),
+    ("nothing", lambda: b"", "not a safetensors file"),
+    ("seven bytes", lambda: b"\x01" * 7, "not a safetensors file"),
+    ("text", lambda: b"hello, hello, hello", "not a safetensors file"),
     ("a pickle", lambda: b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00.", "is a pickle"),
     ("a header beyond the end", lambda: struct.pack("<Q", 1000) + b"{}", "its header would have 1000 bytes"),
     ("an endless header", lambda: b"\xff" * 16, "its header would have 18446744073709551615 bytes"),
-    ("no JSON", lambda: _file(b"{", b""), "is no JSON"),
-    ("deep JSON", lambda: _file(b"[" * 100_000, b""), "is no JSON"),
-    ("no UTF-8", lambda: _file(b'{"\xff": 1}', b""), "is no JSON"),
-    ("long numbers", lambda: _file(b'{"a":' + b"9" * 5000 + b"}", b""), "is no JSON"),
-    ("no object", lambda: _file(b"[]", b""), "no JSON object"),
+    ("no JSON", lambda: _file(b"{", b""), "is not valid JSON"),
+    ("deep JSON", lambda: _file(b"[" * 100_000, b""), "is not valid JSON"),
+    ("no UTF-8", lambda: _file(b'{"\xff": 1}', b""), "is not valid JSON"),
+    ("long numbers", lambda: _file(b'{"a":' + b"9" * 5000 + b"}", b""), "is not valid JSON"),
+    ("no object", lambda: _file(b"[]", b""), "not a JSON object"),
     ("no tensors", lambda: _file(b"{}", b""), "holds no tensors"),
     (
         "a name twice",
@@ -236,7 +236,7 @@ def test_wrong_configurations_are_refused_by_name(changes: dict[str, Any], told:
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_what_is_no_configuration_is_refused(raw: bytes, tmp_path: Path) -> None:
-    assert "adapter_config.json is no JSON" in _refusal(tmp_path, config=raw).message
+    assert "adapter_config.json is not" in _refusal(tmp_path, config=raw).message
 
 
 @pytest.mark.parametrize(

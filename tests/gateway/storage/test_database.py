@@ -120,7 +120,7 @@ async def test_sqlite_is_durable_and_checks_references(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "is no database URL"),
+        ("nonsense", "is not a database URL"),
         ("sqlite:////tmp/x.db", "not asynchronous"),
         ("teradata+driver://host/x", "unknown kind of database"),
         ("mysql+aiomysql://user:hidden@host/x", "needs the Python package 'aiomysql'"),
