@@ -6,21 +6,21 @@ beside it as JSON: a run takes minutes, and sizes can be measured one by one (`l
 
 import concurrent.futures
 import json
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from loadtest.own_gateway import MEASURED_AFTER_S, SETTLE_S, Gateway, drop_page_cache
 from loadtest.report import machine, table
+from loadtest.wake_costs import faults, parts, touched
 
 _GOAL_RATIO = 1.5
 # Of the request's own prefill, and in milliseconds: what the canary and first touches may add to a wake.
 _SHARE, _EXTRA_MS = 0.1, 100.0
-_EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 CONFIG = """
 [server]
@@ -64,7 +64,8 @@ def _measure(folder: Path, wakes: int, scratch: Path) -> dict[str, Any]:
     print(gateway.torpor("snapshot", "create"), flush=True)
     with gateway.running():
         gateway.ask("model", "")
-        hot = [_hot(gateway) for _ in range(wakes)]
+        gateway.ask("model", "")
+        hot = touched(gateway, "model", wakes)
         warm = _wakes(gateway, wakes, lambda: None)
         cold = _wakes(gateway, wakes, drop_page_cache)
         (snapshot,) = gateway.root("GET", "snapshots")["data"]
@@ -75,22 +76,16 @@ def _measure(folder: Path, wakes: int, scratch: Path) -> dict[str, Any]:
             "disk_bytes": snapshot["disk_bytes"],
             "memory_bytes": snapshot["memory_bytes"],
             "making_ms": snapshot["ms"],
-            "hot_ttft_ms": hot,
+            "touched": hot,
             "warm": warm,
             "dropped": cold,
             "mappings": mappings,
+            "dtype": gateway.engine("model")["sizing"]["dtype"],
             "machine": machine(),
-            "kernel": platform.release(),
-            "extensions": extensions(),
             "wakes": wakes,
         }
         row["second_replica_bytes"] = _second(gateway)
     return row
-
-
-def _hot(gateway: Gateway) -> float:
-    time.sleep(SETTLE_S)  # as idle as before a wake
-    return gateway.ask("model", "")[0]
 
 
 def _wakes(gateway: Gateway, count: int, prepare: Callable[[], None]) -> list[dict[str, float]]:
@@ -100,12 +95,13 @@ def _wakes(gateway: Gateway, count: int, prepare: Callable[[], None]) -> list[di
         gateway.sleep("snapshot", "model")
         prepare()
         ttft_ms, tier = gateway.ask("model", "")
+        seen = asdict(faults(gateway))
         if tier != "snapshot":
             raise AssertionError(f"found {tier}, not snapshot")
         time.sleep(SETTLE_S)
         phases: dict[str, float] = gateway.engine("model")["wakes"][-1]["ms"]
         if turn:
-            measured.append({**phases, "ttft": ttft_ms})
+            measured.append({**phases, **seen, "ttft": ttft_ms})
             print(f"  ready {phases['total']:.0f} ms, TTFT {ttft_ms:.0f} ms", flush=True)
     return measured
 
@@ -131,73 +127,31 @@ def _second(gateway: Gateway) -> int:
     return int(engine["memory_bytes"] - first)
 
 
-def extensions() -> str:
-    """The processor's vector extensions that matter for a model."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            flags = set(line.split())
-            return ", ".join(name for name in _EXTENSIONS if name in flags) or "none"
-    return "not known"
-
-
 def _median(wakes: list[dict[str, float]], phase: str) -> float:
     return statistics.median(wake[phase] for wake in wakes)
 
 
 def render(rows: list[dict[str, Any]]) -> str:
     """The page."""
-    body, goals = [], []
-    smallest = _median(rows[0]["warm"], "total")
-    for row in rows:
-        warm, dropped = row["warm"], row["dropped"]
-        hot = statistics.median(row["hot_ttft_ms"])
-        ready, ttft = _median(warm, "total"), _median(warm, "ttft")
-        extra, limit = ttft - hot - ready, _SHARE * hot + _EXTRA_MS
-        body.append(
-            [
-                row["name"],
-                f"{row['weights_bytes'] / 1e9:.2f}",
-                f"{hot:.0f}",
-                f"{ready:.0f}",
-                f"{ttft - hot:.0f}",
-                f"{extra:.0f}",
-                f"{limit:.0f}",
-                f"{_median(dropped, 'total'):.0f}",
-                f"{_median(dropped, 'ttft') - hot:.0f}",
-                f"{row['second_replica_bytes'] / 1e6:.0f}",
-                f"{row['disk_bytes'] / 1e9:.2f}",
-                f"{row['mappings']}",
-            ]
-        )
-        goals.append(
-            [
-                row["name"],
-                f"{ready / smallest:.2f}",
-                "yes" if ready / smallest <= _GOAL_RATIO else "NO",
-                "yes" if extra <= limit else "NO",
-            ]
-        )
-    heads = [
-        "model", "weights GB", "hot TTFT", "ready", "TTFT - hot", "canary and touches", "at most",
-        "ready, dropped", "TTFT - hot, dropped", "second replica MB", "disk GB", "mappings",
-    ]  # fmt: skip
-    phases = [
-        [row["name"], *(f"{_median(row['warm'], name):.1f}" for name in ("sandbox", "restore", "answer"))]
-        for row in rows
-    ]
-    counts = [row["wakes"] for row in rows]
+    counts = sorted({row["wakes"] for row in rows})
+    types = sorted({row["dtype"] for row in rows})
+    machines = sorted({row["machine"] for row in rows})
     return (
         "\n\n".join(
             [
                 HEAD,
-                f"{rows[0]['machine']}; vector extensions: {rows[0]['extensions']}. bf16, random weights but "
-                f"for smollm2-135m. Medians of {min(counts)} to {max(counts)} wakes, in milliseconds where "
-                "nothing else is said.",
-                table(heads, body),
-                LEGEND,
-                table(["model", "ready / smallest", f"at most {_GOAL_RATIO:g}", "canary and touches"], goals),
-                "The phases until ready, page cache warm:",
-                table(["model", "sandbox", "restore", "answer"], phases),
+                f"{'; '.join(machines)}. Computed in {' and '.join(types)}; the weights are random but for "
+                f"smollm2-135m. Medians of {' or '.join(map(str, counts))} wakes, in milliseconds unless "
+                "another unit is given.",
+                table(_SIZES, [_sizes(row) for row in rows]),
+                SIZES.strip(),
+                "## The canary and the first touches of memory",
+                table(_COSTS, [_costs(row) for row in rows]),
+                COSTS.strip(),
+                "## Until ready",
+                table(_PHASES, [_phases(row) for row in rows]),
+                "## Goals",
+                table(_GOALS, [_goals(row, rows[0]) for row in rows]),
                 EXPLANATION.strip(),
             ]
         )
@@ -205,25 +159,92 @@ def render(rows: list[dict[str, Any]]) -> str:
     )
 
 
+_SIZES = [
+    "model", "weights GB", "hot TTFT", "ready", "TTFT - hot", "ready, dropped", "TTFT - hot, dropped",
+    "second replica MB", "disk GB",
+]  # fmt: skip
+
+
+def _sizes(row: dict[str, Any]) -> list[str]:
+    hot = parts(row)["hot"]
+    return [
+        row["name"],
+        f"{row['weights_bytes'] / 1e9:.2f}",
+        f"{hot:.0f}",
+        f"{_median(row['warm'], 'total'):.0f}",
+        f"{_median(row['warm'], 'ttft') - hot:.0f}",
+        f"{_median(row['dropped'], 'total'):.0f}",
+        f"{_median(row['dropped'], 'ttft') - hot:.0f}",
+        f"{row['second_replica_bytes'] / 1e6:.0f}",
+        f"{row['disk_bytes'] / 1e9:.2f}",
+    ]
+
+
+_COSTS = [
+    "model", "canary", "first touches", "together", "at most", "faults of a wake", "of them from disk",
+    "the same, dropped", "faults of a hot request with a canary",
+]  # fmt: skip
+
+
+def _costs(row: dict[str, Any]) -> list[str]:
+    cost = parts(row)
+    return [
+        row["name"],
+        f"{cost['canary']:.0f}",
+        f"{cost['touches']:.0f}",
+        f"{cost['sum']:.0f}",
+        f"{_limit(row):.0f}",
+        f"{_median(row['warm'], 'minor') + _median(row['warm'], 'major'):.0f}",
+        f"{_median(row['warm'], 'major'):.0f}",
+        f"{_median(row['dropped'], 'major'):.0f}",
+        f"{_median(row['touched']['faults'], 'minor'):.0f}",
+    ]
+
+
+_PHASES = ["model", "sandbox", "restore", "answer", "mappings"]
+
+
+def _phases(row: dict[str, Any]) -> list[str]:
+    names = ("sandbox", "restore", "answer")
+    return [row["name"], *(f"{_median(row['warm'], name):.1f}" for name in names), f"{row['mappings']}"]
+
+
+_GOALS = ["model", "ready / smallest", f"at most {_GOAL_RATIO:g}", "canary and first touches"]
+
+
+def _goals(row: dict[str, Any], smallest: dict[str, Any]) -> list[str]:
+    ratio = _median(row["warm"], "total") / _median(smallest["warm"], "total")
+    within = parts(row)["sum"] <= _limit(row)
+    return [
+        row["name"],
+        f"{ratio:.2f}",
+        "yes" if ratio <= _GOAL_RATIO else "NO",
+        "within the limit" if within else "MISSED",
+    ]
+
+
+def _limit(row: dict[str, Any]) -> float:
+    return _SHARE * parts(row)["hot"] + _EXTRA_MS
+
+
 HEAD = """# Wakes by the size of the model
 
     python -m loadtest.random_model SIZE
     python -m loadtest.coldstart --model FOLDER --wakes N --write docs/benchmarks/models.md"""
 
-LEGEND = """*Canary and touches* is what a wake adds to the time to the first token beyond the time to
-ready: the canary's rows in the first step, and the page faults of the first pass over the weights. *At most*
-is a tenth of the hot TTFT and 100 ms. *Dropped*: with an empty page cache, so that the weights
-come from the disk."""
+SIZES = """
+*TTFT - hot* is what a client waits longer than for a hot engine. *Dropped*: with an empty page cache, so that
+what a wake needs comes from the disk. The prompt has 37 tokens.
+"""
+
+COSTS = """
+*Canary* is what a hot request takes longer in one batch with a canary. *First touches* is what a request
+after a restore takes longer still, time to ready not counted: page faults of the first pass over the weights,
+and copies of the pages that it writes to. *At most* is a tenth of the hot TTFT, which is the request's own
+prefill, and 100 ms. Faults are counted from the restore to the end of the first answer
+(`loadtest/wake_costs.py`).
+"""
 
 EXPLANATION = """
-## What grows with the size, and why
-
-- **Ready** does not depend on the weights: CRIU maps them and reads nothing. It depends on the number of
-  mappings, which follows the libraries and the number of layers, not the size of a layer.
-- **Canary and touches** grows with both the computation and the weights. The canary computed 16 tokens in the
-  first step, which is as much as 16 of the request's own 37 tokens; it computes 3. The first pass over the
-  weights took a page fault for every 64 KiB; the memory file is laid out for huge pages (2 MiB).
-- **With an empty page cache** the weights come from the disk once, at the disk's speed.
-- **A second replica** shares the weights; what it adds is what a process writes to.
-- **Disk** is the weights and about 1 GB of what vLLM and torch have imported.
+EXPLAIN
 """

@@ -131,6 +131,39 @@ async def test_a_damaged_snapshot_is_seen_before_it_is_used_and_made_anew(
     assert "is not used" in caplog.text
 
 
+def write_in_place(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def write_and_rename(path: Path, content: bytes) -> None:
+    other = path.with_name("another")
+    other.write_bytes(content)
+    other.rename(path)
+
+
+@pytest.mark.parametrize("write", [write_in_place, write_and_rename])
+async def test_a_memory_file_rewritten_with_its_size_and_mtime_restored_is_not_used(
+    run_dir: Path, write: Callable[[Path, bytes], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the engine sleeps and the gateway runs: what a wake compares has the change of the inode too."""
+    async with asleep(run_dir) as host:
+        damaged = current(host)
+        memory = damaged.layout.memory
+        before = memory.stat()
+        content = bytearray(memory.read_bytes())
+        content[len(content) // 2] ^= 1
+        write(memory, bytes(content))
+        os.utime(memory, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = memory.stat()
+        assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        _, tier = await ask(host)
+        assert tier is SleepTier.COLD
+        assert (
+            "the snapshot is not used and will be made anew: the content of memory has changed" in caplog.text
+        )
+        assert await eventually(lambda: has_snapshot(host)() and current(host).id != damaged.id, 20)
+
+
 MACHINE = manifest.machine()
 
 
