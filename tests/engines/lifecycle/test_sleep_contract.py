@@ -89,7 +89,9 @@ async def test_a_restored_engine_answers_as_it_did(bench: Bench) -> None:
         await engine.stop(0)
 
 
-async def test_an_engine_that_does_not_ends_itself(bench: Bench) -> None:
+@pytest.mark.parametrize("proven_first", [False, True])
+async def test_an_engine_that_does_not_ends_itself(bench: Bench, *, proven_first: bool) -> None:
+    """Each time that it is told that it was restored: `loadtest.wake_costs` measures the canary so."""
     canary = {
         name: [value + 1 for value in told] if name == "values" else told + 1 if name == "number" else told
         for name, told in (bench.snapshot.manifest.canary or {}).items()
@@ -97,6 +99,9 @@ async def test_an_engine_that_does_not_ends_itself(bench: Bench) -> None:
     engine = bench.engine()
     try:
         await engine.restore(bench.snapshot)
+        if proven_first:
+            await engine.wake(bench.snapshot.manifest.canary)
+            await engine.proof()
         await engine.wake(canary)
         with pytest.raises(EngineBroken):
             await engine.proof()
