@@ -1,7 +1,8 @@
 """How wakes depend on a model's size: ``python -m loadtest.coldstart --model FOLDER --write PAGE``.
 
 Each call measures one model with a gateway of its own and adds a row to the page's figures, which are kept
-beside it as JSON: a run takes minutes, and sizes can be measured one by one (`loadtest.random_model`).
+beside it as JSON: a run takes minutes, and sizes can be measured one by one (`loadtest.random_model`). A
+``note`` on a row of the JSON is printed with the figures: what else the machine did, for one.
 """
 
 import concurrent.futures
@@ -152,6 +153,7 @@ def render(rows: list[dict[str, Any]]) -> str:
                 "another unit is given.",
                 table(_SIZES, [_sizes(row) for row in rows]),
                 SIZES.strip(),
+                *(f"{row['name']}: {row['note']}" for row in rows if "note" in row),
                 "## The canary and the first touches of memory",
                 table(_COSTS, [_costs(row) for row in rows]),
                 COSTS.strip(),

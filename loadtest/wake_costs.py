@@ -17,8 +17,8 @@ import httpx
 
 from loadtest.own_gateway import SETTLE_S, TIMEOUT_S, Gateway
 
+# Among the fields after the command's name in /proc/PID/stat (proc(5)), where minflt is the 10th of all.
 _MINOR, _MAJOR = 7, 9
-# Fields after the command's name in /proc/PID/stat (proc(5)): minflt is the 10th of all, majflt the 12th.
 
 
 @dataclass(frozen=True, slots=True)
