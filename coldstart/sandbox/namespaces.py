@@ -194,6 +194,9 @@ async def launch(isolation: Isolation, *, cwd: Path, output: int) -> Sandbox:
     Raises `SandboxError`.
     """
     ours, theirs = socket.socketpair()
+    # Connected before the process starts: nothing is awaited between its start and its owner, so that a
+    # cancellation leaves no process behind.
+    connection = await asyncio.open_connection(sock=ours)
     try:
         process = await asyncio.create_subprocess_exec(
             *_interpreter(),
@@ -208,15 +211,15 @@ async def launch(isolation: Isolation, *, cwd: Path, output: int) -> Sandbox:
             cwd=cwd,
             start_new_session=True,
         )
-        sandbox = Sandbox(process, await asyncio.open_connection(sock=ours), isolation)
     except OSError as error:
-        ours.close()
+        connection[1].close()
         raise SandboxError(f"cannot start a sandbox: {error}") from error
     except BaseException:
-        ours.close()
+        connection[1].close()
         raise
     finally:
         theirs.close()
+    sandbox = Sandbox(process, connection, isolation)
     try:
         await sandbox.answer()
     except BaseException:

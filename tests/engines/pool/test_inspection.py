@@ -49,7 +49,9 @@ def flip_page(host: EngineHost) -> None:
 async def test_a_flipped_page_ends_the_engines_of_the_snapshot(
     run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with asleep(run_dir, policy=OFTEN) as host:
+    # Long enough for the wake: one that is due at once may find the page before the first answer.
+    later = replace(QUICK, inspect_interval_s=5.0)
+    async with asleep(run_dir, policy=later) as host:
         flip_page(host)
         condemned = current(host).id
         first, tier = await ask(host)

@@ -137,6 +137,7 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
         {
             "messages": messages("Rome's weather?"),
             "max_tokens": 60,
+            "temperature": 0,  # a sampled call may be cut by max_tokens in white space
             "tools": [WEATHER],
             "tool_choice": "required",
         },
@@ -146,6 +147,7 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
         {
             "messages": messages("Rome's weather?"),
             "max_tokens": 60,
+            "temperature": 0,
             "tools": [WEATHER],
             "tool_choice": {"type": "function", "function": {"name": "weather"}},
         },
