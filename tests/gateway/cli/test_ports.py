@@ -140,7 +140,7 @@ def test_a_gateway_of_another_directory_gets_no_key(tmp_path: Path, standin: str
         done = second.torpor("start", check=False)
         assert (done.returncode, "Address already in use" in done.stderr) == (1, True)
         assert second.torpor("wait", "--timeout", "2", check=False).returncode == 1
-        assert "401" not in (first.folder / ".torpor/gateway.log").read_text()
+        assert "status=401" not in (first.folder / ".torpor/gateway.log").read_text()
     finally:
         first.torpor("stop")
 
