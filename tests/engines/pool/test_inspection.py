@@ -5,6 +5,7 @@ A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`
 
 import asyncio
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,8 @@ async def test_a_flipped_page_ends_the_engines_of_the_snapshot(
     async with asleep(run_dir, policy=later) as host:
         flip_page(host)
         condemned = current(host).id
+        assert host.snapshots is not None
+        host.snapshots._inspected[condemned] = time.monotonic()
         first, tier = await ask(host)
         assert tier is SleepTier.SNAPSHOT  # its canary cannot see the page
         assert await eventually(lambda: host.status()[0].state is not EngineState.READY, 20)
