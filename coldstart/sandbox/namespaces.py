@@ -194,31 +194,33 @@ async def launch(isolation: Isolation, *, cwd: Path, output: int) -> Sandbox:
     Raises `SandboxError`.
     """
     ours, theirs = socket.socketpair()
-    # Connected before the process starts: nothing is awaited between its start and its owner, so that a
-    # cancellation leaves no process behind.
-    connection = await asyncio.open_connection(sock=ours)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *_interpreter(),
-            "namespaces" if isolation.namespaces else "plain",
-            str(theirs.fileno()),
-            str(os.getpid()),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(theirs.fileno(),),
-            env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
-            cwd=cwd,
-            start_new_session=True,
-        )
-    except OSError as error:
-        connection[1].close()
-        raise SandboxError(f"cannot start a sandbox: {error}") from error
-    except BaseException:
-        connection[1].close()
-        raise
-    finally:
-        theirs.close()
+    with theirs:
+        # Connected before the process starts: nothing is awaited between its start and its owner, so a
+        # cancellation leaves no process behind.
+        try:
+            connection = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *_interpreter(),
+                "namespaces" if isolation.namespaces else "plain",
+                str(theirs.fileno()),
+                str(os.getpid()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(theirs.fileno(),),
+                env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+                cwd=cwd,
+                start_new_session=True,
+            )
+        except BaseException as error:
+            connection[1].close()
+            if isinstance(error, OSError):
+                raise SandboxError(f"cannot start a sandbox: {error}") from error
+            raise
     sandbox = Sandbox(process, connection, isolation)
     try:
         await sandbox.answer()
