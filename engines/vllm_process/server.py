@@ -29,7 +29,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import async_llm, utils
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from engines.vllm_process import control, forced_calls, forking, greedy
+from engines.vllm_process import control, forced_calls, forking, greedy, json_whitespace
 from engines.vllm_process.canary_batch import Turn, depends_on
 from engines.vllm_process.control import Control
 from engines.vllm_process.token_counter import RequestCounter
@@ -262,6 +262,7 @@ def serve(arguments: Sequence[str]) -> None:
     entry.build_app = _counted(entry.build_app, counter, asked)
     entry.build_and_serve = _watched(entry.build_and_serve)
     forced_calls.install()
+    json_whitespace.install()
     if on_cpu():
         utils.get_mp_context = forking.context
     asyncio.run(entry.run_server(args))

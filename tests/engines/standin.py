@@ -19,6 +19,9 @@ import time
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+# Memory that nothing reads: a test that changes a byte of it changes nothing that this process does.
+UNUSED = bytearray(b"memory that nothing reads. " * 2500)
+
 
 class Attached:
     """The adapters of this engine: ``(text, whether its canary has passed)`` by name."""

@@ -4,6 +4,7 @@ A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`
 """
 
 import asyncio
+import mmap
 import os
 import time
 from dataclasses import replace
@@ -17,6 +18,7 @@ from coldstart.tiers import SleepTier
 from engines.host import EngineHost
 from engines.status import EngineState
 from tests.engines.sleepers import ask, asleep, current, model
+from tests.engines.standin import UNUSED
 from tests.engines.support import QUICK, eventually
 from tests.process_table import processes_with
 
@@ -26,16 +28,17 @@ OFTEN = replace(QUICK, inspect_interval_s=0.2)
 
 
 def flip_page(host: EngineHost) -> None:
-    """Change one page of the memory, with a manifest that says that the file is as it was identified.
+    """Change a page that the engine never reads. By its manifest the file is as it was identified.
 
     Stands for a disk or a memory that has changed a bit: inode, size and times are what they were.
     """
     snapshot = current(host)
     memory = snapshot.layout.memory
-    with memory.open("r+b") as file:
-        at = os.fstat(file.fileno()).st_size // 8192 * 4096
-        page = os.pread(file.fileno(), 4096, at)
-        os.pwrite(file.fileno(), bytes(255 - byte for byte in page), at)
+    with memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as pages:
+        start = pages.find(UNUSED[:8192])
+        assert start > 0
+        for at in range(start, start + 4096):
+            pages[at] = 255 - pages[at]
     recorded = snapshot.manifest.files["memory"]
     status = memory.stat()
     same = FileIdentity(

@@ -109,7 +109,7 @@ async def test_a_cold_start_ends_in_the_right_answer(host: EngineHost, chat: Eng
     assert models["data"][0]["max_model_len"] == context_length(CHAT)
 
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "weather",
@@ -137,9 +137,9 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
         {
             "messages": messages("Rome's weather?"),
             "max_tokens": 60,
-            "temperature": 0,  # a sampled call may be cut by max_tokens in white space
             "tools": [WEATHER],
             "tool_choice": "required",
+            "parallel_tool_calls": False,  # any number of calls may be cut by max_tokens
         },
     ),
     (
@@ -147,7 +147,6 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
         {
             "messages": messages("Rome's weather?"),
             "max_tokens": 60,
-            "temperature": 0,
             "tools": [WEATHER],
             "tool_choice": {"type": "function", "function": {"name": "weather"}},
         },
@@ -166,6 +165,38 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": [1, 2, 3, 4, 5], "max_tokens": 1}),
     ("/v1/completions", {"prompt": "Echo this", "max_tokens": 3, "echo": True}),
 ]
+
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "call", "schema": WEATHER["function"]["parameters"]}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": SCHEMA},
+        {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False},
+        {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "weather"}}},
+    ],
+)
+async def test_whitespace_in_json_ends(chat: EngineClient, fields: dict[str, Any]) -> None:
+    """A model that prefers white space to everything (by its biases) still ends its JSON."""
+    reply = await chat.request(
+        "POST", "/tokenize", body(prompt=" \n", add_special_tokens=False), timeout_s=10
+    )
+    white = json.loads(reply.body)["tokens"]
+    answer = await plain(
+        chat,
+        "/v1/chat/completions",
+        f"white-{len(json.dumps(fields))}",
+        messages=messages("Rome's weather?"),
+        max_tokens=400,
+        logit_bias={str(token): 100 for token in white},
+        **fields,
+    )
+    (choice,) = answer["choices"]
+    calls = choice["message"].get("tool_calls")
+    text = calls[0]["function"]["arguments"] if calls else choice["message"]["content"]
+    assert json.loads(text)["town"] in {"Paris", "Rome"}, choice
 
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
