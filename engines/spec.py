@@ -64,49 +64,49 @@ class ModelSpec:
 
     id: str
     task: Task = Task.GENERATE
-    #: Folder of weights and tokenizer; None for a remote engine.
     source: Path | None = None
-    #: Passed to vLLM after Torpor's own, so that they win.
+    """Folder of weights and tokenizer; None for a remote engine."""
     engine_args: tuple[str, ...] = ()
-    #: Longest sequence in tokens; None: what the model's own configuration says.
+    """Passed to vLLM after Torpor's own, so that they win."""
     max_model_len: int | None = None
-    #: Bytes of KV cache; 0: as `engines.fitting.choice` chooses, or 1 GiB without it.
+    """Longest sequence in tokens; None: what the model's own configuration says."""
     memory_bytes: int = 0
-    #: ``auto``, or what the engine computes in: bfloat16, float32 or float16.
+    """Bytes of KV cache; 0: as `engines.fitting.choice` chooses, or 1 GiB without it."""
     dtype: str = "auto"
-    #: How long a cold start may take.
+    """``auto``, or what the engine computes in: bfloat16, float32 or float16."""
     start_timeout_s: float = 300.0
-    #: Start together with the gateway.
+    """How long a cold start may take."""
     preload: bool = False
-    #: Base address (without ``/v1``) of an OpenAI-compatible engine that somebody else runs.
+    """Start together with the gateway."""
     url: str | None = None
+    """Base address (without ``/v1``) of an OpenAI-compatible engine that somebody else runs."""
     api_key: str | None = field(default=None, repr=False)
-    #: How many sequences run at once; more wait in the engine.
     max_running: int = 32
-    #: How many requests are sent to each engine at once, if fewer.
+    """How many sequences run at once; more wait in the engine."""
     max_concurrent: int | None = None
-    #: Engines of the model that never sleep, and how many it may have.
+    """How many requests are sent to each engine at once, if fewer."""
     min_hot: int = 0
+    """Engines of the model that never sleep, and how many it may have."""
     max_replicas: int = 1
-    #: Seconds without a request after which an engine is paused, and after which it leaves memory
-    #: (None: as the model's history of idle times suggests).
     idle_pause_s: float = 10.0
+    """Seconds without a request after which an engine is paused, and after which it leaves memory
+    (None: as the model's history of idle times suggests)."""
     idle_snapshot_s: float | None = None
-    #: How long a request waits for an engine; None: as the caller says.
     wake_timeout_s: float | None = None
-    #: Whether it may sleep in a snapshot.
+    """How long a request waits for an engine; None: as the caller says."""
     snapshot: bool = True
-    #: Whether its embeddings take token ids; None: if its vocabulary is OpenAI's.
+    """Whether it may sleep in a snapshot."""
     token_arrays: TokenArrays | None = None
-    #: What its engines are made for when they are to serve adapters.
+    """Whether its embeddings take token ids; None: if its vocabulary is OpenAI's."""
     lora: LoraSettings | None = None
-    #: The arithmetic of its memory, once it has been fitted to the machine.
+    """What its engines are made for when they are to serve adapters."""
     sizing: Sizing | None = field(default=None, compare=False, repr=False)
-    #: vLLM's names of what reads tool calls and reasoning in the model's answers.
+    """The arithmetic of its memory, once it has been fitted to the machine."""
     tool_parser: str | None = None
+    """vLLM's names of what reads tool calls and reasoning in the model's answers."""
     reasoning_parser: str | None = None
-    #: A Jinja file in the place of the template in the model's folder.
     chat_template: Path | None = None
+    """A Jinja file in the place of the template in the model's folder."""
 
     @property
     def kv_cache_bytes(self) -> int:

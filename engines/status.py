@@ -108,8 +108,8 @@ class EngineLease:
     fresh: bool = False
     replica: int = 0
     adapter: Adapter | None = None
-    #: By which the engine knows the adapter as it was loaded this time.
     internal_name: str | None = None
+    """By which the engine knows the adapter as it was loaded this time."""
 
     @property
     def served_model_name(self) -> str:

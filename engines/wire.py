@@ -3,14 +3,14 @@
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-#: The exit status of an engine whose canary is not fit, and of one that could not be asked.
 UNFIT = 71
+"""The exit status of an engine whose canary is not fit, and of one that could not be asked."""
 UNPROVEN = 72
-#: Where an engine in a sandbox sees its own folder and, when it was restored, its snapshot.
 BOX = Path("/run/torpor/box")
+"""Where an engine in a sandbox sees its own folder and, when it was restored, its snapshot."""
 SNAPSHOT = Path("/run/torpor/snapshot")
-#: The list of pages for each process of a restored engine (`coldstart.snapshots.working_set`).
 WRITTEN = SNAPSHOT / "written"
+"""The list of pages for each process of a restored engine (`coldstart.snapshots.working_set`)."""
 UNFIT_ADAPTER = "adapter_unfit"
 """The ``code`` of an engine's answer to a request whose adapter's canary differs."""
 

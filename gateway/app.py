@@ -102,7 +102,7 @@ async def open_services(
     catalog: Catalog,
     counts: RequestCounts,
 ) -> AsyncIterator[Services]:
-    """Opens what the gateway works with, in order, and closes it in the other."""
+    """Open what the gateway works with, in order, and close it in the other."""
     url = config.storage.database_url()
     async with AsyncExitStack() as stack:
         database = open_database(url)

@@ -28,7 +28,7 @@ from gateway.telemetry.metrics import registry_of
 from gateway.telemetry.metrics_server import MetricsServer
 from metering.errors import InvalidTokenizer
 
-_log = logging.getLogger("torpor.server")
+_logger = logging.getLogger("torpor.server")
 _AFTER_DRAIN_S = 5
 # Objects, then collections of the younger generation. A request leaves next to nothing to a collection.
 _COLLECT_AFTER = (20_000, 20, 20)
@@ -80,7 +80,7 @@ class GatewayServer(uvicorn.Server):
         gc.enable()
         server = self._settings.server
         scheme = "https" if server.tls_certificate else "http"
-        _log.info("listening on %s://%s:%d", scheme, server.host, server.port)
+        _logger.info("listening on %s://%s:%d", scheme, server.host, server.port)
 
     def _announce(self, port: int) -> None:
         """Tell the commands of this installation that the gateway is here, and where."""
@@ -88,11 +88,11 @@ class GatewayServer(uvicorn.Server):
         try:
             CredentialsFile(self._data.credentials_file).follow(f"{origin}/v1")
         except OSError as error:
-            _log.warning("%s keeps an old address: %s", self._data.credentials_file, error.strerror)
+            _logger.warning("%s keeps an old address: %s", self._data.credentials_file, error.strerror)
         try:
             self._data.announce(port, origin)
         except OSError as error:
-            _log.error(
+            _logger.error(
                 "commands do not find this gateway: %s cannot be written: %s",
                 self._data.pid_file,
                 error.strerror,
@@ -102,7 +102,7 @@ class GatewayServer(uvicorn.Server):
         services: Services = self._app.state.services
         services.draining = True
         drain_s = self._settings.server.drain_timeout_s
-        _log.info("draining %d requests, %g s at most", len(services.running), drain_s)
+        _logger.info("draining %d requests, %g s at most", len(services.running), drain_s)
         expiry = asyncio.get_running_loop().call_later(drain_s, services.expire)
         try:
             await super().shutdown(sockets)
@@ -113,7 +113,7 @@ class GatewayServer(uvicorn.Server):
 
 
 def serve(config: Config, data: DataDirectory) -> None:
-    """Serves until SIGINT or SIGTERM. The caller holds the data directory.
+    """Serve until SIGINT or SIGTERM. The caller holds the data directory.
 
     Raises `StartFailed`.
     """

@@ -48,8 +48,8 @@ class Services:
     counts: RequestCounts
     running: set[Exchange] = field(default_factory=set)
     draining: bool = False
-    #: What an exchange goes through.
     door: Door = field(init=False)
+    """What an exchange goes through."""
 
     def __post_init__(self) -> None:
         send_timeout_s = self.config.server.send_timeout_s
@@ -103,7 +103,7 @@ class Services:
         return [self.counts, self, EngineMetrics(self.host), self.alerts.deliveries]
 
     def expire(self) -> None:
-        """Ends what is still running: the time to drain is over."""
+        """End what is still running: the time to drain is over."""
         for exchange in tuple(self.running):
             exchange.expire()
 

@@ -35,7 +35,7 @@ def make_adapter(
     strength: float = 0.5,
     modules: Sequence[str] = MODULES,
 ) -> Path:
-    """Writes both files into the folder, which it makes; returns the folder.
+    """Write both files into the folder, which it makes; returns the folder.
 
     ``base`` is the folder of a model built as Llama is. ``strength``: the size of each module's change,
     measured against that of weights whose outputs are as large as their inputs.

@@ -99,7 +99,7 @@ class Tally:
         self.errors: Counter[str] = Counter()
 
     def record(self, outcome: "Outcome") -> None:
-        """Counts it; only a good one in the histograms."""
+        """Count it; only a good one in the histograms."""
         self.tokens += outcome.tokens
         self.wanted_tokens += outcome.ask.tokens
         if outcome.error is not None:
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
     def ask(
         self, ask: Ask, then: "Callable[[Connection, Outcome], None]", tally: Tally, due: int | None = None
     ) -> None:
-        """Sends the request; ``then`` is called with what became of it.
+        """Send the request; ``then`` is called with what became of it.
 
         The tally gets the gaps and delays of tokens as they come; the outcome is the caller's to record.
         """
@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(ask.request)
 
     def close(self) -> None:
-        """Ends the connection, whatever it is at."""
+        """End the connection, whatever it is at."""
         if self._transport is not None:
             self._transport.abort()
 

@@ -118,7 +118,7 @@ class Tally:
         return not any(self.counts[name] for name in ("missing", "twice", "too many", "too few"))
 
     def check(self, site: Site, streams: list[Stream]) -> None:
-        """Holds the ledger against what the clients and the engine know."""
+        """Hold the ledger against what the clients and the engine know."""
         self.rounds += 1
         entries = site.entries()
         for stream in streams:
@@ -264,7 +264,7 @@ def _write(page: Path, tallies: list[Tally], load: str) -> None:
 
 
 def main() -> int:
-    """Prints the table; exit code 1 where anything is wrong. The full disk needs the right to mount one."""
+    """Print the table; exit code 1 where anything is wrong. The full disk needs the right to mount one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

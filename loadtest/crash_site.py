@@ -40,7 +40,7 @@ class Site:
         return self.folder / ".torpor/torpor.db"
 
     def prepare(self) -> None:
-        """Writes the configuration and makes the keys."""
+        """Write the configuration and make the keys."""
         self.counts_file.write_bytes(b"\0" * 4 * _MOST)
         (self.folder / "torpor.toml").write_text(
             f"[server]\nport = {self.gateway_port}\n[metrics]\nenabled = false\n"
@@ -93,7 +93,7 @@ class Site:
         return found
 
     def end(self) -> None:
-        """Ends both."""
+        """End both."""
         for process in (self.gateway, self.engine):
             if process is not None and process.poll() is None:
                 process.terminate()

@@ -153,7 +153,7 @@ def request(port: int, key: str, model: str, text: str, tokens: int) -> bytes:
 
 
 def flood(port: int, key: str, model: str, words: int, made: "Synchronized[int]") -> None:
-    """Keeps `STREAMS` streams open until the process is ended; counts their events, one for each token."""
+    """Keep `STREAMS` streams open until the process is ended; counts their events, one for each token."""
 
     async def stream(number: int) -> None:
         turn = 0

@@ -102,7 +102,7 @@ class _Loop:
         self._connecting: set[asyncio.Task[None]] = set()
 
     def start(self, opened: list[Connection], spread_s: float = 0.0) -> None:
-        """Sends requests over these, the first one of each in even steps over so many seconds."""
+        """Send requests over these, the first one of each in even steps over so many seconds."""
         self._all.update(opened)
         if not spread_s:
             for connection in opened:
@@ -120,7 +120,7 @@ class _Loop:
         raise NotImplementedError
 
     def ask(self, connection: Connection, due: int | None = None) -> None:
-        """Sends the next request."""
+        """Send the next request."""
         self.busy += 1
         connection.ask(self.source(), self._answered, self.tally, due)
 
@@ -160,7 +160,7 @@ class _Loop:
             return
 
     def close(self) -> None:
-        """Ends every connection; nothing that they were at is counted."""
+        """End every connection; nothing that they were at is counted."""
         self._closed = True
         for task in self._connecting:
             task.cancel()
@@ -250,7 +250,7 @@ async def closed_loop(
     spread_s: float = 0.0,
     watch: Watch | None = None,
 ) -> Run:
-    """Keeps every connection at a request, for that long or that many; they begin within ``spread_s``."""
+    """Keep every connection at a request, for that long or that many; they begin within ``spread_s``."""
     loop = _Closed(endpoint, source, watch)
     opened = await connect(endpoint, connections)
     began = time.monotonic_ns()
@@ -275,7 +275,7 @@ async def open_loop(
     seconds: float,
     watch: Watch | None = None,
 ) -> Run:
-    """Sends ``rate`` requests a second over at most so many connections: 16, and more as they are needed.
+    """Send ``rate`` requests a second over at most so many connections: 16, and more as they are needed.
 
     What has no answer 30 s after the last was due counts as an error, "unanswered".
     """

@@ -37,7 +37,7 @@ class Histogram:
         self.largest = 0
 
     def record(self, value: int, times: int = 1) -> None:
-        """Counts a duration; a negative one as 0, one beyond 73 minutes as that."""
+        """Count a duration; a negative one as 0, one beyond 73 minutes as that."""
         value = 0 if value < 0 else min(value, _LARGEST)
         shift = value.bit_length() - _HALF_BITS - 1
         if shift < 0:
@@ -49,7 +49,7 @@ class Histogram:
             self.largest = value
 
     def add(self, other: Self) -> None:
-        """Counts everything that the other has counted."""
+        """Count everything that the other has counted."""
         for index, times in other._filled():
             self._counts[index] += times
         self.count += other.count

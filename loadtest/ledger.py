@@ -217,7 +217,7 @@ async def _run(arguments: argparse.Namespace) -> list[Figures]:
 
 
 def main() -> int:
-    """Prints the table; exit code 1 where a figure is not what is wanted."""
+    """Print the table; exit code 1 where a figure is not what is wanted."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -37,7 +37,7 @@ class OpenStreams:
 
 
 async def hold_open(running: Running, *, streams: int, ramp_s: float, hold_s: float) -> OpenStreams:
-    """Opens so many streams within ``ramp_s``, a token each 250 ms, that stay for ``hold_s`` after that."""
+    """Open so many streams within ``ramp_s``, a token each 250 ms, that stay for ``hold_s`` after that."""
     tokens = int((ramp_s + hold_s + _SETTLE_S) * 1000 / PACE_MS) + 1
     body = chat_body(running.model, tokens=tokens, stream=True, words=f"pace={PACE_MS:g} stamp=1")
     ask = Ask(running.endpoint.request(body), streamed=True, tokens=tokens, stamped=True)
@@ -101,7 +101,7 @@ class Freed:
 
 
 async def disconnect(running: Running, engine: Engine, times: int) -> list[Freed]:
-    """Breaks off so many requests of each kind in turn, and asks the engine when it was told."""
+    """Break off so many requests of each kind in turn, and ask the engine when it was told."""
     found = []
     for number in range(times):
         for index, kind in enumerate(_KINDS):

@@ -79,7 +79,7 @@ class Child:
         return self.process.pid
 
     def wait_for(self, url: str, timeout_s: float = 60.0, *, statuses: Sequence[int] = (200,)) -> float:
-        """Waits until the URL is answered with one of these statuses; the seconds since its start.
+        """Wait until the URL is answered with one of these statuses; the seconds since its start.
 
         Raises `NotReady`.
         """
@@ -96,7 +96,7 @@ class Child:
         raise NotReady(f"{self.name} did not answer at {url} in {timeout_s:g} s:\n{self.last_lines()}")
 
     async def finished(self, timeout_s: float) -> None:
-        """Waits until it has ended well. Raises `NotReady`."""
+        """Wait until it has ended well. Raises `NotReady`."""
         try:
             code = await asyncio.to_thread(self.process.wait, timeout_s)
         except subprocess.TimeoutExpired:
@@ -139,7 +139,7 @@ def clean_environment(more: Mapping[str, str]) -> dict[str, str]:
 
 
 def run(arguments: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 300.0) -> str:
-    """Runs a command to its end; what it printed. Raises `NotReady` where it fails."""
+    """Run a command to its end; what it printed. Raises `NotReady` where it fails."""
     try:
         done = subprocess.run(
             arguments,

@@ -137,7 +137,7 @@ class Progress:
         self._done = min(self._steps, self._done + 1)
 
     def over(self) -> None:
-        """Takes the bar away."""
+        """Take the bar away."""
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 

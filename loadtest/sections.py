@@ -23,7 +23,7 @@ def section(page: Path, title: str) -> str:
 
 
 def write_section(page: Path, title: str, text: str) -> None:
-    """Replaces the section with this title, or adds it at the end. The page's head stays."""
+    """Replace the section with this title, or add it at the end. The page's head stays."""
     head = f"## {title}"
     known = page.read_text() if page.exists() else f"# {page.stem.capitalize()}\n"
     before, found, after = known.partition(f"\n{head}\n")

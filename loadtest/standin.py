@@ -230,7 +230,7 @@ class Connection(asyncio.Protocol):
 
 
 async def serve(arguments: argparse.Namespace, counts: mmap.mmap | None) -> None:
-    """Listens until SIGTERM or SIGINT; "ready" on the standard output once it does."""
+    """Listen until SIGTERM or SIGINT; "ready" on the standard output once it does."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

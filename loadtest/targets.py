@@ -108,7 +108,7 @@ class Site:
         return self.folder / ".torpor/torpor.db"
 
     def torpor(self, *arguments: str) -> str:
-        """Runs the command; what it printed. Raises `NotReady`."""
+        """Run the command; what it printed. Raises `NotReady`."""
         return run(python("-m", "gateway.cli", *arguments), cwd=self.folder)
 
     @contextmanager
@@ -131,7 +131,7 @@ def models_of(engine: Engine) -> str:
 
 
 def prepare(folder: Path, models: str, sections: str = "") -> Site:
-    """Writes the configuration, makes the keys. Everything is on; no limit is ever reached."""
+    """Write the configuration, make the keys. Everything is on; no limit is ever reached."""
     port, metrics_port = free_port(), free_port()
     (folder / "torpor.toml").write_text(
         f'[server]\nport = {port}\nlog_format = "json"\nlog_file = "torpor.log"\n'

@@ -170,7 +170,7 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> int:
 
 
 def main() -> int:
-    """Prints the table; exit code 1 where the first query is too slow, or any sum is wrong."""
+    """Print the table; exit code 1 where the first query is too slow, or any sum is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

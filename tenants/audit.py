@@ -95,7 +95,7 @@ class Act:
 
 
 async def record(connection: AsyncConnection, *acts: Act) -> None:
-    """Writes entries in the caller's transaction: an act that is not recorded has not happened."""
+    """Write entries in the caller's transaction: an act that is not recorded has not happened."""
     actor = _acting.get()
     rows = [_row(act, actor) for act in acts]
     await connection.execute(insert(audit_logs), rows)
@@ -133,7 +133,7 @@ class AuditLog:
         self._storage = storage
 
     async def write(self, act: Act) -> None:
-        """Records an act that is about to begin, and changes nothing in the database itself."""
+        """Record an act that is about to begin, and change nothing in the database itself."""
         async with self._storage.write() as connection:
             await record(connection, act)
 

@@ -6,7 +6,7 @@ import logging
 from tenants.errors import StorageUnavailable
 from tenants.storage import Storage
 
-_log = logging.getLogger("torpor.tenants")
+_logger = logging.getLogger("torpor.tenants")
 
 WATCH_EVERY_S = 5.0
 
@@ -21,9 +21,11 @@ async def watch(storage: Storage) -> None:
                 await storage.ping()
         except StorageUnavailable as error:
             if not away:
-                _log.error("%s: keys and projects in memory go on working for %g s", error, storage.memory_s)
+                _logger.error(
+                    "%s: keys and projects in memory go on working for %g s", error, storage.memory_s
+                )
             away = True
         else:
             if away:
-                _log.warning("the database is back")
+                _logger.warning("the database is back")
             away = False

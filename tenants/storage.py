@@ -61,7 +61,7 @@ class Storage:
         return self.clock() - self.answered_at < self.memory_s
 
     async def ping(self) -> None:
-        """Reads from the database; raises `StorageUnavailable`, also where that takes too long."""
+        """Read from the database; raises `StorageUnavailable`, also where that takes too long."""
         async with self.read(ANSWER_TIMEOUT_S) as connection:
             await connection.execute(select(organizations.c.id).limit(1))
 

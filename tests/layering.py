@@ -258,7 +258,7 @@ def _imported(node: ast.AST) -> list[str]:
 
 
 def _within(name: str, tree: ast.Module) -> Iterator[Violation]:
-    """Imports between the sub-packages of a folder."""
+    """Import between the sub-packages of a folder."""
     parts = name.removesuffix(".py").split("/")
     unit = _unit(".".join(parts))
     if len(parts) > 2 and unit == parts[0]:

@@ -33,7 +33,7 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def initialize(self) -> None:
-        """Makes the server's data."""
+        """Make the server's data."""
         if self._owner is not None:
             shutil.chown(self.folder, self._owner)
         data = str(self.folder / "data")
@@ -46,7 +46,7 @@ class PostgresServer:
         )
 
     def start(self) -> None:
-        """Starts the server, and returns when it takes connections."""
+        """Start the server, and return when it takes connections."""
         settings = (*_SETTINGS, f"unix_socket_directories={self.folder}")
         options = [part for setting in settings for part in ("-c", setting)]
         with (self.folder / "log").open("a") as log:
@@ -67,7 +67,7 @@ class PostgresServer:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """Ends the server at once, whoever is connected."""
+        """End the server at once, whoever is connected."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(_START_S)
@@ -84,7 +84,7 @@ class PostgresServer:
         return self.url(name)
 
     async def execute(self, statement: str) -> None:
-        """Runs a statement for the server as a whole."""
+        """Run a statement for the server as a whole."""
         connection = await asyncpg.connect(host=str(self.folder), user="torpor", database="postgres")
         try:
             await connection.execute(statement)

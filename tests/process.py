@@ -98,7 +98,7 @@ class Gateway:
         return httpx.Client(base_url=self.origin, headers=headers, timeout=180, trust_env=False)
 
     def torpor(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        """Runs the command in the gateway's folder."""
+        """Run the command in the gateway's folder."""
         done = subprocess.run(
             [sys.executable, "-m", "gateway.cli", *arguments],
             cwd=self.folder,
@@ -113,7 +113,7 @@ class Gateway:
         return done
 
     def start(self) -> None:
-        """Starts ``torpor serve`` and waits until it listens."""
+        """Start ``torpor serve`` and wait until it listens."""
         with (self.folder / "gateway.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gateway.cli", "serve"],

@@ -101,7 +101,7 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> None:
-    """Prints which CRIU there is; ends with 1 where there is none."""
+    """Print which CRIU there is; ends with 1 where there is none."""
     try:
         criu = fetch(Path(sys.argv[1]).absolute())
     except CriuMissing as error:

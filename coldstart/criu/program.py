@@ -17,8 +17,8 @@ _PRIVATE_LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
 _LOADER = "ld-linux-x86-64.so.2"
 _TIMEOUT_S = 20.0
 DUMP_LOG, RESTORE_LOG = "dump.log", "restore.log"
-#: Where CRIU keeps what it found out about the kernel, on a tmpfs only. A sandbox's /run is one.
 PROBE_CACHE = Path("/run/criu.kdat")
+"""Where CRIU keeps what it found out about the kernel, on a tmpfs only. A sandbox's /run is one."""
 # What a tree of an engine needs, at the dump and at the restore. Connections are within the sandbox, whose
 # network nobody else has: there is nothing to lock.
 _COMMON = ("--ext-unix-sk", "--tcp-established", "--link-remap", "--file-locks", "--network-lock", "skip")

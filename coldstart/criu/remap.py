@@ -342,7 +342,7 @@ class _Process:
 
 
 def _spans(runs: list[_Run]) -> Iterator[list[_Run]]:
-    """Runs with small gaps between them belong together."""
+    """Run with small gaps between them belong together."""
     span: list[_Run] = []
     for run in runs:
         if span and run.address - span[-1].end > _GAP_PAGES * PAGE:

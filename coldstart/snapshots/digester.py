@@ -18,8 +18,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-#: Bytes in a second: a gigabyte is read in four seconds, beside engines that need the memory's bandwidth.
 RATE = 256_000_000
+"""Bytes in a second: a gigabyte is read in four seconds, beside engines that need the memory's bandwidth."""
 _PIECE = 1 << 20
 _NICE = 19
 _IOPRIO_SET, _IOPRIO_WHO_PROCESS, _IOPRIO_IDLE = 251, 1, 3 << 13

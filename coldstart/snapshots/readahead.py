@@ -18,8 +18,8 @@ Part = tuple[str, list[Range]]
 
 _PIECE, _AHEAD = 1 << 20, 4 << 20
 _SAMPLES = 8
-#: File in a snapshot.
 PREFETCH = "prefetch.json"
+"""File in a snapshot."""
 
 
 def write_list(folder: Path, parts: Iterable[Part]) -> None:

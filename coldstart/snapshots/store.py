@@ -185,7 +185,7 @@ class SnapshotStore:
 
 
 def _number(folder: Path) -> int:
-    """Counts up, whatever the clock does."""
+    """Count up, whatever the clock does."""
     digits = folder.name.partition("-")[0]
     return int(digits) if digits.isdecimal() and len(digits) == _DIGITS else 0
 

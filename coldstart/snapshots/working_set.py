@@ -23,8 +23,8 @@ _CHUNK = 1 << 15
 # Written pages closer to each other than this become one range: fewer calls, some pages too many.
 _WRITTEN_GAP = 2 * _PAGE
 _READ_GAP = 64 * _PAGE
-#: Folder in a snapshot.
 WRITTEN = "written"
+"""Folder in a snapshot."""
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ def _mappings(pid: int) -> Iterator[_Mapping]:
 
 
 def _present(pages: int, mapping: _Mapping) -> Iterator[tuple[int, int, bool]]:
-    """Runs of pages that are there: address, length, and whether the process has its own copy."""
+    """Run of pages that are there: address, length, and whether the process has its own copy."""
     run_start, run_kind = mapping.start, 0
     address = mapping.start
     while address < mapping.end:

@@ -26,8 +26,8 @@ _INHERITED = (
     "VLLM_CPU_OMP_THREADS_BIND",
     "VLLM_LOGGING_LEVEL",
 )
-#: Idle connections are closed by the engine after so long; the client gives them up much earlier.
 KEEP_ALIVE_S = 120
+"""Idle connections are closed by the engine after so long; the client gives them up much earlier."""
 
 
 def arguments(spec: ModelSpec, socket: Path) -> list[str]:

@@ -44,10 +44,10 @@ class RunFolders:
         self.run_dir = run_dir.absolute()
         self._base = _base(self.run_dir)
         self._lock: int | None = None
-        #: For what engines keep from one start to the next.
         self.cache = self.run_dir / "cache"
-        #: What CRIU found out about the kernel.
+        """For what engines keep from one start to the next."""
         self.criu_cache = self.run_dir / "criu.kdat"
+        """What CRIU found out about the kernel."""
 
     def open(self) -> None:
         """Make what is missing, and clear away what an earlier process left behind.

@@ -31,8 +31,8 @@ class Resident:
     forgotten: bool = False  # it leaves with its last lease
     suspected: bool = False  # a request failed before its canary's verdict was known
     used_at: float = field(default_factory=time.monotonic)
-    #: Since when it has been in use without a break.
     in_use_since: float = field(default_factory=time.monotonic)
+    """Since when it has been in use without a break."""
 
     @property
     def in_use(self) -> bool:

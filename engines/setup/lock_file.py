@@ -22,7 +22,7 @@ _HEADER = """\
 
 
 def main() -> None:
-    """Prints the lock file; exits with pip's own code where it finds no solution."""
+    """Print the lock file; exits with pip's own code where it finds no solution."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [_cpu_build(line) for line in (*project["dependencies"], *extras["cpu"], *extras["dev"])]

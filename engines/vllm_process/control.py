@@ -176,7 +176,7 @@ async def _prove(
     reseeding: "asyncio.Task[list[int]]",
     populating: "asyncio.Task[int]",
 ) -> dict[str, float]:
-    """Ends this process when the engine does not answer as it did: every answer that waits breaks off."""
+    """End this process when the engine does not answer as it did: every answer that waits breaks off."""
     began = time.perf_counter()
     fit, deviation = True, 0.0
     try:

@@ -28,11 +28,11 @@ class _Attempt:
     calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    #: By prompt: how many of its tokens came from the prefix cache; None until its first report.
     cached: dict[str, int | None] = field(default_factory=dict)
+    """By prompt: how many of its tokens came from the prefix cache; None until its first report."""
     running: set[str] = field(default_factory=set)
-    #: Aborted sequences whose last tokens may still be on their way from the engine core.
     aborted: set[str] = field(default_factory=set)
+    """Aborted sequences whose last tokens may still be on their way from the engine core."""
 
     @property
     def finished(self) -> bool:

@@ -10,7 +10,7 @@ from gateway.adapters.zip_reader import is_zip, unpack_zip
 
 
 def lay_out(upload: Path, config: Path | None, folder: Path, most_bytes: int) -> None:
-    """Puts both files of the adapter into the empty folder, under the names that PEFT gives them.
+    """Put both files of the adapter into the empty folder, under the names that PEFT gives them.
 
     ``upload`` is moved there if it is not an archive. Raises `InvalidAdapter`. Blocks.
     """

@@ -54,7 +54,7 @@ class Upload:
 
 
 async def receive(request: Request, form: Form, folder: Path) -> Upload:
-    """Reads the whole body; files go to the folder, under the names of their parts.
+    """Read the whole body; files go to the folder, under the names of their parts.
 
     Raises `ApiError`: 415 for another content type or any content encoding, 413 for what is too large, 408
     for what is too slow, 400 for a body that is no such form; ``ClientDisconnect``; and OSError where the
@@ -105,7 +105,7 @@ async def _feed(
 
 
 async def _pass_over(stream: AsyncGenerator[bytes]) -> None:
-    """Reads on, and keeps nothing."""
+    """Read on, and keep nothing."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_S):
             async for _ in stream:
@@ -145,7 +145,7 @@ class _Reader:
         }
 
     def write(self) -> None:
-        """Writes what has been collected to the files that it belongs to."""
+        """Write what has been collected to the files that it belongs to."""
         for file, data in self._waiting:
             file.write(data)
         self._waiting.clear()

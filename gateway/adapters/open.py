@@ -10,7 +10,7 @@ from gateway.config.adapters import AdaptersConfig
 from gateway.storage.content import open_store
 from tenants.adapters.registry import AdapterQuota, open_registry
 
-_log = logging.getLogger("torpor.adapters")
+_logger = logging.getLogger("torpor.adapters")
 
 
 async def open_adapters(
@@ -24,5 +24,5 @@ async def open_adapters(
     registry = await open_registry(database, quota)
     store, missing = await open_store(folder, registry.index.digests())
     for digest in missing:
-        _log.error("the content %s of an adapter is not in the data directory", digest)
+        _logger.error("the content %s of an adapter is not in the data directory", digest)
     return Adapters(registry, store, host, config)

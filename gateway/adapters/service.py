@@ -30,7 +30,7 @@ from tenants.adapters.permissions import AdapterPermissions
 from tenants.adapters.registry import AdapterRegistry, NewAdapter
 from tenants.types import Principal
 
-_log = logging.getLogger("torpor.adapters")
+_logger = logging.getLogger("torpor.adapters")
 
 T = TypeVar("T")
 _SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -88,7 +88,7 @@ class Adapters:
         return self.registry.index.usable(project_id, name)
 
     async def register(self, request: Request, principal: Principal, catalog: Catalog) -> RegisteredAdapter:
-        """Takes an upload; when it returns, the adapter is durable, and an engine was seen to serve it.
+        """Take an upload; when it returns, the adapter is durable, and an engine was seen to serve it.
 
         Every upload is checked and examined in full, also where its content is there already: who else has
         it cannot be told from how long it takes. Raises `ApiError`, `QuotaExceeded`, `EngineUnavailable`,
@@ -104,7 +104,7 @@ class Adapters:
             except AdapterRejected as error:
                 raise invalid_request(_refusal(error), "file", "invalid_adapter") from None
             except OSError as error:
-                _log.error("an upload cannot be stored: %s", error)
+                _logger.error("an upload cannot be stored: %s", error)
                 raise storage_unavailable() from error
 
     async def _register(
@@ -123,7 +123,7 @@ class Adapters:
     async def _examined(
         self, principal: Principal, wanted: _Wanted, place: Path, checked: Checked
     ) -> RegisteredAdapter:
-        """Takes what is at the place into the store and, when an engine serves it, into the registry."""
+        """Take what is at the place into the store and, when an engine serves it, into the registry."""
         async with self._store.kept(place, checked.digest, self.registry.index.uses) as kept:
             new = Adapter(f"examined {wanted.suffix}", checked.digest, kept, checked.rank)
             canary = await self._host.examine(wanted.base.id, new)

@@ -29,7 +29,7 @@ class Checked:
 
 
 def check_adapter(folder: Path, shapes: BaseShapes, max_rank: int) -> Checked:
-    """Checks both files of the folder, and puts the configuration into its canonical form.
+    """Check both files of the folder, and put the configuration into its canonical form.
 
     Blocks for as long as it takes to read the files once. Raises `InvalidAdapter`.
     """

@@ -17,7 +17,7 @@ from gateway.config.alerts import AlertsConfig
 from tenants.alerts.outbox import Notification, Outbox
 from tenants.errors import StorageUnavailable
 
-_log = logging.getLogger("torpor.alerts")
+_logger = logging.getLogger("torpor.alerts")
 
 _AT_ONCE = 8
 _LOOK_EVERY_S = 30.0
@@ -85,20 +85,20 @@ class Deliveries:
         name, attempts = notification.id, notification.attempts
         outcome = "delivered"
         if failure is None:
-            _log.info("spend alert %s: delivered at attempt %d", name, attempts)
+            _logger.info("spend alert %s: delivered at attempt %d", name, attempts)
         elif failure.final or attempts >= self._config.max_attempts:
             outcome = "given_up"
-            _log.error("spend alert %s: given up after attempt %d: %s", name, attempts, failure)
+            _logger.error("spend alert %s: given up after attempt %d: %s", name, attempts, failure)
         else:
             outcome = "failed"
             again_ms = now_ms + max(1, round(self.delay_s(attempts) * 1000))
-            _log.warning("spend alert %s: attempt %d failed: %s", name, attempts, failure)
+            _logger.warning("spend alert %s: attempt %d failed: %s", name, attempts, failure)
         self._attempts[str(notification.alert.channel.get("type")), outcome] += 1
         error = None if failure is None else str(failure)
         try:
             await self._outbox.settle(name, now_ms, error, again_ms)
         except StorageUnavailable:
-            _log.error("spend alert %s: the attempt could not be recorded, so there will be another", name)
+            _logger.error("spend alert %s: the attempt could not be recorded, so there will be another", name)
 
     async def _failure(self, notification: Notification) -> DeliveryFailed | None:
         channel = self._channels.get(str(notification.alert.channel.get("type")))
@@ -111,9 +111,9 @@ class Deliveries:
             return failure
         except TimeoutError:
             return DeliveryFailed(f"no answer within {self._config.timeout_s:g} s")
-        except Exception as error:  # noqa: BLE001 - see below
+        except Exception as error:
             # One notification that cannot be delivered must not keep the others from it.
-            _log.exception("spend alert %s: the channel failed", notification.id)
+            _logger.exception("spend alert %s: the channel failed", notification.id)
             return DeliveryFailed(type(error).__name__)
         return None
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from metering.errors import MeteringError
 from tenants.errors import TenantError
 
-_log = logging.getLogger("torpor.alerts")
+_logger = logging.getLogger("torpor.alerts")
 
 AFTER_FAILURE_S = 5.0
 
@@ -42,12 +42,12 @@ class Loop:
         except (TenantError, MeteringError) as error:
             # Once, not every few seconds for as long as a database is away.
             if not self._failing:
-                _log.error("spend alerts wait: %s", error)
-        except Exception:  # noqa: BLE001 - the outermost boundary
-            _log.exception("spend alerts wait")
+                _logger.error("spend alerts wait: %s", error)
+        except Exception:
+            _logger.exception("spend alerts wait")
         else:
             if self._failing:
-                _log.warning("spend alerts go on")
+                _logger.warning("spend alerts go on")
             self._failing = False
             return delay
         self._failing = True

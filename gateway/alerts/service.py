@@ -113,7 +113,7 @@ class Alerts:
             self.deliveries.loop.wake()
 
     async def _load(self) -> dict[str, list[SpendAlert]]:
-        """Gives the thresholds to the budgets; what the changed ones have reached already is noted."""
+        """Give the thresholds to the budgets; what the changed ones have reached already is noted."""
         changed = tuple(self._changed)
         by_subject = defaultdict(list)
         for alert in await self.store.every():

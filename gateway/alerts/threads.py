@@ -49,7 +49,7 @@ class BoundedThreads:
         return await asyncio.shield(asyncio.wrap_future(done))
 
     async def _enter(self, owner: str) -> None:
-        """Takes a place, in the order of arrival among those for whom there is one."""
+        """Take a place, in the order of arrival among those for whom there is one."""
         if self._has_room(owner):
             self._running[owner] += 1
             return

@@ -22,6 +22,6 @@ class LateTransport(httpx.AsyncBaseTransport):
         return await self._made.handle_async_request(request)
 
     async def aclose(self) -> None:
-        """Closes what was made."""
+        """Close what was made."""
         if self._made is not None:
             await self._made.aclose()

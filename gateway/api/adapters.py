@@ -78,7 +78,7 @@ async def delete_adapter(request: Request) -> Response:
 async def delete_owned(
     request: Request, services: Services, principal: Principal, adapter: RegisteredAdapter
 ) -> None:
-    """Deletes an adapter that the principal sees. Raises 403 where another project only shares it."""
+    """Delete an adapter that the principal sees. Raises 403 where another project only shares it."""
     if principal.kind is KeyKind.PROJECT and adapter.project_id != principal.project_id:
         raise insufficient_scope("The adapter belongs to another project, which alone can delete it.")
     act_as_caller(request, principal)

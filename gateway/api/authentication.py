@@ -111,7 +111,7 @@ def _address(request: Request) -> str:
 
 
 def _tell(services: Services, record: RequestRecord, error: Exception) -> None:
-    """Counts the failure, and notes for the log what the client is not told."""
+    """Count the failure, and note for the log what the client is not told."""
     if isinstance(error, InvalidCredential):
         record.refusal = f"{error.reason}: {error.detail}" if error.detail else error.reason
         services.counts.authentication(error.reason)

@@ -109,7 +109,7 @@ def _answer(services: Services, status: EngineStatus) -> Response:
 
 
 async def record_engine_act(services: Services, kind: str, name: str, **details: str) -> None:
-    """Puts what is asked of an engine into the audit log, before it is done."""
+    """Put what is asked of an engine into the audit log, before it is done."""
     if any(spec.id == name for spec in services.host.specs):
         await services.tenants.audit.write(Act(kind, None, name, details={"id": name, **details}))
 

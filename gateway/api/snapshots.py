@@ -33,7 +33,7 @@ def _object(snapshot: Snapshot, stale: str | None) -> dict[str, Any]:
 
 
 def _every(snapshots: Snapshots, specs: list[ModelSpec]) -> list[dict[str, Any]]:
-    """Reads much: call it in a thread."""
+    """Read much: call it in a thread."""
     return [
         _object(found, snapshots.stale(found, spec))
         for spec in specs

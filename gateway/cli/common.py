@@ -138,7 +138,7 @@ def _bearer(key: str | None) -> dict[str, str]:
 
 
 def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Runs a command's coroutine; what a user can do something about becomes a `CommandError`."""
+    """Run a command's coroutine; what a user can do something about becomes a `CommandError`."""
     try:
         return asyncio.run(work())
     except httpx.HTTPError as error:

@@ -141,7 +141,7 @@ def _opened(log: LogFile) -> BinaryIO:
 
 
 def _end(process: "subprocess.Popen[bytes]", patience_s: float) -> None:
-    """Ends the gateway; its engines end with it, however it does."""
+    """End the gateway; its engines end with it, however it does."""
     process.terminate()
     try:
         process.wait(patience_s)

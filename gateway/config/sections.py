@@ -205,7 +205,7 @@ _TABLES = tuple(name for name in SECTIONS if name not in _ARRAYS)
 def load_config(
     path: Path, environment: Mapping[str, str] | None = None, *, only: Wanted | None = None
 ) -> Config:
-    """Reads the file, applies ``TORPOR_SECTION__KEY`` and ``TORPOR_PORT``, and checks all of it.
+    """Read the file, apply ``TORPOR_SECTION__KEY`` and ``TORPOR_PORT``, and check all of it.
 
     Relative paths are relative to the file's folder. ``only`` names the keys that are of interest: all
     others, models included, are passed over with whatever is wrong with them. Raises `ConfigError`.

@@ -15,7 +15,7 @@ from tenants.limits.admission import Standings
 from tenants.types import Principal
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_log = logging.getLogger("torpor.access")
+_logger = logging.getLogger("torpor.access")
 
 
 @dataclass(slots=True)
@@ -119,7 +119,7 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception:
-            _log.exception("a request failed", extra={"fields": {"request_id": record.request_id}})
+            _logger.exception("a request failed", extra={"fields": {"request_id": record.request_id}})
             if not record.status:
                 raise
         finally:
@@ -146,7 +146,7 @@ def log_request(scope: Scope, record: RequestRecord, status: int) -> None:
 
     The record is made here, because ``Logger.info`` would first look through the stack for its caller.
     """
-    if not _log.isEnabledFor(logging.INFO):
+    if not _logger.isEnabledFor(logging.INFO):
         return
     who, usage = record.principal, record.usage
     client = scope.get("client")
@@ -172,9 +172,9 @@ def log_request(scope: Scope, record: RequestRecord, status: int) -> None:
         "ttft_ms": _rounded(record.ttft_ms),
         "total_ms": _rounded(record.elapsed_ms()),
     }
-    line = logging.LogRecord(_log.name, logging.INFO, __file__, 0, "request", None, None)
+    line = logging.LogRecord(_logger.name, logging.INFO, __file__, 0, "request", None, None)
     line.fields = {name: value for name, value in fields.items() if value is not None}
-    _log.handle(line)
+    _logger.handle(line)
 
 
 def _rounded(value: float | None) -> float | None:

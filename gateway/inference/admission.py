@@ -53,7 +53,7 @@ async def open_admission(
     clock: Callable[[], float] = time.time,
     applied: Callable[[], Awaitable[bool]] | None = None,
 ) -> AdmissionControl:
-    """Reads the limits, and from the ledger what has been spent this month.
+    """Read the limits, and from the ledger what has been spent this month.
 
     ``clock_ns`` is that of the limits, ``clock`` (unix seconds) that of the months. ``applied`` returns when
     the database has what the ledger has, and whether it has.

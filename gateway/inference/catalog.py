@@ -14,7 +14,7 @@ from metering.tokenizers.counter import TokenCounter
 from tenants.adapters.index import RegisteredAdapter
 from tenants.types import Principal
 
-_log = logging.getLogger("torpor.catalog")
+_logger = logging.getLogger("torpor.catalog")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def wrong_task(name: str, wanted: Task) -> ApiError:
 
 
 def load_model(spec: ModelSpec, created: int) -> Model:
-    """Reads the tokenizer, the chat template and the context length from the model's folder."""
+    """Read the tokenizer, the chat template and the context length from the model's folder."""
     if spec.source is None:
         return Model(spec, created, spec.max_model_len, None, None, traits=read_traits(spec, None))
     counter, template = TokenCounter.load(spec.source), _template(spec)
@@ -118,7 +118,7 @@ def load_model(spec: ModelSpec, created: int) -> Model:
 def _takes_tools(spec: ModelSpec, template: ChatTemplate | None) -> bool:
     """A model without a template may be one that vLLM renders by itself."""
     if spec.serves_tools and template is not None and not template.renders_tools():
-        _log.warning(
+        _logger.warning(
             "model %s cannot use tools: its chat template does not render them; "
             "name one that does with chat_template",
             spec.id,
@@ -133,5 +133,5 @@ def _template(spec: ModelSpec) -> ChatTemplate | None:
     try:
         return ChatTemplate.load(spec.source, spec.chat_template)
     except TemplateError as error:
-        _log.warning("model %s has no usable chat template: %s", spec.id, error)
+        _logger.warning("model %s has no usable chat template: %s", spec.id, error)
         return None

@@ -19,7 +19,7 @@ from gateway.inference.stream_tap import error_in
 from gateway.inference.upstream_json import loads
 from gateway.inference.validation_errors import described, described_details
 
-_log = logging.getLogger("torpor.exchange")
+_logger = logging.getLogger("torpor.exchange")
 
 _PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _MAX_MESSAGE = 1000
@@ -106,7 +106,7 @@ def engine_error(
     status = status or _status_in(error)
     code = _code_in(error)
     if remote:
-        _log.warning(
+        _logger.warning(
             "the model's server refused: status %d, code %r, %r",
             status,
             error.get("code"),

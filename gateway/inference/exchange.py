@@ -29,7 +29,7 @@ from gateway.inference.queues import Ask, ModelQueues, Place
 from gateway.telemetry.request_metrics import ServedCounts
 from metering.ledger.service import Ledger
 
-_log = logging.getLogger("torpor.exchange")
+_logger = logging.getLogger("torpor.exchange")
 
 T = TypeVar("T")
 UNMETERED_TIMEOUT_S = 30.0
@@ -51,10 +51,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     prefix: int | None = None
     pool: str | None = None
     ask: Ask | None = None
-    #: Then ``body`` is a JSON object without ``model``: the engine's own name for the adapter is added to it.
     adapter: Adapter | None = None
-    #: The field that constrains the form of the answer, if any, by a grammar that may be impossible.
+    """If set, ``body`` omits ``model``; the adapter's engine-side name is inserted on sending."""
     constraint: str | None = None
+    """The field that constrains the form of the answer, if any, by a grammar that may be impossible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Exchange:
         self._end()
 
     def expire(self) -> None:
-        """Ends the exchange because the gateway's time to drain is over."""
+        """End the exchange because the gateway's time to drain is over."""
         self._expired = True
         self._end()
 
@@ -183,7 +183,7 @@ class Exchange:
                 except EngineBroken as error:
                     if not self._unfit(error):
                         raise
-                _log.warning("%s: an engine or an adapter was not fit, asking again", self._plan.model_id)
+                _logger.warning("%s: an engine or an adapter was not fit, asking again", self._plan.model_id)
         finally:
             if self._place is not None:
                 self._place.leave()
@@ -275,7 +275,7 @@ class Exchange:
         told = translate(error)
         self._record.code = told.code
         if told.status == 500:
-            _log.error("an exchange failed", exc_info=error)
+            _logger.error("an exchange failed", exc_info=error)
         await send({"type": "http.response.body", "body": told.event(), "more_body": False})
 
     async def _answer(self, body: bytes, send: Send) -> None:

@@ -20,7 +20,7 @@ class Heartbeats:
         self._sent = 0
 
     def next_s(self, waited_s: float) -> float | None:
-        """Counts a comment that is sent after ``waited_s`` seconds; returns how long to wait for the next.
+        """Count a comment that is sent after ``waited_s`` seconds; returns how long to wait for the next.
 
         None where there is to be none any more.
         """

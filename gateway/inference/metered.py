@@ -34,7 +34,7 @@ from gateway.inference.stream_tap import StreamTap
 from metering.ledger.service import Meter
 from metering.types import Attempt, Operation, Outcome, Usage
 
-_log = logging.getLogger("torpor.exchange")
+_logger = logging.getLogger("torpor.exchange")
 
 OPEN_AFTER_S = 0.5
 """A stream whose engine is being woken is opened after so long."""
@@ -78,8 +78,8 @@ class MeteredExchange(Exchange):
     """An exchange with an entry in the ledger."""
 
     _plan: MeteredPlan
-    #: Nothing of the answer leaves before the settlement is durable.
     _patient = False
+    """Nothing of the answer leaves before the settlement is durable."""
 
     def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord, admitted: Admitted) -> None:
         super().__init__(door, plan, record)
@@ -151,7 +151,7 @@ class MeteredExchange(Exchange):
                 )
         except (EngineBroken, TimeoutError):
             told = False
-            _log.info("no count from the engine; settled with what was relayed, or estimated")
+            _logger.info("no count from the engine; settled with what was relayed, or estimated")
         charged = ending.outcome is not Outcome.FAILED or self._relayed
         if not told and charged and (self._plan.remote or usage == _NOTHING):
             usage = await self._usage_of(self._reported())
@@ -329,7 +329,7 @@ class StreamExchange(MeteredExchange):
         return _Heartbeat(lambda: self._heartbeat(send))
 
     async def _heartbeat(self, send: Send) -> None:
-        """Opens a stream that has waited, and keeps it alive with comments (`inference.heartbeats`)."""
+        """Open a stream that has waited, and keep it alive with comments (`inference.heartbeats`)."""
         if self._began is None:
             self._began = time.perf_counter() - OPEN_AFTER_S
         began = self._began

@@ -36,7 +36,7 @@ class MonthlySpend:
         self._loading: dict[int, asyncio.Task[None]] = {}
 
     async def ready(self, at: float) -> None:
-        """Returns when the spend of the month of ``at`` (unix seconds) is known.
+        """Return when the spend of the month of ``at`` (unix seconds) is known.
 
         Raises `StorageUnavailable` if it cannot be read now.
         """
@@ -53,7 +53,7 @@ class MonthlySpend:
         self._turn_to(month, following)
 
     def _turn_to(self, month: int, following: int) -> None:
-        """Keeps this month, the next one, and the one before, to which late requests may belong."""
+        """Keep this month, the next one, and the one before, to which late requests may belong."""
         if month != self._month:
             self._month, self._before = month, self._month
         for other in self._budgets.months():

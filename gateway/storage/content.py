@@ -34,7 +34,7 @@ class ContentStore:
         return self._content / digest[:2] / digest
 
     def begin(self, used: Collection[str]) -> list[str]:
-        """Makes the folders and removes what is left over; returns what is used and not there. Blocks."""
+        """Make the folders and remove what is left over; returns what is used and not there. Blocks."""
         for left in (self._incoming, self._leaving):
             shutil.rmtree(left, ignore_errors=True)
         for folder in (self._incoming, self._content, self._leaving):
@@ -56,7 +56,7 @@ class ContentStore:
 
     @asynccontextmanager
     async def kept(self, folder: Path, digest: str, used: Callable[[str], bool]) -> AsyncIterator[Path]:
-        """Makes the incoming folder the content with this digest, durably; yields where it is.
+        """Make the incoming folder the content with this digest, durably; yields where it is.
 
         Content that is there already stays as it is. It is not removed within the block; after it, it is,
         unless it is ``used`` by then.
@@ -73,7 +73,7 @@ class ContentStore:
             await self.drop(digest, used)
 
     async def drop(self, digest: str, used: Callable[[str], bool]) -> bool:
-        """Removes the content, unless it is ``used`` or being registered; whether it did."""
+        """Remove the content, unless it is ``used`` or being registered; whether it did."""
         async with self._moving:
             if self._pinned[digest] or used(digest):
                 return False

@@ -102,12 +102,12 @@ class DataDirectory:
         return self.path / "gateway.sock"
 
     def create(self) -> None:
-        """Makes the folder if it is missing, and closes it to others. Raises `DataDirectoryError`."""
+        """Make the folder if it is missing, and close it to others. Raises `DataDirectoryError`."""
         make_private(self.path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the lock; raises `DataDirectoryInUse` if another process does, else `DataDirectoryError`.
+        """Hold the lock; raises `DataDirectoryInUse` if another process does, else `DataDirectoryError`.
 
         The kernel gives the lock back however the process ends. Files that are made meanwhile are private.
         """
@@ -143,11 +143,11 @@ class DataDirectory:
         return bytes.fromhex(file.read_text())
 
     def announce(self, port: int, origin: str) -> None:
-        """Writes the pid file of this process."""
+        """Write the pid file of this process."""
         replace_private(self.pid_file, f"{os.getpid()} {_start_time(os.getpid())} {port} {origin}\n")
 
     def withdraw(self) -> None:
-        """Removes the pid file and the socket."""
+        """Remove the pid file and the socket."""
         self.pid_file.unlink(missing_ok=True)
         self.socket.unlink(missing_ok=True)
 
@@ -192,7 +192,7 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def replace_private(path: Path, text: str) -> None:
-    """Writes the file whole, mode 0600, by rename."""
+    """Write the file whole, mode 0600, by rename."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
     try:

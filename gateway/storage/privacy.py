@@ -10,8 +10,8 @@ from pathlib import Path
 
 _logger = logging.getLogger("torpor.storage")
 
-#: What a mode grants to the group and to others.
 OTHERS = 0o077
+"""What a mode grants to the group and to others."""
 _OTHERS_WRITE = 0o022
 _MARKS = frozenset({"lock", "pepper", "torpor.db", "credentials.env", "gateway.log", "criu"})
 """Names of which every data directory that has been used, or prepared, has some."""

@@ -13,7 +13,7 @@ from engines.status import EngineState
 from metering.errors import StorageUnavailable
 from metering.reports.engine_times import EngineClock, Sample, store_times
 
-_log = logging.getLogger("torpor.ledger")
+_logger = logging.getLogger("torpor.ledger")
 
 SAMPLE_S = 0.5
 STORE_S = 10.0
@@ -23,7 +23,7 @@ _AWAKE = (EngineState.READY, EngineState.DRAINING)
 
 @asynccontextmanager
 async def watched(host: EngineHost, database: AsyncEngine, owner: str) -> AsyncIterator[None]:
-    """Samples the host as long as it lasts, and stores what was seen at its end."""
+    """Sample the host as long as it lasts, and store what was seen at its end."""
     clock = EngineClock(time.time, time.monotonic)
     task = asyncio.create_task(_watch(host, clock, database, owner), name="engine times")
     try:
@@ -63,4 +63,4 @@ async def _store(clock: EngineClock, database: AsyncEngine, owner: str) -> None:
         await store_times(database, owner, times)
     except StorageUnavailable:
         clock.give_back(times)
-        _log.warning("the time of engines cannot be written now; it is kept in memory")
+        _logger.warning("the time of engines cannot be written now; it is kept in memory")

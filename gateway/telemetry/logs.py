@@ -27,7 +27,7 @@ class LogFile:
     kept: int
 
     def begin(self) -> None:
-        """Puts what is there aside, as a rotation does. Raises OSError."""
+        """Put what is there aside, as a rotation does. Raises OSError."""
         mode = stat.S_IMODE(self.path.stat().st_mode) if self.path.exists() else None
         with closing(RotatingFileHandler(self.path, backupCount=self.kept, delay=True)) as handler:
             handler.doRollover()
@@ -37,7 +37,7 @@ class LogFile:
 
 
 def configure_logging(level: str, log_format: str, file: LogFile | None = None) -> None:
-    """Sends every log of the process to the file, or else to standard error.
+    """Send every log of the process to the file, or else to standard error.
 
     ``level`` is a name of the standard library's, in lower case; ``log_format`` is ``json`` or ``text``.
     uvicorn's own lines keep to warnings: the access line is the gateway's. Raises OSError where the file

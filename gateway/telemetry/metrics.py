@@ -50,8 +50,8 @@ class RequestCounts:
     _projects: Counter[tuple[str, str]] = field(default_factory=Counter)
     _seen_projects: set[str] = field(default_factory=set)
     _durations: dict[str, Histogram] = field(default_factory=dict)
-    #: By model and tier; streams add their tokens' times to it as they come.
     served: ServedCounts = field(default_factory=ServedCounts)
+    """By model and tier; streams add their tokens' times to it as they come."""
 
     def observe(self, scope: Scope, record: RequestRecord, status: int) -> None:
         """A request has been answered, or its client has gone (499)."""

@@ -28,11 +28,11 @@ class MetricsServer(uvicorn.Server):
         self._serving: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Serves from now on."""
+        """Serve from now on."""
         self._serving = asyncio.create_task(self.serve([self._listener]), name="metrics")
 
     async def end(self) -> None:
-        """Ends what runs, and gives the port back."""
+        """End what runs, and give the port back."""
         self.should_exit = True
         if self._serving is not None:
             await asyncio.wait({self._serving})

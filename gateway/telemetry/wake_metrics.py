@@ -39,7 +39,7 @@ class WakeCounts:
         self._phase_s: defaultdict[tuple[str, str, str], float] = defaultdict(float)
 
     def look(self, engines: Iterable[EngineStatus]) -> None:
-        """Counts what is new. To be called before the host has forgotten it: it keeps 20 wakes of a model."""
+        """Count what is new. To be called before the host has forgotten it: it keeps 20 wakes of a model."""
         for engine in engines:
             if engine.id not in self._counted:
                 self._begin(engine.id)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from metering.ledger.entries import COLUMNS, OUTCOME
 from metering.ledger.journal import Group, Row
 
-_log = logging.getLogger("torpor.ledger")
+_logger = logging.getLogger("torpor.ledger")
 
 _LOGGED = ("id", "organization_id", "project_id", "model", "input_tokens", "output_tokens", "outcome")
 
@@ -27,7 +27,7 @@ class Backlog:
     since: float | None = None
 
     def add(self, group: Group) -> None:
-        """Merges a group. The first settlement of an entry stands."""
+        """Merge a group. The first settlement of an entry stands."""
         rows = self.rows
         for row in group.rows:
             earlier = rows.get(row[0])
@@ -54,8 +54,8 @@ class Backlog:
 
 
 def report_lost(rows: Iterable[Row]) -> None:
-    """Logs entries that the database refuses, so that accounting can enter them by hand."""
+    """Log entries that the database refuses, so that accounting can enter them by hand."""
     for row in rows:
         values = dict(zip(COLUMNS, row, strict=True))
         fields = {name: values[name] for name in _LOGGED}
-        _log.error("the database refuses a ledger entry: %s", row[0], extra={"fields": fields})
+        _logger.error("the database refuses a ledger entry: %s", row[0], extra={"fields": fields})

@@ -33,7 +33,7 @@ import msgspec
 
 from metering.errors import StorageUnavailable
 
-_log = logging.getLogger("torpor.ledger")
+_logger = logging.getLogger("torpor.ledger")
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 MAX_BYTES = 64 * 1024 * 1024
@@ -103,7 +103,7 @@ class Journal:
         return self._max_segments * self._segment_bytes
 
     def claim(self) -> bool:
-        """Takes the journal for this process; whether nobody else has it. The kernel gives it back."""
+        """Take the journal for this process; whether nobody else has it. The kernel gives it back."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -138,7 +138,7 @@ class Journal:
         yield from sorted(found, key=lambda group: group.number)
 
     def restart(self, after: int) -> None:
-        """Empties the journal, whose groups go on with the number that comes next, and makes it writable."""
+        """Empty the journal, whose groups go on with the number that comes next, and make it writable."""
         self._number = after
         try:
             for path in self._folder.glob(f"*{_SUFFIX}"):
@@ -150,7 +150,7 @@ class Journal:
             raise StorageUnavailable("the ledger's journal cannot be written") from error
 
     def append(self, rows: Sequence[Row]) -> int:
-        """Makes the rows durable as one group, and returns its number.
+        """Make the rows durable as one group, and return its number.
 
         Raises `StorageUnavailable` where the journal or the disk is full, or the disk fails, and what
         msgspec raises for a row that cannot be encoded; then nothing of it is durable.
@@ -179,7 +179,7 @@ class Journal:
             current.used = 0
 
     def close(self, *, empty: bool) -> None:
-        """Gives the journal back; ``empty``: the database has everything, and no file needs to stay."""
+        """Give the journal back; ``empty``: the database has everything, and no file needs to stay."""
         self._close_segment()
         if empty:
             with suppress(OSError):
@@ -252,7 +252,7 @@ class Journal:
                 damaged, at = True, at + 1
                 continue
             if damaged and found and found[-1].number < group.number:
-                _log.error("the ledger's journal %s is damaged before group %d", name, group.number)
+                _logger.error("the ledger's journal %s is damaged before group %d", name, group.number)
             damaged = False
             found.append(group)
             at += length

@@ -19,7 +19,7 @@ from metering.ledger.lag import Lag
 from metering.ledger.tickets import Ticket
 from metering.ledger.writer import MAX_BATCH, MAX_QUEUED, RETRY_S, DatabaseWriter, Listener
 
-_log = logging.getLogger("torpor.ledger")
+_logger = logging.getLogger("torpor.ledger")
 
 GATHER_S = 0.002
 """Between two groups, while each is of many writes: a thread that runs in between slows the loop down."""
@@ -103,7 +103,7 @@ class Recorder:
         self._queue_up(write)
 
     def put_by(self, write: Write) -> None:
-        """Keeps a write back, for `PATIENCE_S` at most, for `take_back`; then it is queued."""
+        """Keep a write back, for `PATIENCE_S` at most, for `take_back`; then it is queued."""
         self._pending += len(write.tickets)
         self._put_by[write.attempt.id] = write
         if self._put_by_timer is None:
@@ -146,7 +146,7 @@ class Recorder:
             self._gathered = []
 
     async def applied(self, patience_s: float) -> bool:
-        """Returns when the database has what was put until now; ``False`` where it is away, or late."""
+        """Return when the database has what was put until now; ``False`` where it is away, or late."""
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 target = self._put
@@ -163,7 +163,7 @@ class Recorder:
         return False
 
     async def close(self) -> None:
-        """Writes everything, and ends. What the database does not take stays in the journal."""
+        """Write everything, and end. What the database does not take stays in the journal."""
         if self._put_by_timer is not None:
             self._put_by_timer.cancel()
         self._queue_all()
@@ -176,11 +176,11 @@ class Recorder:
         self._give()
         remain = await self._database.close()
         if remain:
-            _log.warning("%d entries wait in the journal for the database", remain)
+            _logger.warning("%d entries wait in the journal for the database", remain)
         self._journal.close(empty=remain == 0)
 
     async def _told(self, number: int) -> bool:
-        """Waits for news of a group, or of any with -1; whether it is good."""
+        """Wait for news of a group, or of any with -1; whether it is good."""
         future: asyncio.Future[None] = self._loop.create_future()
         waiting = (number, future)
         self._waiting.append(waiting)
@@ -234,7 +234,7 @@ class Recorder:
             self._fail(writes, error)
         else:
             if self._broken:
-                _log.warning("the ledger's journal can be written again")
+                _logger.warning("the ledger's journal can be written again")
             self._broken = False
             self._tell(self._has_recorded, writes, Group(number, rows))
 
@@ -250,18 +250,18 @@ class Recorder:
                 "input_tokens": usage.input_tokens,
                 "output_tokens": usage.output_tokens,
             }
-            _log.error("a ledger entry was not stored before the end", extra={"fields": fields})
+            _logger.error("a ledger entry was not stored before the end", extra={"fields": fields})
         self._resolve(self._kept, StorageUnavailable("the ledger is closed"))
 
     def _refuse(self, write: Write, error: Exception) -> None:
-        _log.error("a ledger entry cannot be stored: %s: %s", write.attempt.id, error)
+        _logger.error("a ledger entry cannot be stored: %s: %s", write.attempt.id, error)
         invalid = InvalidEntry("the entry cannot be stored")
         self._resolve([write], invalid)
 
     def _fail(self, writes: list[Write], error: StorageUnavailable) -> None:
         """Settlements are kept and tried again: their tokens have been generated. Openings are refused."""
         if not self._broken:
-            _log.error("the ledger cannot be written: %s", error)
+            _logger.error("the ledger cannot be written: %s", error)
         self._kept += [write for write in writes if write.settlement is not None]
         self._broken = bool(self._kept)
         self._resolve(writes, error, gone=[write for write in writes if write.settlement is None])

@@ -23,7 +23,7 @@ from metering.ledger.writer import MAX_BATCH, DatabaseWriter
 from metering.prices import PriceList
 from metering.types import Attempt, Outcome, Timings, Usage
 
-_log = logging.getLogger("torpor.ledger")
+_logger = logging.getLogger("torpor.ledger")
 
 CHECKPOINT_S = 0.2
 """Meters that changed are checkpointed so often; 0.25 s is promised."""
@@ -114,7 +114,7 @@ class Ledger:
         return len(self._open)
 
     async def applied(self) -> bool:
-        """Returns when the database has all that was durable before; ``False`` where it is away, or late."""
+        """Return when the database has all that was durable before; ``False`` where it is away, or late."""
         return self._recorder is not None and await self._recorder.applied(FRESH_S)
 
     def open(self, attempt: Attempt, *, patient: bool = False) -> "Meter":
@@ -140,7 +140,7 @@ class Ledger:
             ticket.resolve(StorageUnavailable("the ledger is closed"))
 
     def put_by(self, write: Write) -> None:
-        """Keeps back an opening, until its settlement or for `PATIENCE_S`. The ledger is open."""
+        """Keep back an opening, until its settlement or for `PATIENCE_S`. The ledger is open."""
         if self._recorder is not None:
             self._recorder.put_by(write)
 
@@ -195,7 +195,7 @@ class Ledger:
         for start in range(0, len(settled), MAX_BATCH):
             await self._database.store(settled[start : start + MAX_BATCH])
         if settled:
-            _log.warning("%d entries were left open by a crash; settled as interrupted", len(settled))
+            _logger.warning("%d entries were left open by a crash; settled as interrupted", len(settled))
         return backlog.number
 
 
@@ -240,7 +240,7 @@ class Meter:
         return self._settled is not None
 
     async def opened(self) -> None:
-        """Returns when the opening entry is durable; raises `StorageUnavailable` where it is not."""
+        """Return when the opening entry is durable; raises `StorageUnavailable` where it is not."""
         waiting = self._ledger.take_back(self.attempt.id)
         if waiting is not None:
             self._ledger.put(waiting)
@@ -259,7 +259,7 @@ class Meter:
         timings: Timings | None = None,
         status: int | None = None,
     ) -> None:
-        """Returns when the settlement is durable. ``usage`` is what was observed where it is not given.
+        """Return when the settlement is durable. ``usage`` is what was observed where it is not given.
 
         The first settlement stands: a later call waits for that one. Cancelling the wait undoes nothing.
         Raises `StorageUnavailable` where the storage fails; the settlement is kept and tried again until

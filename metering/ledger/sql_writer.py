@@ -18,7 +18,7 @@ from metering.ledger.rollups import ROLLUPS, addition, increments, values_of
 from metering.ledger.writer import RETRY_S, Listener
 from metering.tables import ledger_entries
 
-_log = logging.getLogger("torpor.ledger")
+_logger = logging.getLogger("torpor.ledger")
 
 _Storage = (DBAPIError, PoolTimeoutError, OSError)
 _Refused = (OverflowError, TypeError, ValueError)
@@ -114,13 +114,13 @@ class SqlWriter:
             await self._write_sorted(list(self._backlog.rows.values()))
         except _Storage as error:
             if not self._broken:
-                _log.error("the database of the ledger cannot be written: %s", type(error).__name__)
+                _logger.error("the database of the ledger cannot be written: %s", type(error).__name__)
             self._broken = True
             if self._listener is not None:
                 self._listener.failed()
             return
         if self._broken:
-            _log.warning("the database of the ledger can be written again")
+            _logger.warning("the database of the ledger can be written again")
         self._broken = False
         number = self._backlog.clear()
         if self._listener is not None:

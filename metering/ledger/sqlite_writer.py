@@ -26,7 +26,7 @@ from metering.ledger.journal import Group, Row
 from metering.ledger.rollups import ROLLUPS, addition, increments, values_of
 from metering.ledger.writer import RETRY_S, Listener
 
-_log = logging.getLogger("torpor.ledger")
+_logger = logging.getLogger("torpor.ledger")
 
 BUSY_TIMEOUT_MS = 2_000
 _GROUPS = (64, 16, 4, 1)
@@ -155,7 +155,7 @@ class SqliteWriter:
             self._disconnect()
 
     def _take(self) -> None:
-        """Waits until the backlog is due, and merges what comes meanwhile."""
+        """Wait until the backlog is due, and merge what comes meanwhile."""
         backlog = self._backlog
         retrying = self._broken
         while not self._ending:
@@ -182,7 +182,7 @@ class SqliteWriter:
             self._fail(error)
             return
         if self._broken:
-            _log.warning("the database of the ledger can be written again")
+            _logger.warning("the database of the ledger can be written again")
         self._broken = False
         number = self._backlog.clear()
         if self._listener is not None:
@@ -194,7 +194,7 @@ class SqliteWriter:
             self._write(rows)
         except _UNSTORABLE as error:
             if len(rows) == 1:
-                _log.warning("%s", error)
+                _logger.warning("%s", error)
                 report_lost(rows)
                 self._backlog.drop(rows[0])
                 return
@@ -220,7 +220,7 @@ class SqliteWriter:
 
     def _fail(self, error: sqlite3.Error) -> None:
         if not self._broken:
-            _log.error("the database of the ledger cannot be written: %s", error)
+            _logger.error("the database of the ledger cannot be written: %s", error)
         self._broken = True
         self._disconnect()
         if self._listener is not None:
@@ -246,7 +246,7 @@ class _Statements:
         }
 
     def execute(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> list[Any]:
-        """Writes the rows; what the statement returns, of all of them."""
+        """Write the rows; what the statement returns, of all of them."""
         returned: list[Any] = []
         position = 0
         for size, text in self._texts.items():

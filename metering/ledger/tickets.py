@@ -28,7 +28,7 @@ class Ticket:
                 future.set_result(None)
 
     async def wait(self) -> None:
-        """Returns when the write is durable; raises its `MeteringError` where it is not."""
+        """Return when the write is durable; raises its `MeteringError` where it is not."""
         if not self.resolved:
             future = asyncio.get_running_loop().create_future()
             if self._waiting is None:

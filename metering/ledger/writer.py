@@ -33,7 +33,7 @@ class DatabaseWriter(Protocol):
     """
 
     async def store(self, rows: Sequence[Row]) -> None:
-        """Writes rows at once, before `start`. Raises `StorageUnavailable`."""
+        """Write rows at once, before `start`. Raises `StorageUnavailable`."""
 
     async def open_rows(self, owner: str) -> list[Row]:
         """The open entries of an owner, and those without any. Raises `StorageUnavailable`."""
@@ -48,4 +48,4 @@ class DatabaseWriter(Protocol):
         """Somebody waits for this group: it is written without waiting for others."""
 
     async def close(self) -> int:
-        """Tries once more to write everything, and ends. Returns how many rows remain."""
+        """Try once more to write everything, and end. Returns how many rows remain."""

@@ -43,7 +43,7 @@ class EngineTime:
         return self.awake_ms + self.waking_ms
 
     def add(self, other: "EngineTime") -> None:
-        """Adds another's."""
+        """Add another's."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 
@@ -112,7 +112,7 @@ class EngineClock:
 
 
 async def store_times(database: AsyncEngine, owner: str, times: dict[tuple[int, str], EngineTime]) -> None:
-    """Adds to what is stored. Raises `StorageUnavailable`; nothing of it is stored then."""
+    """Add to what is stored. Raises `StorageUnavailable`; nothing of it is stored then."""
     rows = [
         {"hour": hour, "model": model, "owner": owner} | {name: getattr(time, name) for name in _MEASURES}
         for (hour, model), time in sorted(times.items())

@@ -29,7 +29,7 @@ class ParquetWriter:
         self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
 
     def close(self) -> None:
-        """Writes the footer. The file stays open."""
+        """Write the footer. The file stays open."""
         self._writer.close()
 
 

@@ -77,7 +77,7 @@ class ChangeLog:
         return count, frozenset(text.rstrip(b"\0").decode() for text in texts)
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Give the file back."""
         self._words.release()
         self._map.close()
         if self._file is not None:

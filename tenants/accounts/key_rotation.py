@@ -36,7 +36,7 @@ async def change(
     scopes: frozenset[str] | None,
     expires_at: int | None,
 ) -> ApiKey:
-    """Changes what is given of a project's key. Raises `NotFound`, and `InvalidValue` for an expired one."""
+    """Change what is given of a project's key. Raises `NotFound`, and `InvalidValue` for an expired one."""
     changes: dict[str, Any] = {}
     requested: dict[str, Any] = {}
     if scopes is not None:

@@ -128,7 +128,7 @@ def checked_scopes(scopes: frozenset[str]) -> frozenset[str]:
 
 
 async def add(connection: AsyncConnection, pepper: bytes, new: NewKey) -> tuple[ApiKey, str]:
-    """Inserts a key, and returns it and its secret."""
+    """Insert a key, and return it and its secret."""
     secret = new_secret(new.kind)
     created_ms = now_ms()
     account = new.service_account

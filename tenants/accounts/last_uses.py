@@ -13,7 +13,7 @@ from tenants.errors import StorageUnavailable
 from tenants.storage import Storage
 from tenants.tables import api_keys
 
-_log = logging.getLogger("torpor.tenants")
+_logger = logging.getLogger("torpor.tenants")
 
 WRITE_EVERY_S = 60.0
 _BATCH = 500
@@ -54,7 +54,7 @@ class LastUses:
         self._noted[key_id] = used_ms
 
     async def run(self) -> None:
-        """Writes what is noted from time to time until `close`, and then once more."""
+        """Write what is noted from time to time until `close`, and then once more."""
         while not self._closing.is_set():
             try:
                 async with asyncio.timeout(WRITE_EVERY_S):
@@ -88,4 +88,4 @@ class LastUses:
                     del noted[key_id]
         except (StorageUnavailable, SQLAlchemyError) as error:
             self._noted = {**noted, **self._noted}
-            _log.warning("when %d keys were last used could not be written: %s", len(noted), error)
+            _logger.warning("when %d keys were last used could not be written: %s", len(noted), error)

@@ -34,7 +34,7 @@ class ModelPermissionStore:
         return None if row is None else keys.permissions_of(row)
 
     async def set(self, organization_id: str, project_id: str, permissions: ModelPermissions) -> None:
-        """Puts them in the place of earlier ones. Raises `InvalidValue` for an archived project."""
+        """Put them in the place of earlier ones. Raises `InvalidValue` for an archived project."""
         models = sorted(permissions.models)
         row = {"project_id": project_id, "mode": permissions.mode.value, "model_ids": json.dumps(models)}
 

@@ -73,7 +73,7 @@ async def fetch_active(connection: AsyncConnection, id_or_slug: str) -> Organiza
 
 
 async def rename(storage: Storage, id_or_slug: str, name: str) -> Organization:
-    """Changes the name; the slug stays, since names of models hold it. Raises as `fetch_active` does."""
+    """Change the name; the slug stays, since names of models hold it. Raises as `fetch_active` does."""
     async with storage.write() as connection:
         found = await fetch_active(connection, id_or_slug)
         values: dict[str, Any] = {"name": checked_name(name)}

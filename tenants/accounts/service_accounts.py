@@ -120,7 +120,7 @@ class ServiceAccounts:
         name: str | None = None,
         role: str | None = None,
     ) -> ServiceAccount:
-        """Changes what is given."""
+        """Change what is given."""
         changes: dict[str, Any] = {}
         if name is not None:
             changes["name"] = checked_name(name)

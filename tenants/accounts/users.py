@@ -103,7 +103,7 @@ class Users:
     async def add_to_project(
         self, organization_id: str, project_id: str, *, user_id: str | None, email: str | None, role: str
     ) -> User:
-        """Gives a user a place in the project; who is new to the organization is added to it, as a reader.
+        """Give a user a place in the project; who is new to the organization is added to it, as a reader.
 
         Found by ``user_id``, else by ``email``. Raises `Conflict` for who is in the project already, and
         `InvalidValue`.

@@ -62,7 +62,7 @@ class AdapterRegistry:
         self.index = AdapterIndex()
 
     async def load(self) -> None:
-        """Reads all of them into the index, the oldest first."""
+        """Read all of them into the index, the oldest first."""
         in_order = select(adapters).order_by(adapters.c.created_ms, adapters.c.id)
         async with self._storage.read() as connection:
             rows = (await connection.execute(in_order)).mappings().all()
@@ -82,7 +82,7 @@ class AdapterRegistry:
             raise QuotaExceeded("bytes of adapters", quota.size_bytes, holding.size_bytes, size_bytes)
 
     async def add(self, new: NewAdapter) -> RegisteredAdapter:
-        """Registers it under a name of its own.
+        """Register it under a name of its own.
 
         Raises `QuotaExceeded`, and `InvalidValue` where its project has been archived meanwhile.
         """
@@ -178,7 +178,7 @@ class AdapterRegistry:
         return self._storage
 
     async def change(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Does the work to its end, one change after the other: the index is never behind the database."""
+        """Do the work to its end, one change after the other: the index is never behind the database."""
 
         async def alone() -> T:
             async with self._changing:

@@ -51,7 +51,7 @@ class Outbox:
         self._storage = storage
 
     async def fire(self, subject_id: str, month: int, spent_cents: int, now_ms: int) -> int:
-        """Writes what the spend has made due and nobody has written yet; how many these are."""
+        """Write what the spend has made due and nobody has written yet; how many these are."""
         alert, fired = spend_alerts.c, alert_notifications.c
         told = select(fired.id).where(
             fired.alert_id == alert.id, fired.month == month, fired.threshold_cents == alert.threshold_cents

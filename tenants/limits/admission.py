@@ -114,7 +114,7 @@ class Admissions:
         self._gcra.charge(applicable.tokens, tokens, self._clock_ns())
 
     def give_back(self, rates: Sequence[Rate], weight: int, charges: Sequence[Charge]) -> None:
-        """Gives back what has not drained of the rates' charges."""
+        """Give back what has not drained of the rates' charges."""
         now_ns = self._clock_ns()
         for rate, charge in zip(rates, charges, strict=True):
             self._gcra.give_back(rate, weight, charge, now_ns)

@@ -149,7 +149,7 @@ class Budgets:
     def reserve(
         self, project_id: str, organization_id: str, amount: int, at: float | None = None
     ) -> Reservation:
-        """Sets so much aside. Call `check` first, and let nothing come between."""
+        """Set so much aside. Call `check` first, and let nothing come between."""
         if amount:
             for subject_id in (project_id, organization_id):
                 account = self._accounts.get(subject_id)

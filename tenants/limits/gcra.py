@@ -125,7 +125,7 @@ class Gcra:
             self._sweep(new, now_ns)
 
     def give_back(self, rate: Rate, weight: int, charge: "Charge", now_ns: int) -> None:
-        """Takes ``weight`` tokens back from a charge that `admit` has made of this rate.
+        """Take ``weight`` tokens back from a charge that `admit` has made of this rate.
 
         What of it has drained since is gone: a charge drains after those before it and before those after
         it. So nobody gets more than if the charge had never been. After a change of the amount nothing is

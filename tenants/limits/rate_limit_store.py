@@ -37,7 +37,7 @@ class LimitStore:
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
-        """Reads every limit into the book."""
+        """Read every limit into the book."""
         async with self._storage.read() as connection:
             of_models = (await connection.execute(select(rate_limits))).mappings().all()
             of_subjects = (await connection.execute(select(subject_limits))).mappings().all()
@@ -136,7 +136,7 @@ class LimitStore:
         return await self._storage.to_the_end(work())
 
     async def read_subject(self, organization_id: str, kind: SubjectType, subject_id: str) -> None:
-        """Takes the subject's limits into the book, where something else has written them."""
+        """Take the subject's limits into the book, where something else has written them."""
         this = (
             (subject_limits.c.organization_id == organization_id)
             & (subject_limits.c.subject_type == kind.value)
@@ -173,7 +173,7 @@ async def _put(
     changes: Changes,
     fresh: Mapping[str, Any] | None = None,
 ) -> RowMapping:
-    """Changes the row, or inserts it with what is ``fresh`` where there is none, and returns it."""
+    """Change the row, or inserts it with what is ``fresh`` where there is none, and return it."""
     known = await connection.scalar(select(table.c[next(iter(identity))]).where(this).with_for_update())
     if known is None:
         await connection.execute(insert(table).values(**identity, **(fresh or {}), **changes))

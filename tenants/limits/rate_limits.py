@@ -103,7 +103,7 @@ class LimitBook:
         of_models: Mapping[tuple[str, str], RateLimit],
         of_subjects: Mapping[tuple[str, SubjectType, str], RateLimit],
     ) -> None:
-        """Replaces everything: by project and model, and by organization and subject."""
+        """Replace everything: by project and model, and by organization and subject."""
         self._of_models, self._of_subjects = dict(of_models), dict(of_subjects)
         self._resolved.clear()
 

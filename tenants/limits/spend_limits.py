@@ -29,7 +29,7 @@ class SpendLimitStore:
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
-        """Reads every limit into the budgets."""
+        """Read every limit into the budgets."""
         async with self._storage.read() as connection:
             rows = (await connection.execute(select(spend_limits))).mappings().all()
         for row in rows:

@@ -20,7 +20,7 @@ import msgspec
 from tenants.errors import IssuerUnavailable
 from tenants.tokens.keys import InvalidKeys, KeySet, from_jwks
 
-_log = logging.getLogger("torpor.tenants")
+_logger = logging.getLogger("torpor.tenants")
 
 FETCH_TIMEOUT_S = 5.0
 MAX_DOCUMENT_BYTES = 256 * 1024
@@ -125,7 +125,7 @@ class ReadKeys:
             self._keys = await self.read()
         except (SourceFailed, InvalidKeys) as error:
             self._failed = True
-            _log.warning("the keys of %s cannot be read: %s", self.name, error)
+            _logger.warning("the keys of %s cannot be read: %s", self.name, error)
         else:
             self._failed = False
             self._read_at = self.clock()

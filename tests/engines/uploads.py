@@ -18,8 +18,8 @@ from tests.engines.support import QUICK, standin_argv
 FEW = LoraSettings(slots=2, cpu_slots=3)
 
 
-#: Nothing here is about engines that are slow to answer.
 PATIENT = replace(QUICK, health_failures=100, drain_timeout_s=20.0)
+"""Nothing here is about engines that are slow to answer."""
 
 
 def engine(spec: ModelSpec, site: EngineSite) -> EngineProcess:

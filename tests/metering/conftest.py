@@ -63,7 +63,7 @@ async def applied(ledger: Ledger, entries: Entries) -> dict[str, dict[str, Any]]
 
 @pytest.fixture
 def entries(file: Path) -> Entries:
-    """Reads the ledger through a connection of its own: by id."""
+    """Read the ledger through a connection of its own: by id."""
 
     def read() -> dict[str, dict[str, Any]]:
         connection = sqlite3.connect(file)
@@ -84,7 +84,7 @@ Make = Callable[..., Ledger]
 async def make(
     request: pytest.FixtureRequest, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Make]:
-    """Makes ledgers on the file, whose writer gives up on a lock after 50 ms."""
+    """Make ledgers on the file, whose writer gives up on a lock after 50 ms."""
     monkeypatch.setattr(sqlite_writer, "BUSY_TIMEOUT_MS", 50)
     database = open_database(f"sqlite+aiosqlite:///{file}")
     event.listen(

@@ -63,7 +63,7 @@ Start = Callable[..., Awaitable[tuple[Sandbox, asyncio.StreamReader]]]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts a command in a sandbox, and gives it together with what it prints."""
+    """Start a command in a sandbox, and give it together with what it prints."""
     transports: list[asyncio.ReadTransport] = []
 
     async def started(

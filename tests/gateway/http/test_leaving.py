@@ -154,7 +154,7 @@ def _last_is_aborted(gateway: Gateway, entries: int) -> bool:
 
 
 def _leaves(gateway: Gateway, engine: HeldEngine, request: bytes, *, by_reset: bool = False) -> None:
-    """Sends the request, leaves when the engine works on it, and checks what becomes of it."""
+    """Send the request, leave when the engine works on it, and check what becomes of it."""
     taken, freed = engine.counts()
     entries = len(_outcomes(gateway))
     connection = Connection(gateway.port)

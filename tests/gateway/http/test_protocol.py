@@ -28,7 +28,7 @@ async def _serving() -> AsyncIterator[int]:
 
 
 async def _exchange(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
-    """Sends the parts with pauses between, then reads until the server closes."""
+    """Send the parts with pauses between, then read until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         for part in parts:

@@ -10,13 +10,13 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Creates every table of the first version."""
+    """Create every table of the first version."""
     _create_tenants()
     _create_ledger()
 
 
 def downgrade() -> None:
-    """Drops every table."""
+    """Drop every table."""
     for table in ("ledger_entries", "api_keys", "projects", "organizations"):
         op.drop_table(table)
 

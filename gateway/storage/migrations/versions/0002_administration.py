@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Creates the tables, and an account for each key of a project, under the id that was shown for it."""
+    """Create the tables, and an account for each key of a project, under the id that was shown for it."""
     op.add_column("organizations", sa.Column("archived_ms", sa.BigInteger))
     _create_service_accounts()
     _create_members()
@@ -18,7 +18,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drop them."""
     for table in ("audit_logs", "project_users", "users", "model_permissions"):
         op.drop_table(table)
     with op.batch_alter_table("api_keys") as keys:

@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Creates the tables of limits and budgets."""
+    """Create the tables of limits and budgets."""
     op.create_table(
         "rate_limits",
         sa.Column("project_id", sa.String(64), nullable=False),
@@ -60,6 +60,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drop them."""
     for table in ("spend_limits", "subject_limits", "rate_limits"):
         op.drop_table(table)

@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Creates the tables."""
+    """Create the tables."""
     op.create_table(
         "spend_alerts",
         sa.Column("id", sa.String(64), nullable=False),
@@ -52,6 +52,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drop them."""
     for table in ("alert_notifications", "spend_alerts"):
         op.drop_table(table)

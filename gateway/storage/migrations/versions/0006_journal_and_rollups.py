@@ -22,7 +22,7 @@ _HOUR_MS = 3_600_000
 
 
 def upgrade() -> None:
-    """Adds the columns, creates the rollups, and fills them from the entries that are settled."""
+    """Add the columns, create the rollups, and fill them from the entries that are settled."""
     op.add_column("ledger_entries", sa.Column("owner", sa.String(64)))
     for name in _COSTS:
         op.add_column(
@@ -35,7 +35,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drop them."""
     op.drop_table("usage_days")
     op.drop_table("usage_hours")
     with op.batch_alter_table("ledger_entries") as table:

@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Creates the tables, and lengthens the column."""
+    """Create the tables, and lengthen the column."""
     op.create_table(
         "adapters",
         sa.Column("id", sa.String(64), nullable=False),
@@ -59,7 +59,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops the tables. Limits of adapters go with them, for which the column would be too short."""
+    """Drop the tables. Limits of adapters go with them, for which the column would be too short."""
     op.execute("DELETE FROM rate_limits WHERE model LIKE 'ft:%'")
     with op.batch_alter_table("rate_limits") as batch:
         batch.alter_column(
