@@ -60,11 +60,11 @@ soak: setup ## 200 wakes and sleeps of two models, nothing may leak
 	@TORPOR_SOAK_CYCLES=200 $(BIN)/python -m pytest -q tests/engines/pool/test_many_sleepers.py -k leak $(PYTEST)
 
 .PHONY: check
-check: packages ## Lint, format, types and layering
+check: packages ## Lint, format, types, layering and house style
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q tests/test_layering.py
+	@$(BIN)/python -m pytest -q tests/test_layering.py tests/test_house_style.py
 
 .PHONY: setup
 setup: packages criu ## Only set everything up

@@ -1,0 +1,44 @@
+"""The house style holds, and the check of it can fail."""
+
+import pytest
+
+from tests.house_style import NOT_YET, of_source, violations
+from tests.layering import FOLDERS
+from tests.process import REPOSITORY
+
+
+def test_the_house_style_holds() -> None:
+    folders = tuple(folder for folder in FOLDERS if folder not in NOT_YET)
+    assert [str(violation) for violation in violations(REPOSITORY, folders)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("told = 1", "a variable called 'told'"),
+        ("def f(found: int) -> None: ...", "a variable called 'found'"),
+        ("for one in range(3): ...", "a variable called 'one'"),
+        ("class A:\n    def f(self) -> None:\n        self._asked = 1", "a variable called 'asked'"),
+        ("x = 1  # it is made anew", "'anew'"),
+        ('raise ValueError("This is no folder.")', "'is no f'"),
+        ('def f() -> None:\n    """Reads the file."""', "use the imperative"),
+        ('def f() -> None:\n    """One more."""', "begins with 'One'"),
+        (
+            "class A:\n" + "".join(f"    def m{n}(self) -> None: ...\n" for n in range(21)),
+            "21 public methods",
+        ),
+        (
+            "class A:\n    def __init__(self) -> None:\n"
+            + "".join(f"        self.a{n} = 1\n" for n in range(13)),
+            "13 attributes",
+        ),
+    ],
+)
+def test_what_breaks_the_house_style_is_seen(source: str, complaint: str) -> None:
+    (violation,) = of_source("gateway/a.py", source)
+    assert complaint in str(violation)
+
+
+def test_a_class_may_say_why_it_is_large() -> None:
+    body = "".join(f"    def m{n}(self) -> None: ...\n" for n in range(21))
+    assert not list(of_source("gateway/a.py", f'class A:\n    """Large, because it is."""\n{body}'))
