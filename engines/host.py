@@ -1,4 +1,4 @@
-"""The only door to engines: a host's pool of them, woken by whoever needs one."""
+"""The engines of one machine, woken for the requests that need them: the only entrance from outside."""
 
 import asyncio
 import logging
@@ -37,16 +37,16 @@ from engines.patience import Patience
 from engines.policy import HostPolicy
 from engines.pool import memory_budget
 from engines.pool.actor import EngineActor
-from engines.pool.idle_history import Habits
+from engines.pool.idle_history import IdleHistoryStore
 from engines.pool.memory_budget import MemoryBudget, Victim
 from engines.pool.remote import RemoteEngine
 from engines.pool.status_summary import joined
 from engines.spec import ModelSpec, servable
-from engines.status import EngineLease, EngineState, EngineStatus, HostMemory
+from engines.status import EngineLease, EngineState, EngineStatus, HostMemory, WakeObserver
 
 EngineMaker = Callable[[ModelSpec, EngineSite], EngineProcess]
 OnAwake = Callable[[str, str | None, int], None]
-"""Told of a model, a pool, and how many of its engines requests may be sent to now."""
+"""Called with a model, a pool, and how many of its engines requests may be sent to now."""
 
 _logger = logging.getLogger("torpor.engine")
 
@@ -56,6 +56,8 @@ class EngineHost:
 
     ``snapshot_dir``: where snapshots are kept; None for none. ``criu_dir``: the folder of an unpacked CRIU.
     ``memory_bytes``: what all engines together may use. ``make`` and ``policy`` are for tests.
+
+    It has more methods and attributes than other classes because it is the one entrance to the engines.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class EngineHost:
         self._folders = RunFolders(run_dir)
         self._snapshot_dir = snapshot_dir
         self._criu_dir = criu_dir
-        self._budget = MemoryBudget(memory_bytes or memory_budget.default_limit(), self._victims, self._kept)
-        self._habits = Habits(run_dir / "habits", self._policy.keep_alive_s)
+        self._budget = MemoryBudget(
+            memory_bytes or memory_budget.default_limit(), self._victims, self._kept_bytes
+        )
+        self._idle_history = IdleHistoryStore(run_dir / "habits", self._policy.keep_alive_s)
         self._rooms: SpareRooms | None = None
         self.snapshots: Snapshots | None = None
         self._make = make
@@ -83,29 +87,30 @@ class EngineHost:
         self._pools: dict[str, dict[str, EngineActor]] = {}  # by model, then by pool
         self._site: EngineSite | None = None
         self._watchers: list[OnAwake] = []
+        self._wake_observers: list[WakeObserver] = []
         self._remote = {spec.id: RemoteEngine(spec) for spec in self.specs if spec.remote}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: list[asyncio.Task[None]] = []
         self._open = False
 
     async def __aenter__(self) -> Self:
-        """Clear away what an earlier process left, and begin to start the models that are to be preloaded.
+        """Remove what an earlier process left, and begin to start the models that are to be preloaded.
 
-        Raises OSError when the folder for running engines cannot be made.
+        Raises OSError if the folder for running engines cannot be made.
         """
         await asyncio.to_thread(self._folders.open)
         try:
-            await self._furnish()
+            await self._open_runtime()
         except BaseException:
             await self._close_rooms()
             raise
         return self
 
-    async def _furnish(self) -> None:
+    async def _open_runtime(self) -> None:
         local = [spec for spec in self.specs if not spec.remote]
         isolation = await namespaces.probe() if local else namespaces.Isolation(namespaces=False)
         if local and not isolation.namespaces:
-            _logger.warning("engines run without namespaces of their own: %s", isolation.reason)
+            _logger.warning("engines do not run in separate namespaces: %s", isolation.reason)
         self._rooms = SpareRooms(isolation, self._folders.run_dir, self._policy.spare_rooms if local else 0)
         driver = CpuDriver() if wire.on_cpu() else CudaDriver()
         usable = await self._find_criu(self._rooms) if local and SleepTier.SNAPSHOT in driver.tiers else None
@@ -116,7 +121,7 @@ class EngineHost:
             self.snapshots = Snapshots(store, usable.version, lambda spec: self._make(spec, engine_site))
         self._rooms.refill(0.0)
         for spec in local:
-            self._actors[spec.id] = self._employ(spec, engine_site, None)
+            self._actors[spec.id] = self._start_actor(spec, engine_site, None)
         self._open = True
         for spec in local:
             if spec.preload:
@@ -124,24 +129,25 @@ class EngineHost:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def _employ(self, spec: ModelSpec, engine_site: EngineSite, pool: str | None) -> EngineActor:
+    def _start_actor(self, spec: ModelSpec, engine_site: EngineSite, pool: str | None) -> EngineActor:
         """An actor for the model's shared engines, or for those of a pool, which makes no snapshots."""
         actor = EngineActor(
             spec,
             lambda: self._make(spec, engine_site),
             self._policy,
             budget=self._budget,
-            keep_alive=self._habits.policy(spec.id if pool is None else f"{spec.id}.{pool}"),
+            keep_alive=self._idle_history.policy(spec.id if pool is None else f"{spec.id}.{pool}"),
             snapshots=self.snapshots,
             makes_snapshots=pool is None,
-            on_awake=lambda awake: self._tell(spec.id, pool, awake),
+            on_awake=lambda awake: self._report_awake(spec.id, pool, awake),
+            observers=self._wake_observers,
         )
         task = asyncio.create_task(actor.run(), name=f"engine {spec.id}")
         task.add_done_callback(_report)
         self._running.append(task)
         return actor
 
-    def _tell(self, model_id: str, pool: str | None, awake: int) -> None:
+    def _report_awake(self, model_id: str, pool: str | None, awake: int) -> None:
         for watcher in self._watchers:
             watcher(model_id, pool, awake)
 
@@ -149,7 +155,7 @@ class EngineHost:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        for actor in self._everyone():
+        for actor in self._all_actors():
             actor.close()
         closing = asyncio.gather(*self._running, *self._tasks, return_exceptions=True)
         try:
@@ -158,7 +164,7 @@ class EngineHost:
             await closing  # it is bounded, and no engine may be left
             raise
         finally:
-            await asyncio.to_thread(self._habits.keep)
+            await asyncio.to_thread(self._idle_history.keep)
             await self._close_rooms()
 
     async def _close_rooms(self) -> None:
@@ -167,29 +173,29 @@ class EngineHost:
         await asyncio.to_thread(self._folders.close)
 
     async def _find_criu(self, rooms: SpareRooms) -> Criu | None:
-        """CRIU where it works here; why not is said once."""
+        """CRIU, if it works here. The reason is logged if it does not."""
         if self._snapshot_dir is None:
             return None
         try:
-            found = await asyncio.to_thread(program.find, self._criu_dir)
-            await criu_check.check(found, rooms.isolation, self._folders)
+            criu = await asyncio.to_thread(program.find, self._criu_dir)
+            await criu_check.check(criu, rooms.isolation, self._folders)
         except CriuMissing as error:
             _logger.warning("engines cannot sleep in snapshots, only paused: %s (see `torpor doctor`)", error)
             return None
-        return found
+        return criu
 
     def _victims(self) -> list[Victim]:
-        return [victim for actor in self._everyone() for victim in actor.victims()]
+        return [victim for actor in self._all_actors() for victim in actor.victims()]
 
-    def _everyone(self) -> list[EngineActor]:
+    def _all_actors(self) -> list[EngineActor]:
         pools = (actor for pools in self._pools.values() for actor in pools.values())
         return [*self._actors.values(), *pools]
 
-    def _kept(self) -> int:
-        return sum(actor.kept_bytes() for actor in self._everyone())
+    def _kept_bytes(self) -> int:
+        return sum(actor.kept_bytes() for actor in self._all_actors())
 
     def memory(self) -> HostMemory:
-        """What the engines share. Reads /proc for some milliseconds: call it in a thread."""
+        """The memory of all engines. Reads /proc for some milliseconds: call it in a thread."""
         spare_bytes = self._rooms.memory_bytes() if self._rooms is not None else 0
         return HostMemory(self._budget.limit, self._budget.used, spare_bytes)
 
@@ -203,21 +209,22 @@ class EngineHost:
         prefix: int | None = None,
         pool: str | None = None,
     ) -> AsyncIterator[EngineLease]:
-        """A lease on one of the model's engines, woken if need be: it stays awake until the context is left.
+        """A lease on one of the model's engines, woken if need be. It stays awake until the context is left.
 
-        Waits no longer than ``timeout_s``, or the time that the model's start may take. ``prefix`` names how
-        the conversation begins: those that begin alike meet the same engine where it is free. ``pool`` names
-        engines of the model's that nobody else is given; they are like the shared ones, and as many at most.
+        Waits at most ``timeout_s`` seconds, or the time that a start of the model may take. ``prefix``
+        identifies how the conversation begins: requests with the same prefix go to the same engine if it is
+        free. ``pool`` names engines that only requests with this pool are given; a pool has as many as the
+        shared engines may be.
 
         With an ``adapter``, whose canary must have been recorded, the engine has loaded it, and serves it
-        under the lease's ``served_model_name``: nothing of an answer leaves the engine before the canary has
-        passed. Raises `UnknownModel`, `EngineUnavailable`, `HostClosing`; `AdapterRejected` when the engine
-        refuses the adapter, `AdapterUnfit` when it does not answer as it was seen to.
+        under the lease's ``served_model_name``. Nothing of an answer leaves the engine before the canary has
+        passed. Raises `UnknownModel`, `EngineUnavailable`, `HostClosing`; `AdapterRejected` if the engine
+        refuses the adapter, `AdapterUnfit` if its canary differs.
         """
         if adapter is not None:
             servable(self._spec(model_id), adapter)
             if adapter.canary is None:
-                raise AdapterRejected("the adapter was never examined")
+                raise AdapterRejected("the adapter was not examined when it was uploaded")
         remote = self._remote.get(model_id)
         if remote is not None:
             lease = EngineLease(model_id, remote.address, SleepTier.HOT, 0.0)
@@ -248,34 +255,33 @@ class EngineHost:
     async def _lease(
         self, actor: EngineActor, timeout_s: float, prefix: int | None, adapter: Adapter | None
     ) -> EngineLease:
-        asked = actor.ask(lease=True, prefix=prefix, adapter=adapter)
-        lease = await self._answer(actor, asked, timeout_s)
+        lease = await self._result(actor, actor.ask(lease=True, prefix=prefix, adapter=adapter), timeout_s)
         if lease is None:
             raise HostClosing
         return lease
 
-    async def _answer(
-        self, actor: EngineActor, asked: asyncio.Future[EngineLease | None], timeout_s: float
+    async def _result(
+        self, actor: EngineActor, future: asyncio.Future[EngineLease | None], timeout_s: float
     ) -> EngineLease | None:
         try:
             async with asyncio.timeout(timeout_s):
-                return await asked
+                return await future
         except TimeoutError as error:
-            _return_unclaimed(actor, asked)
+            _return_unclaimed(actor, future)
             raise EngineUnavailable(
                 f"the engine of model {actor.spec.id} could not be woken in time", actor.expected_start_s()
             ) from error
         except asyncio.CancelledError:
-            _return_unclaimed(actor, asked)
+            _return_unclaimed(actor, future)
             raise
 
     async def examine(self, model_id: str, adapter: Adapter, *, timeout_s: float | None = None) -> bytes:
-        """Load an adapter that was just uploaded into an engine, woken if need be, and record its canary.
+        """Load an uploaded adapter into an engine, woken if need be, and record its canary.
 
-        Keep the answer as the adapter's ``canary``. Raises `AdapterRejected` when the engine refuses it, or
-        is not made for it, `UnknownModel`, `EngineUnavailable`, `HostClosing`.
+        Returns what is to be kept as the adapter's ``canary``. Raises `AdapterRejected` if the engine refuses
+        the adapter, or is not made for adapters; `UnknownModel`, `EngineUnavailable`, `HostClosing`.
         """
-        # By a digest of its own: it is given to nobody else, and the same content may be in use already.
+        # A digest of its own: no other request is given it, and the same content may be in use already.
         alone = replace(adapter, digest=f"{adapter.digest[:32]}.{secrets.token_hex(8)}", canary=None)
         servable(self._spec(model_id), adapter)
         try:
@@ -286,14 +292,14 @@ class EngineHost:
         except EngineBroken as error:
             self.report_broken(lease)
             raise EngineUnavailable("the engine failed while it examined the adapter", 5.0) from error
-        for actor in self._everyone():
-            actor.desk.pardon(adapter.digest)
+        for actor in self._all_actors():
+            actor.clear_adapter_failures(adapter.digest)
         return canary
 
     def forget(self, digest: str) -> None:
-        """The adapter was deleted: engines unload it as soon as nobody uses it."""
-        for actor in self._everyone():
-            actor.desk.forget(digest)
+        """Unload a deleted adapter from every engine, once no request uses it there."""
+        for actor in self._all_actors():
+            actor.delete_adapter(digest)
 
     def resident(self, model_id: str) -> Mapping[str, int]:
         """The digests of the adapters that the model's engines hold, and how many engines hold each."""
@@ -302,33 +308,37 @@ class EngineHost:
         )
 
     def watch(self, on_awake: OnAwake) -> None:
-        """Be told, from now on, of every change in how many engines are awake."""
+        """Call ``on_awake``, from now on, when the number of awake engines of a model changes."""
         self._watchers.append(on_awake)
 
+    def observe_wakes(self, observer: WakeObserver) -> None:
+        """Tell the observer, from now on, of every wake and of every canary that passes after one."""
+        self._wake_observers.append(observer)
+
     def awake(self, model_id: str, pool: str | None = None) -> int:
-        """How many of the model's engines requests may be sent to now; 1 where somebody else runs it."""
+        """How many of the model's engines requests may be sent to now; 1 for a model behind a ``url``."""
         if model_id in self._remote:
             return 1
         actor = self._actors.get(model_id) if pool is None else self._pools.get(model_id, {}).get(pool)
         return 0 if actor is None else actor.awake
 
     def expect(self, model_id: str, queued: int, pool: str | None = None) -> None:
-        """So many requests wait for their turn at the model: it may have more engines for them."""
+        """Note how many requests wait for their turn at the model: more engines may be woken for them."""
         if self._open and model_id not in self._remote:
             self._actor(model_id, pool).expect(queued)
 
     def report_broken(self, lease: EngineLease) -> None:
-        """A request with this lease saw the engine fail: the next ones wait until it is known to be well.
+        """Check the health of an engine that a request with this lease saw fail; leases wait for the result.
 
-        Call it before the lease is given back, or somebody may be given the engine in between. An engine that
-        does not answer its health check is ended, and started again for those who wait.
+        Call it before the lease is given back, or another request may be given the engine in between. An
+        engine that does not answer its health check is ended, and another is started for the waiters.
         """
         for actor in (self._actors.get(lease.model_id), *self._pools.get(lease.model_id, {}).values()):
             if actor is not None:
                 actor.suspect(lease)
 
     def status(self) -> list[EngineStatus]:
-        """Every engine as it is now, in the order of the configuration."""
+        """The status of every model, in the order of the configuration."""
         return [self._status(spec.id) for spec in self.specs]
 
     async def wake(self, model_id: str) -> EngineStatus:
@@ -336,27 +346,29 @@ class EngineHost:
         if model_id not in self._remote:
             actor = self._actor(model_id)
             limit_s = Patience.of(actor.spec).wake_s(self._policy.restore_timeout_s, actor.spec)
-            await self._answer(actor, actor.ask(lease=False), limit_s)
+            await self._result(actor, actor.ask(lease=False), limit_s)
         return self._status(model_id)
 
     async def sleep(self, model_id: str, tier: SleepTier) -> EngineStatus:
-        """Let the engine's requests end (for a bounded time) and put it to sleep.
+        """Let the model's requests end, for a bounded time, and put its engines to sleep.
 
-        Raises `UnknownModel`, and `UnsupportedTier` for remote engines, and where there is no snapshot.
+        Raises `UnknownModel`; `UnsupportedTier` for a model behind a ``url``, and if there is no snapshot.
         """
         if model_id in self._remote:
-            raise UnsupportedTier(f"the engine of model {model_id} is run by somebody else")
+            raise UnsupportedTier(f"model {model_id} has a url: its engine is not run by this host")
         actor = self._actor(model_id)
         if tier is SleepTier.HOT:
-            raise UnsupportedTier("an engine that is hot does not sleep")
+            raise UnsupportedTier("hot is not a tier to sleep in: use paused, snapshot or cold")
         pools = self._pools.get(model_id, {})
-        told = await asyncio.gather(actor.sleep(tier), *(its.sleep(tier) for its in pools.values()))
-        return joined(told[0], dict(zip(pools, told[1:], strict=True))) if pools else told[0]
+        shared, *others = await asyncio.gather(
+            actor.sleep(tier), *(actor.sleep(tier) for actor in pools.values())
+        )
+        return joined(shared, dict(zip(pools, others, strict=True))) if pools else shared
 
     async def snapshot(self, model_id: str) -> EngineStatus:
         """Take a new snapshot of the model. Raises `UnknownModel`, `UnsupportedTier`, `SnapshotFailed`."""
         if model_id in self._remote:
-            raise UnsupportedTier(f"the engine of model {model_id} is run by somebody else")
+            raise UnsupportedTier(f"model {model_id} has a url: its engine is not run by this host")
         return await self._actor(model_id).snapshot()
 
     def _actor(self, model_id: str, pool: str | None = None) -> EngineActor:
@@ -370,7 +382,7 @@ class EngineHost:
             return shared
         pools = self._pools.setdefault(model_id, {})
         if pool not in pools:
-            pools[pool] = self._employ(replace(shared.spec, min_hot=0, preload=False), self._site, pool)
+            pools[pool] = self._start_actor(replace(shared.spec, min_hot=0, preload=False), self._site, pool)
         return pools[pool]
 
     def _status(self, model_id: str) -> EngineStatus:
@@ -380,7 +392,7 @@ class EngineHost:
         actor = self._actors.get(model_id)
         if actor is None:
             return EngineStatus(id=model_id, state=EngineState.COLD, tier=SleepTier.COLD)
-        pools = {pool: its.status() for pool, its in self._pools.get(model_id, {}).items()}
+        pools = {pool: actor.status() for pool, actor in self._pools.get(model_id, {}).items()}
         return joined(actor.status(), pools) if pools else actor.status()
 
     async def _preload(self, model_id: str) -> None:
@@ -390,10 +402,10 @@ class EngineHost:
             _logger.warning("%s is not preloaded: %s", model_id, error)
 
 
-def _return_unclaimed(actor: EngineActor, asked: asyncio.Future[EngineLease | None]) -> None:
-    """The lease was granted in the same moment in which the caller gave up."""
-    if asked.done() and not asked.cancelled() and asked.exception() is None:
-        lease = asked.result()
+def _return_unclaimed(actor: EngineActor, future: asyncio.Future[EngineLease | None]) -> None:
+    """Give back a lease that was granted in the moment in which the caller gave up."""
+    if future.done() and not future.cancelled() and future.exception() is None:
+        lease = future.result()
         if lease is not None:
             actor.give_back(lease)
 

@@ -1,8 +1,9 @@
 """What the host tells about its engines."""
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from coldstart.tiers import SleepTier
 from engines.adapter import Adapter
@@ -24,11 +25,29 @@ class EngineState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """One wake that succeeded: when (unix seconds), from which tier, and how long its phases took."""
+    """One wake that succeeded: when (unix seconds), from which tier, and how long its phases took,
+    milliseconds.
+
+    The phases of a canary are added when it has answered, after the engine became ready.
+    """
 
     at: float
     source: SleepTier
-    ms: MutableMapping[str, float]
+    ms: Mapping[str, float]
+
+    def verified(self, ms: Mapping[str, float]) -> "Wake":
+        """The same wake, with the phases of its canary."""
+        return Wake(self.at, self.source, {**self.ms, **ms})
+
+
+class WakeObserver(Protocol):
+    """What is told of every wake of an engine."""
+
+    def on_wake(self, model_id: str, wake: Wake) -> None:
+        """Take note of an engine that has become ready."""
+
+    def on_canary(self, model_id: str, tier: SleepTier, ms: Mapping[str, float]) -> None:
+        """Take note of the phases of a canary that has passed after a wake from the tier, milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +56,7 @@ class ResidentAdapter:
 
     digest: str
     in_flight: int
-    proven: bool
+    verified: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +116,15 @@ class EngineLease:
     """The right to send requests to an engine that stays awake meanwhile.
 
     ``tier``: the tier in which the request found the engine. ``wake_s``: how long this request waited for it.
-    ``fresh``: the engine was restored and its canary has not answered yet. It holds its answers back until
-    then, and breaks the connection when it is not fit: the request may be sent to another engine.
+    ``unverified``: the engine was restored and its canary has not answered yet. It holds its answers back
+    until then, and breaks the connection when it is not fit: the request may be sent to another engine.
     """
 
     model_id: str
     address: EngineAddress
     tier: SleepTier
     wake_s: float
-    fresh: bool = False
+    unverified: bool = False
     replica: int = 0
     adapter: Adapter | None = None
     internal_name: str | None = None

@@ -20,21 +20,33 @@ PRONOUNS = frozenset(
 """Names that say what happened to a thing, not what it is."""
 
 PHRASES: dict[str, str] = {
-    r"\bis no [a-z]": "is not a",
-    r"\bare no [a-z]": "are not",
+    r"(?<!there )\b(is|are) no (?!longer|more|less)[a-z]": "is not a",
     r"\bwhere there (is|are) none\b": "if none",
     r"\bwhere it is none\b": "if it is not one",
     r"\banew\b": "again",
     r"\bmeanwhile\b": "in the meantime, or leave it out",
     r"\bany more\b": "no longer",
-    r"\b(a|an|the|some|[a-z]+s) of (its|their|his) own\b": "its own",
     r"\ball the same\b": "anyway",
     r"\b(somebody|nobody|whoever|anybody)\b": "name who",
     r"\bas many as may be\b": "the maximum",
 }
 """Phrases that are not plain English, and what to say instead."""
 
-OPENINGS = ("It ", "One ", "Those ", "They ", "Whoever ", "Nobody ", "Somebody ", "So ", "Of ", "As it ")
+OPENINGS = (
+    "It ",
+    "One more",
+    "One of",
+    "One that",
+    "One who",
+    "Those ",
+    "They ",
+    "Whoever ",
+    "Nobody ",
+    "Somebody ",
+    "So ",
+    "Of ",
+    "As it ",
+)
 """How a docstring must not begin: it makes no sense in a search result."""
 
 THIRD_PERSON = frozenset(

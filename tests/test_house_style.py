@@ -22,7 +22,7 @@ def test_the_house_style_holds() -> None:
         ("x = 1  # it is made anew", "'anew'"),
         ('raise ValueError("This is no folder.")', "'is no f'"),
         ('def f() -> None:\n    """Reads the file."""', "use the imperative"),
-        ('def f() -> None:\n    """One more."""', "begins with 'One'"),
+        ('def f() -> None:\n    """One more."""', "begins with 'One more'"),
         (
             "class A:\n" + "".join(f"    def m{n}(self) -> None: ...\n" for n in range(21)),
             "21 public methods",

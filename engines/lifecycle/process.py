@@ -294,7 +294,7 @@ class EngineProcess:
         return end_text(code, self._kernel_kills, self._spec, self._output)
 
     @property
-    def unfit(self) -> bool:
+    def canary_failed(self) -> bool:
         """Whether it has ended because its canary differed."""
         return self._ended is not None and self._ended.done() and self._ended.result() == UNFIT
 

@@ -1,4 +1,4 @@
-"""Waking one engine: from a snapshot, or from nothing. What goes wrong is an outcome, not an exception."""
+"""Waking one engine, from a snapshot or from the weights. A failure is a result, not an exception."""
 
 import asyncio
 import logging
@@ -14,30 +14,30 @@ from engines.patience import Patience
 from engines.policy import HostPolicy
 from engines.spec import ModelSpec
 
-# How long the end of an unfit engine is waited for.
 _END_S = 2.0
+"""How long to wait for the end of an engine whose canary has failed."""
 _logger = logging.getLogger("torpor.engine")
 
 
 @dataclass(frozen=True, slots=True)
 class Awake:
-    """It answers. ``ms``: how long each phase took. ``proven``: there is no canary to wait for."""
+    """An engine that answers. ``ms``: durations of its phases. ``verified``: it has no canary to wait for."""
 
     engine: Engine
     ms: Mapping[str, float]
-    proven: bool
+    verified: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It does not, and must be stopped. ``failure``: why, with its last words."""
+    """An engine that does not answer, and must be stopped. ``failure``: why, with its last output."""
 
     engine: Engine
     failure: str
 
 
 async def restore(engine: Engine, snapshot: Snapshot, spec: ModelSpec, policy: HostPolicy) -> Awake | Failed:
-    """From a snapshot that has been found good."""
+    """Restore the engine from a snapshot that has been checked."""
     canary = snapshot.manifest.canary
     limit_s = Patience.of_snapshot(spec, snapshot).restore_s(policy.restore_timeout_s)
     try:
@@ -53,17 +53,17 @@ async def restore(engine: Engine, snapshot: Snapshot, spec: ModelSpec, policy: H
         _logger.exception("%s: the restore failed", spec.id)
         failure = str(error)
     else:
-        return Awake(engine, ms, proven=canary is None)
+        return Awake(engine, ms, verified=canary is None)
     _logger.warning("%s: the snapshot could not be restored, starting cold: %s", spec.id, failure)
     return Failed(engine, failure)
 
 
 async def start(engine: Engine, spec: ModelSpec) -> Awake | Failed:
-    """From nothing."""
+    """Start the engine from the weights."""
     limit_s = spec.start_timeout_s
     try:
         async with asyncio.timeout(limit_s):
-            return Awake(engine, await engine.start(), proven=True)
+            return Awake(engine, await engine.start(), verified=True)
     except EngineStartFailed as error:
         return Failed(engine, str(error))
     except TimeoutError:
@@ -75,6 +75,6 @@ async def start(engine: Engine, spec: ModelSpec) -> Awake | Failed:
 
 
 async def ending(engine: Engine) -> None:
-    """Wait a moment for the end of an engine that has probably ended itself: how it did tells why."""
+    """Wait briefly for the end of an engine that is probably ending itself: its exit status says why."""
     with suppress(TimeoutError):
         await asyncio.wait_for(engine.ended(), _END_S)

@@ -1,113 +1,120 @@
-"""What an actor does about the adapters of its replicas."""
+"""Reacts to adapters that cannot be loaded, or whose canary differs: replaces engines, refuses adapters."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
-from coldstart.tiers import SleepTier
 from engines.adapter import Adapter
 from engines.errors import AdapterGone, AdapterRejected, AdapterUnfit, EngineError
-from engines.pool.canary_failures import Misfits
-from engines.pool.replica import Replica
-from engines.pool.waiting import Waiter, fail
 from engines.status import AdapterCounts
 
+_MAX_ENGINES = 2
+"""After this many replaced engines an adapter is refused, for a period that doubles each time."""
+_REFUSED_S = 60.0
+_MAX_REFUSED_S = 3600.0
 _logger = logging.getLogger("torpor.engine")
 
 
-class AdapterDesk:
-    """``waiters`` and ``replicas`` are the actor's own; ``settle`` sees what is to be done after a change.
+class CanaryFailures:
+    """By adapter digest: how many engines were replaced because of it, and until when it is refused."""
 
-    Its methods but `pardon` and `forget` are called from the actor's task alone.
-    """
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._refused_until: dict[str, float] = {}
 
-    def __init__(
-        self,
-        waiters: Mapping[Waiter, None],
-        replicas: Sequence[Replica],
-        post: Callable[[Callable[[], None]], None],
-        settle: Callable[[], None],
-    ) -> None:
-        self._waiters = waiters
-        self._replicas = replicas
-        self._post = post
-        self._settle = settle
-        self._misfits = Misfits()
+    def add(self, digest: str) -> None:
+        """Count an engine that was replaced because of the adapter."""
+        count = self._counts[digest] = self._counts.get(digest, 0) + 1
+        if count >= _MAX_ENGINES:
+            refused_s = min(_MAX_REFUSED_S, _REFUSED_S * 2.0 ** min(count - _MAX_ENGINES, 30))
+            self._refused_until[digest] = time.monotonic() + refused_s
+
+    def clear(self, digest: str) -> None:
+        """Forget the adapter's failures: its canary has passed, or it was examined again."""
+        self._counts.pop(digest, None)
+        self._refused_until.pop(digest, None)
+
+    def refused(self, digest: str) -> bool:
+        """Whether no engine is to be risked for the adapter now."""
+        return time.monotonic() < self._refused_until.get(digest, 0.0)
+
+
+class AdapterHolder(Protocol):
+    """What the policy makes the actor do."""
+
+    def fail_adapter_waiters(self, digest: str, error: Callable[[str], EngineError]) -> None:
+        """Fail the requests that wait for the adapter; ``error`` is given the name that a request uses."""
+
+    def settle(self) -> None:
+        """Serve who can be served now."""
+
+
+class AdapterFailurePolicy:
+    """Reacts to the adapter events of a model's replicas (`AdapterEvents`), and counts them."""
+
+    def __init__(self, actor: AdapterHolder) -> None:
+        self._actor = actor
+        self._failures = CanaryFailures()
         self.counts = AdapterCounts()
 
-    def refuses(self, waiter: Waiter) -> bool:
-        """Fails who asks for an adapter that has cost too many engines."""
-        if waiter.adapter is None or not self._misfits.refused(waiter.adapter.digest):
-            return False
-        fail(waiter.result, _unfit(waiter.adapter.name))
-        return True
+    def refusal(self, adapter: Adapter | None) -> AdapterUnfit | None:
+        """Why a request for the adapter is refused, if it is: the adapter has cost too many engines."""
+        if adapter is None or not self._failures.refused(adapter.digest):
+            return None
+        return _unfit(adapter.name)
 
     def on_loaded(self) -> None:
-        """An adapter was loaded."""
+        """Count a load."""
         self.counts = replace(self.counts, loads=self.counts.loads + 1)
-        self._settle()
+        self._actor.settle()
 
-    def on_misfit(self) -> None:
-        """The canary of an adapter differed; it is unloaded."""
+    def on_mismatch(self) -> None:
+        """Count a canary that differed; the adapter is unloaded."""
         self.counts = replace(self.counts, misfits=self.counts.misfits + 1)
 
     def on_changed(self) -> None:
-        """An adapter was unloaded, or could not be loaded."""
-        self._settle()
+        """Serve waiters: an adapter was unloaded."""
+        self._actor.settle()
 
-    def on_proven(self, adapter: Adapter) -> None:
-        """The adapter's canary has passed."""
-        self._misfits.clear(adapter.digest)
-        self._settle()
+    def on_verified(self, adapter: Adapter) -> None:
+        """Forget the adapter's failures: its canary has passed."""
+        self._failures.clear(adapter.digest)
+        self._actor.settle()
 
     def on_rejected(self, adapter: Adapter, refusal: AdapterRejected) -> None:
-        """An engine refuses the adapter, as any other would; or it is gone."""
-        self._fail(adapter, lambda asked: AdapterGone(asked) if isinstance(refusal, AdapterGone) else refusal)
-        self._settle()
+        """Fail the waiters: an engine refuses the adapter, as any other would, or its files are gone."""
+
+        def error(name: str) -> AdapterRejected:
+            return AdapterGone(name) if isinstance(refusal, AdapterGone) else refusal
+
+        self._actor.fail_adapter_waiters(adapter.digest, error)
+        self._actor.settle()
 
     def on_not_loaded(self, adapter: Adapter) -> None:
-        """An engine failed while it loaded the adapter. That may not go on for ever."""
-        self._misfits.add(adapter.digest)
-        if self._misfits.refused(adapter.digest):
-            self._fail(adapter, _unfit)
-        self._settle()
+        """Count an engine that failed while it loaded the adapter."""
+        self._count_engine(adapter)
+        self._actor.settle()
 
-    def on_unfit(self, replica: Replica, adapter: Adapter) -> None:
-        """The adapter's canary differed, and once more after it was loaded anew: the engine is not trusted.
-
-        Requests that run on it may end. Nobody is given it any more: who waits for the adapter gets another.
-        """
-        _logger.error("engine %d is given up: an adapter does not answer as it did", replica.number)
+    def on_engine_distrusted(self, adapter: Adapter) -> None:
+        """Count an engine that is replaced: the adapter's canary differed, and again after another load."""
         self.counts = replace(self.counts, engines_given_up=self.counts.engines_given_up + 1)
-        self._misfits.add(adapter.digest)
-        if self._misfits.refused(adapter.digest):
-            _logger.error(
-                "adapter %s is refused: %s", adapter.digest[:16], "its canary differs in every engine"
-            )
-            self._fail(adapter, _unfit)
-        replica.condemned = True
-        replica.rest(SleepTier.COLD)
-        self._settle()
+        if self._count_engine(adapter):
+            _logger.error("adapter %s is refused: its canary differs in every engine", adapter.digest[:16])
 
-    def pardon(self, digest: str) -> None:
-        """The adapter has been examined anew. For everybody."""
-        self._post(lambda: self._misfits.clear(digest))
+    def clear(self, digest: str) -> None:
+        """Forget the failures of an adapter that was examined again, or deleted."""
+        self._failures.clear(digest)
 
-    def forget(self, digest: str) -> None:
-        """The adapter is not wanted any more: it is unloaded where nobody uses it. For everybody."""
-        self._post(lambda: self._on_forgotten(digest))
-
-    def _on_forgotten(self, digest: str) -> None:
-        self._misfits.clear(digest)
-        for replica in self._replicas:
-            replica.adapters.forget(digest)
-
-    def _fail(self, adapter: Adapter, error: Callable[[str], EngineError]) -> None:
-        """``error`` is given the adapter's name, which is not the same for everybody who has its content."""
-        for waiter in self._waiters:
-            if waiter.adapter is not None and waiter.adapter.digest == adapter.digest:
-                fail(waiter.result, error(waiter.adapter.name))
+    def _count_engine(self, adapter: Adapter) -> bool:
+        """Count a replaced engine; returns whether the adapter is refused now."""
+        self._failures.add(adapter.digest)
+        refused = self._failures.refused(adapter.digest)
+        if refused:
+            self._actor.fail_adapter_waiters(adapter.digest, _unfit)
+        return refused
 
 
 def _unfit(name: str) -> AdapterUnfit:
-    return AdapterUnfit(f"the adapter {name} does not answer as it did")
+    return AdapterUnfit(f"the adapter {name} does not answer as it did when it was uploaded")

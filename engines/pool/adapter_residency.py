@@ -1,7 +1,7 @@
-"""The adapters of one replica: loaded on demand, proven, unloaded, and told to the actor.
+"""The adapters of one replica: loads them on demand, verifies them, unloads them, and reports to the actor.
 
-Its methods are called from the actor's task alone. What takes time runs in tasks that post their outcome to
-the actor's inbox, as those of the replica itself.
+The methods are called from the actor's task alone. Slow work runs in tasks that post their outcome to the
+actor's inbox, as those of the replica itself do.
 """
 
 import asyncio
@@ -12,205 +12,191 @@ from typing import Any, Protocol
 from engines.adapter import Adapter
 from engines.errors import AdapterRejected, EngineBroken
 from engines.lifecycle.engine import Engine
-from engines.pool.adapter_slots import Resident, Slots, Stage
-from engines.spec import LoraSettings
-from engines.status import EngineLease, ResidentAdapter
+from engines.pool.adapter_slots import AdapterSlots, LoadedAdapter, Stage
+from engines.status import EngineLease
 
-# So often may the canary of an adapter differ in one engine, in a row: then it is the engine that is not fit.
-_MISFITS = 2
+_MAX_MISMATCHES = 2
+"""After this many consecutive mismatches in one engine, distrust the engine rather than the adapter."""
 _logger = logging.getLogger("torpor.engine")
 
 
-class Owner(Protocol):
-    """What the adapters need of the replica that they belong to: `engines.pool.replica.Replica` has it."""
+class AdapterOwner(Protocol):
+    """What the adapters need of their replica (`engines.pool.replica.Replica`)."""
 
     @property
     def engine(self) -> Engine: ...
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
     def suspect(self) -> None: ...
-    def relieved(self) -> None: ...
-    def adapter_unfit(self, adapter: Adapter) -> None: ...
+    def on_less_busy(self) -> None: ...
+    def on_adapter_mismatches(self, adapter: Adapter) -> None: ...
 
 
 class AdapterEvents(Protocol):
-    """What the actor hears of adapters: `engines.pool.adapter_failures` says what it does then."""
+    """What happened to an adapter in an engine (`engines.pool.adapter_failures` reacts to it)."""
 
     def on_loaded(self) -> None: ...
-    def on_misfit(self) -> None: ...
+    def on_mismatch(self) -> None: ...
     def on_changed(self) -> None: ...
-    def on_proven(self, adapter: Adapter) -> None: ...
+    def on_verified(self, adapter: Adapter) -> None: ...
     def on_rejected(self, adapter: Adapter, refusal: AdapterRejected) -> None: ...
     def on_not_loaded(self, adapter: Adapter) -> None: ...
 
 
-class Residency:
-    """Which adapters the engine of a replica holds. ``tainted``: whether it has ever held one."""
+class AdapterResidency:
+    """Changes which adapters the engine of a replica holds. ``tainted``: whether it has ever held one."""
 
     def __init__(
         self,
-        lora: LoraSettings | None,
+        slots: AdapterSlots,
         post: Callable[[Callable[[], None]], None],
-        owner: Owner,
+        owner: AdapterOwner,
         events: AdapterEvents,
     ) -> None:
-        self.slots = Slots(lora or LoraSettings())
         self.tainted = False
+        self._slots = slots
         self._post = post
         self._owner = owner
         self._events = events
-        self._misfits: dict[str, int] = {}  # in a row, by digest
-
-    @property
-    def changing(self) -> bool:
-        """Whether the engine is loading, proving or unloading one: it must not go to sleep meanwhile."""
-        return any(one.stage in (Stage.LOADING, Stage.FRESH, Stage.LEAVING) for one in self.slots)
-
-    def status(self) -> tuple[ResidentAdapter, ...]:
-        """As they are now, without those that are not given to requests."""
-        return tuple(
-            ResidentAdapter(one.adapter.digest, one.leases, proven=one.stage is Stage.PROVEN)
-            for one in self.slots
-            if one.usable
-        )
+        self._mismatches: dict[str, int] = {}  # consecutive, by digest
 
     def load(self, adapter: Adapter) -> None:
-        """Begin. There must be room, and the adapter must not be there."""
+        """Begin to load the adapter. There must be room, and it must not be there."""
         self.tainted = True
-        resident, leaver = self.slots.load(adapter)
-        self._owner.spawn(self._load(self._owner.engine, resident, leaver))
+        loaded, evicted = self._slots.load(adapter)
+        self._owner.spawn(self._load(self._owner.engine, loaded, evicted))
 
-    async def _load(self, engine: Engine, resident: Resident, leaver: Resident | None) -> None:
-        adapter, post = resident.adapter, self._post
+    async def _load(self, engine: Engine, loaded: LoadedAdapter, evicted: LoadedAdapter | None) -> None:
+        adapter, post = loaded.adapter, self._post
         try:
-            leaving = None if leaver is None else leaver.name
-            await engine.adapters.load(adapter, resident.name, resident.number, leaving)
+            evicted_name = None if evicted is None else evicted.name
+            await engine.adapters.load(adapter, loaded.name, loaded.number, evicted_name)
         except AdapterRejected as error:
             refusal = error
-            post(lambda: self._on_rejected(resident, refusal))
+            post(lambda: self._on_rejected(loaded, refusal))
         except EngineBroken as error:
             _logger.warning("an adapter could not be loaded: %s", error)
-            post(lambda: self._on_not_loaded(resident))
+            post(lambda: self._on_not_loaded(loaded))
         else:
-            post(lambda: self._on_loaded(engine, resident))
+            post(lambda: self._on_loaded(engine, loaded))
 
-    def _on_loaded(self, engine: Engine, resident: Resident) -> None:
-        if not self._there(resident):
+    def _on_loaded(self, engine: Engine, loaded: LoadedAdapter) -> None:
+        if not self._holds(loaded):
             return
-        if resident.adapter.canary is None:
-            resident.stage = Stage.RECORDING
+        if loaded.adapter.canary is None:
+            loaded.stage = Stage.RECORDING
         else:
-            resident.stage = Stage.FRESH
-            self._owner.spawn(self._prove(engine, resident))
-        self._owner.relieved()
+            loaded.stage = Stage.UNVERIFIED
+            self._owner.spawn(self._verify(engine, loaded))
+        self._owner.on_less_busy()
         self._events.on_loaded()
 
-    def _on_rejected(self, resident: Resident, refusal: AdapterRejected) -> None:
-        if self._there(resident):
-            self.slots.remove(resident)
-            self._owner.relieved()
-            self._events.on_rejected(resident.adapter, refusal)
+    def _on_rejected(self, loaded: LoadedAdapter, refusal: AdapterRejected) -> None:
+        if self._holds(loaded):
+            self._slots.remove(loaded)
+            self._owner.on_less_busy()
+            self._events.on_rejected(loaded.adapter, refusal)
 
-    def _on_not_loaded(self, resident: Resident) -> None:
-        if self._there(resident):
-            self.slots.remove(resident)
+    def _on_not_loaded(self, loaded: LoadedAdapter) -> None:
+        if self._holds(loaded):
+            self._slots.remove(loaded)
             self._owner.suspect()
-            self._owner.relieved()
-        self._events.on_not_loaded(resident.adapter)
+            self._owner.on_less_busy()
+        self._events.on_not_loaded(loaded.adapter)
 
-    async def _prove(self, engine: Engine, resident: Resident) -> None:
+    async def _verify(self, engine: Engine, loaded: LoadedAdapter) -> None:
         post = self._post
         try:
-            proof = await engine.adapters.proof(resident.name)
+            proof = await engine.adapters.proof(loaded.name)
         except EngineBroken as error:
-            _logger.warning("the canary of an adapter is not known: %s", error)
-            post(lambda: self._on_unproven(engine, resident))
+            _logger.warning("the canary of an adapter could not be computed: %s", error)
+            post(lambda: self._on_verification_failed(engine, loaded))
             return
         how = f"the canary of an adapter differs by {proof['deviation']:.3g}, share {proof['share']}"
         if proof["fit"]:
-            post(lambda: self._on_proven(resident))
+            post(lambda: self._on_verified(loaded))
         else:
-            post(lambda: self._on_misfit(engine, resident, how))
+            post(lambda: self._on_mismatch(engine, loaded, how))
 
-    def _on_proven(self, resident: Resident) -> None:
-        self._misfits.pop(resident.adapter.digest, None)
-        if self._there(resident) and resident.stage is Stage.FRESH:
-            resident.stage, resident.suspected = Stage.PROVEN, False
-            self._owner.relieved()
-            self._events.on_proven(resident.adapter)
+    def _on_verified(self, loaded: LoadedAdapter) -> None:
+        self._mismatches.pop(loaded.adapter.digest, None)
+        if self._holds(loaded) and loaded.stage is Stage.UNVERIFIED:
+            loaded.stage, loaded.suspected = Stage.VERIFIED, False
+            self._owner.on_less_busy()
+            self._events.on_verified(loaded.adapter)
 
-    def _on_unproven(self, engine: Engine, resident: Resident) -> None:
-        if self._there(resident) and resident.stage is Stage.FRESH:
-            self._evict(engine, resident)
+    def _on_verification_failed(self, engine: Engine, loaded: LoadedAdapter) -> None:
+        if self._holds(loaded) and loaded.stage is Stage.UNVERIFIED:
+            self._evict(engine, loaded)
             self._owner.suspect()
 
-    def _on_misfit(self, engine: Engine, resident: Resident, how: str) -> None:
-        if not self._there(resident):
+    def _on_mismatch(self, engine: Engine, loaded: LoadedAdapter, how: str) -> None:
+        if not self._holds(loaded):
             return
-        digest = resident.adapter.digest
-        _logger.error("%s: %s", resident.name, how)
-        self._events.on_misfit()
-        self._evict(engine, resident)
-        self._misfits[digest] = self._misfits.get(digest, 0) + 1
-        if self._misfits[digest] >= _MISFITS:
-            del self._misfits[digest]
-            self._owner.adapter_unfit(resident.adapter)
+        digest = loaded.adapter.digest
+        _logger.error("%s: %s", loaded.name, how)
+        self._events.on_mismatch()
+        self._evict(engine, loaded)
+        self._mismatches[digest] = self._mismatches.get(digest, 0) + 1
+        if self._mismatches[digest] >= _MAX_MISMATCHES:
+            del self._mismatches[digest]
+            self._owner.on_adapter_mismatches(loaded.adapter)
 
-    def lend(self, adapter: Adapter | None, *, fresh: bool) -> tuple[str | None, bool]:
-        """A lease on it is given: the engine's name for it, and whether a canary has not answered yet.
+    def take(self, adapter: Adapter | None, *, unverified: bool) -> tuple[str | None, bool]:
+        """Count a lease on the adapter, which must be loaded.
 
-        It must be loaded; without an adapter there is nothing to lend. ``fresh``: of the engine itself.
+        Returns the engine's name for it, and whether a canary has not answered yet: the adapter's, or the
+        engine's own, which ``unverified`` says. Without an adapter the name is None.
         """
-        resident = None if adapter is None else self.slots.get(adapter.digest)
-        if resident is None:
-            return None, fresh
-        self.slots.take(resident)
-        return resident.name, fresh or resident.stage is Stage.FRESH
+        if adapter is None or (loaded := self._slots.get(adapter.digest)) is None:
+            return None, unverified
+        self._slots.take(loaded)
+        return loaded.name, unverified or loaded.stage is Stage.UNVERIFIED
 
     def give_back(self, lease: EngineLease) -> None:
-        """A lease has ended."""
-        resident = self.slots.named(lease.internal_name)
-        if resident is None or not resident.leases:
+        """Count the end of a lease; unload the adapter if it was deleted, or loaded only to be recorded."""
+        loaded = self._slots.named(lease.internal_name)
+        if loaded is None or not loaded.leases:
             return
-        self.slots.give_back(resident)
-        if resident.idle and (resident.forgotten or resident.stage is Stage.RECORDING):
-            self._evict(self._owner.engine, resident)
+        self._slots.give_back(loaded)
+        if loaded.idle and (loaded.deleted or loaded.stage is Stage.RECORDING):
+            self._evict(self._owner.engine, loaded)
 
     def suspect(self, lease: EngineLease) -> None:
-        """A request for it failed before its canary's verdict was known: it is given to nobody until then."""
-        resident = self.slots.named(lease.internal_name)
-        if resident is not None and resident.stage is Stage.FRESH:
-            resident.suspected = True
+        """Note that a request failed before the adapter's canary answered: no request gets it until then."""
+        loaded = self._slots.named(lease.internal_name)
+        if loaded is not None and loaded.stage is Stage.UNVERIFIED:
+            loaded.suspected = True
 
-    def forget(self, digest: str) -> None:
-        """It is not wanted any more."""
-        resident = self.slots.get(digest)
-        if resident is None:
+    def delete(self, digest: str) -> None:
+        """Unload the adapter, which was deleted, once no request uses it."""
+        loaded = self._slots.get(digest)
+        if loaded is None:
             return
-        resident.forgotten = True
-        if resident.idle:
-            self._evict(self._owner.engine, resident)
+        loaded.deleted = True
+        if loaded.idle:
+            self._evict(self._owner.engine, loaded)
 
-    def _evict(self, engine: Engine, resident: Resident) -> None:
-        resident.stage = Stage.LEAVING
-        self._owner.spawn(self._unload(engine, resident))
+    def _evict(self, engine: Engine, loaded: LoadedAdapter) -> None:
+        loaded.stage = Stage.LEAVING
+        self._owner.spawn(self._unload(engine, loaded))
 
-    async def _unload(self, engine: Engine, resident: Resident) -> None:
+    async def _unload(self, engine: Engine, loaded: LoadedAdapter) -> None:
         try:
-            await engine.adapters.unload(resident.name)
+            await engine.adapters.unload(loaded.name)
         except EngineBroken as error:
             _logger.warning("an adapter could not be unloaded: %s", error)
             self._post(self._owner.suspect)
-        self._post(lambda: self._on_unloaded(resident))
+        self._post(lambda: self._on_unloaded(loaded))
 
-    def _on_unloaded(self, resident: Resident) -> None:
-        self.slots.remove(resident)
-        self._owner.relieved()
+    def _on_unloaded(self, loaded: LoadedAdapter) -> None:
+        self._slots.remove(loaded)
+        self._owner.on_less_busy()
         self._events.on_changed()
 
-    def _there(self, resident: Resident) -> bool:
-        return self.slots.get(resident.adapter.digest) is resident
+    def _holds(self, loaded: LoadedAdapter) -> bool:
+        return self._slots.get(loaded.adapter.digest) is loaded
 
     def clear(self) -> None:
-        """The engine sleeps, or has ended: it holds none."""
-        self.slots.clear()
-        self._misfits.clear()
+        """Forget all adapters: the engine sleeps, or has ended."""
+        self._slots.clear()
+        self._mismatches.clear()

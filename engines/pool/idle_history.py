@@ -1,4 +1,4 @@
-"""What is known of when each model is asked for, kept from one run of the host to the next."""
+"""The idle times of each model, kept from one run of the host to the next."""
 
 import json
 import logging
@@ -9,8 +9,8 @@ from coldstart.keepalive import HistogramSettings, HybridHistogram
 _logger = logging.getLogger("torpor.engine")
 
 
-class Habits:
-    """A policy for each model, kept in the folder. ``keep_alive_s`` holds where too little is known."""
+class IdleHistoryStore:
+    """Keep-alive policies of models, kept in a folder. ``keep_alive_s`` is used while too little is known."""
 
     def __init__(self, folder: Path, keep_alive_s: float) -> None:
         self._folder = folder
@@ -18,20 +18,20 @@ class Habits:
         self._policies: dict[str, HybridHistogram] = {}
 
     def policy(self, model_id: str) -> HybridHistogram:
-        """The model's policy, with what an earlier run learned."""
+        """The model's policy, with the idle times of earlier runs."""
         try:
             state = json.loads((self._folder / f"{model_id}.json").read_bytes())
             policy = HybridHistogram.from_state(state, self._settings)
         except FileNotFoundError:
             policy = HybridHistogram(self._settings)
         except (OSError, ValueError) as error:
-            _logger.warning("%s: its idle times of earlier are not used: %s", model_id, error)
+            _logger.warning("%s: its earlier idle times are not used: %s", model_id, error)
             policy = HybridHistogram(self._settings)
         self._policies[model_id] = policy
         return policy
 
     def keep(self) -> None:
-        """Write down what has been learned."""
+        """Write the idle times to the folder."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for model_id, policy in self._policies.items():

@@ -1,4 +1,4 @@
-"""What an engine uses of the host's memory: estimated before it wakes, measured while it runs. In bytes."""
+"""The memory of one engine, in bytes: estimated before it wakes, measured while it runs."""
 
 from engines.pool.memory_budget import MemoryBudget, Reservation
 from engines.sizing import PROCESS_BYTES
@@ -6,27 +6,27 @@ from engines.spec import ModelSpec
 
 
 class Footprint:
-    """What the engines of one model will probably use."""
+    """The expected memory of the engines of one model, in bytes."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._learned = 0
 
     def cold(self) -> int:
-        """One that is started: as such ones did before, or estimated from the files and the KV cache."""
+        """The need of an engine that starts cold: as earlier ones used, or estimated from the files."""
         return self._learned or self._spec.weights_bytes() + self._spec.kv_cache_bytes + PROCESS_BYTES
 
     def restored(self, measured: int) -> int:
-        """One that is restored, which used so much before its KV cache was touched; 0: not known."""
+        """The need of a restored engine. ``measured``: its use before its KV cache was filled, or 0."""
         return measured + self._spec.kv_cache_bytes if measured else self.cold()
 
     def learn(self, used: int) -> None:
-        """One that was started has needed so much."""
+        """Remember the peak of an engine that started cold."""
         self._learned = max(self._learned, used)
 
 
-class Claim:
-    """What one engine has of the budget, from before its wake to its end."""
+class MemoryClaim:
+    """The part of the memory budget that one engine holds, from before its wake to its end."""
 
     def __init__(self, budget: MemoryBudget, kv_cache_bytes: int) -> None:
         self.reservation: Reservation | None = None
@@ -36,31 +36,31 @@ class Claim:
         self._expected = 0
 
     async def take(self, size: int) -> None:
-        """Wait for so much, unless it has that already. Raises `InsufficientMemory`."""
+        """Wait for the memory, unless the engine holds as much already. Raises `InsufficientMemory`."""
         if self.reservation is None or self.reservation.size < size:
             self.release()
             self.reservation = await self._budget.reserve(size)
             self._expected = size
 
     def measured(self, used: int, *, awake: bool) -> None:
-        """It uses so much. Awake it may yet fill its KV cache; paused it has given that back."""
+        """Adjust the part to the measured use. An engine that is awake may still fill its KV cache."""
         size = max(used, min(self._expected, used + self._kv_cache_bytes)) if awake else used
         self.peak_bytes = max(self.peak_bytes, size)
         if self.reservation is not None:
             self.reservation.adjust(size)
 
     def leaves(self) -> None:
-        """Its owner is on its way out of memory."""
+        """Note that the engine is leaving memory."""
         if self.reservation is not None:
             self.reservation.leaving = True
 
     def stays(self) -> None:
-        """Its owner was to leave, and is needed."""
+        """Note that the engine was to leave, and stays because it is needed."""
         if self.reservation is not None:
             self.reservation.stay()
 
     def release(self) -> None:
-        """Idempotent."""
+        """Give the memory back. May be called again."""
         if self.reservation is not None:
             self.reservation.release()
             self.reservation = None

@@ -1,4 +1,4 @@
-"""An engine that somebody else runs."""
+"""A model behind a ``url``, whose engine Torpor does not run."""
 
 from coldstart.tiers import SleepTier
 from engines.spec import EngineAddress, ModelSpec
@@ -6,7 +6,7 @@ from engines.status import EngineLease, EngineState, EngineStatus
 
 
 class RemoteEngine:
-    """Always hot, and nothing to do for it but count."""
+    """Counts the leases on a server behind a ``url``, which is always hot."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -14,7 +14,7 @@ class RemoteEngine:
         self.leases: set[EngineLease] = set()
 
     def status(self) -> EngineStatus:
-        """As far as is known."""
+        """The status: ready, with the number of requests in flight."""
         return EngineStatus(
             id=self.spec.id, state=EngineState.READY, tier=SleepTier.HOT, in_flight=len(self.leases)
         )

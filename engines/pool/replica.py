@@ -1,7 +1,7 @@
-"""One engine of a model, as its actor sees it.
+"""One engine of a model: woken, paused, verified, ended.
 
-A replica belongs to its actor: its methods are called from the actor's task alone. What takes time runs
-beside it and posts its outcome to the actor's inbox.
+A replica belongs to its actor: its methods are called from the actor's task alone. Slow work runs in tasks
+that post their outcome to the actor's inbox.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from coldstart.sandbox.namespaces import SandboxError
@@ -20,168 +21,174 @@ from engines.errors import EngineBroken, EngineError, InsufficientMemory
 from engines.lifecycle import waking
 from engines.lifecycle.engine import Engine
 from engines.lifecycle.health_watch import Watch
-from engines.lifecycle.waking import Failed
+from engines.lifecycle.waking import Awake, Failed
 from engines.policy import HostPolicy
-from engines.pool.adapter_residency import AdapterEvents, Residency
+from engines.pool.adapter_residency import AdapterEvents, AdapterResidency
+from engines.pool.adapter_slots import AdapterSlots
 from engines.pool.memory_budget import MemoryBudget
-from engines.pool.memory_claim import Claim, Footprint
-from engines.pool.replica_state import ReplicaView
-from engines.spec import ModelSpec
+from engines.pool.memory_claim import Footprint, MemoryClaim
+from engines.pool.replica_state import ReplicaState
+from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease, EngineState, Wake
 
 _logger = logging.getLogger("torpor.engine")
 
-
-Finder = Callable[[], Awaitable[Snapshot | None]]
+FindSnapshot = Callable[[], Awaitable[Snapshot | None]]
 """Looks for the snapshot that may be restored now."""
 
 
-class AdapterFailures(AdapterEvents, Protocol):
-    """`AdapterEvents`, and the one that is of the replica as a whole."""
-
-    def on_unfit(self, replica: "Replica", adapter: Adapter) -> None: ...
-
-
-class Listener(Protocol):
-    """What a replica tells its actor."""
+class ReplicaEvents(Protocol):
+    """What a replica reports to its actor."""
 
     @property
-    def desk(self) -> AdapterFailures: ...
+    def adapter_events(self) -> AdapterEvents: ...
 
     def on_ready(self, replica: "Replica") -> None: ...
+    def on_woken(self, replica: "Replica", wake: Wake) -> None: ...
+    def on_verified(self, replica: "Replica", wake: Wake, canary_ms: Mapping[str, float]) -> None: ...
     def on_rested(self, replica: "Replica") -> None: ...
     def on_wake_failed(self, replica: "Replica", failure: str) -> None: ...
     def on_broken(self, replica: "Replica", failure: str) -> None: ...
-    def on_proven(self, replica: "Replica") -> None: ...
     def on_not_restored(self, replica: "Replica", failure: str) -> None: ...
+    def on_adapter_mismatches(self, replica: "Replica", adapter: Adapter) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What replicas of one model are made with. ``post`` puts work into the actor's inbox."""
+class ReplicaDependencies:
+    """What all replicas of one model are made with. ``post`` puts work into the actor's inbox."""
 
     spec: ModelSpec
     make: Callable[[], Engine]
     policy: HostPolicy
     budget: MemoryBudget
     post: Callable[[Callable[[], None]], None]
-    listener: Listener
+    events: ReplicaEvents
     footprint: Footprint
 
 
-class Replica(ReplicaView):
-    """An engine from its wake to its end. `wake` it once; `resume` it after each pause."""
+class Replica(ReplicaState):
+    """An engine from its wake to its end. `wake` it once; `resume` it after each pause.
 
-    def __init__(self, parts: Parts, number: int) -> None:
-        super().__init__(number, Claim(parts.budget, parts.spec.kv_cache_bytes))
-        self._parts = parts
+    It has more methods and attributes than other classes because it is one state machine: what the engine is
+    doing, what it is to do next, and the tasks and timers of both.
+    """
+
+    def __init__(self, dependencies: ReplicaDependencies, number: int) -> None:
+        spec = dependencies.spec
+        slots = AdapterSlots(spec.lora or LoraSettings())
+        super().__init__(number, MemoryClaim(dependencies.budget, spec.kv_cache_bytes), slots)
+        self._dependencies = dependencies
+        self._spec = spec
+        self._post = dependencies.post
+        self._events = dependencies.events
         self._engine: Engine | None = None
-        self._engines: list[Engine] = []  # every one that was made, until it has been stopped
+        self._engines: list[Engine] = []  # every engine, until it has been stopped
         self._goal: SleepTier | None = None  # the tier that it is on its way to
         self._stopping = False
         self._drain_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: list[asyncio.Task[None]] = []
-        self.adapters = Residency(parts.spec.lora, parts.post, self, parts.listener.desk)
+        self.adapters = AdapterResidency(slots, self._post, self, self._events.adapter_events)
 
     @property
     def engine(self) -> Engine:
-        """Raises `EngineBroken` when it has none."""
+        """The engine that runs. Raises `EngineBroken` if none does."""
         if self._engine is None:
             raise EngineBroken("the engine has ended")
         return self._engine
 
-    def wake(self, snapshot: Finder | None, bytes_needed: int) -> None:
-        """Begin: from the snapshot that is found, and where that fails or is none, from nothing."""
-        self.source = SleepTier.COLD if snapshot is None else SleepTier.SNAPSHOT
-        self.state = EngineState.STARTING if snapshot is None else EngineState.RESTORING
-        self.spawn(self._bring_up(snapshot, bytes_needed))
+    def wake(self, find: FindSnapshot | None, bytes_needed: int) -> None:
+        """Begin to wake: from the snapshot if ``find`` returns one that can be restored, else cold."""
+        self.source = SleepTier.COLD if find is None else SleepTier.SNAPSHOT
+        self.state = EngineState.STARTING if find is None else EngineState.RESTORING
+        self.spawn(self._wake(find, bytes_needed))
 
     def resume(self) -> None:
-        """End its pause."""
+        """End the pause."""
         self.source = SleepTier.PAUSED
         self.state = EngineState.RESTORING
         self.claim.measured(self.memory_bytes, awake=True)
-        self.spawn(self._thaw(self.engine))
+        self.spawn(self._resume(self.engine))
 
-    def lease(self, found: SleepTier, wake_s: float, adapter: Adapter | None = None) -> EngineLease:
-        """A new lease on it; the adapter must be loaded."""
-        spec, address = self._parts.spec, self.engine.address
-        name, fresh = self.adapters.lend(adapter, fresh=self.unproven)
-        lease = EngineLease(spec.id, address, found, wake_s, fresh, self.number, adapter, name)
+    def lease(self, tier: SleepTier, wake_s: float, adapter: Adapter | None = None) -> EngineLease:
+        """Give a new lease; the adapter must be loaded. ``tier``, ``wake_s``: as `EngineLease` has them."""
+        name, unverified = self.adapters.take(adapter, unverified=self.unverified)
+        lease = EngineLease(
+            self._spec.id, self.engine.address, tier, wake_s, unverified, self.number, adapter, name
+        )
         self.leases.add(lease)
         return lease
 
     def give_back(self, lease: EngineLease) -> None:
-        """The lease has ended."""
+        """End a lease, if it is one of this replica's."""
         if lease not in self.leases:
             return
         self.leases.discard(lease)
         self.adapters.give_back(lease)
-        self.relieved()
+        self.on_less_busy()
 
-    def relieved(self) -> None:
-        """It does something less."""
+    def on_less_busy(self) -> None:
+        """Go on with a drain if the lease, or the change of an adapter, that has ended was the last."""
         if not self.busy:
             self.idle_since = time.monotonic()
             if self.state is EngineState.DRAINING:
-                self._go()
+                self._go_to_sleep()
 
     def suspect(self) -> None:
-        """A request saw it fail."""
+        """Check the health of the engine, which a request saw fail. It is not leased until then."""
         if self._engine is not None and not self.suspected and not self._stopping:
             self.suspected = True
             self.spawn(self._examine(self._engine))
 
-    def adapter_unfit(self, adapter: Adapter) -> None:
-        """The canary of the adapter has differed again and again: it is the engine that is not fit."""
-        self._parts.listener.desk.on_unfit(self, adapter)
+    def on_adapter_mismatches(self, adapter: Adapter) -> None:
+        """Report that the adapter's canary has differed again and again: the engine is to be distrusted."""
+        self._events.on_adapter_mismatches(self, adapter)
 
     def rest(self, tier: SleepTier) -> None:
-        """Let its requests end, for a bounded time, and put it to sleep: paused, or without a process."""
+        """Let the requests end, for a bounded time, and put the engine to sleep in the tier."""
         if self._goal is None or tier is not SleepTier.PAUSED:
             self._goal = tier
         if self.state is EngineState.PAUSED:
             if tier is not SleepTier.PAUSED:
-                self._go()
+                self._go_to_sleep()
         elif self.state is EngineState.READY:
             self.state = EngineState.DRAINING
             if not self.busy:
-                self._go()
+                self._go_to_sleep()
                 return
-            loop, patience_s = asyncio.get_running_loop(), self._parts.policy.drain_timeout_s
-            self._drain_timer = loop.call_later(patience_s, lambda: self._parts.post(self._cut_off))
-        # While it wakes, or is dumped, it goes on its way first: see `_rise`.
+            loop, timeout_s = asyncio.get_running_loop(), self._dependencies.policy.drain_timeout_s
+            self._drain_timer = loop.call_later(timeout_s, lambda: self._post(self._cut_off))
+        # While it wakes, or is dumped, it becomes ready first: see `_become_ready`.
 
     def leave(self) -> None:
-        """Leave memory, if nobody would notice."""
+        """Leave memory, unless the engine is needed again."""
         if self.idle and not self.pinned:
             self.rest(SleepTier.SNAPSHOT)
         elif not self._stopping:
             self.claim.stays()
 
     def withdraw(self) -> None:
-        """Nobody waits for it any more, while it waits for memory: it gives up its place."""
+        """Give up a wake that waits for memory and is not needed."""
         for task in self._tasks:
             task.cancel()
         self.state = EngineState.COLD
 
     async def dispose(self) -> None:
-        """End everything of it, whatever it is doing."""
+        """End every engine and task of the replica, whatever it is doing."""
         self._unwatch()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        grace_s = self._parts.policy.stop_grace_s if self.state is not EngineState.PAUSED else 0.0
+        grace_s = self._dependencies.policy.stop_grace_s if self.state is not EngineState.PAUSED else 0.0
         await asyncio.gather(*(self._discard(engine, grace_s) for engine in list(self._engines)))
-        self._dismiss()
+        self._forget_engine()
         self.state = EngineState.COLD
 
     @asynccontextmanager
     async def held_still(self) -> AsyncIterator[Engine]:
-        """Nobody gets a lease meanwhile, and nothing asks it for its health. It must be idle and ready.
+        """Give no lease and check no health in the context. The replica must be idle and ready.
 
-        When that fails, it may be in pieces: nobody gets one either before it is known to be well.
+        If the context fails, the engine may be damaged: no lease is given before its health has been checked.
         """
         self.state = EngineState.SNAPSHOTTING
         self._unwatch()
@@ -192,129 +199,132 @@ class Replica(ReplicaView):
             raise
         finally:
             if self.state is EngineState.SNAPSHOTTING and self._engine is not None:
-                self._rise(self._engine)
+                self._become_ready(self._engine)
 
     # -- waking ---------------------------------------------------------------------------------------------
 
-    async def _bring_up(self, find: Finder | None, bytes_needed: int) -> None:
+    async def _wake(self, find: FindSnapshot | None, bytes_needed: int) -> None:
         try:
-            await self._rouse(find, bytes_needed)
+            if await self._claim_memory(bytes_needed):
+                began = time.perf_counter()
+                awake = None if find is None else await self._restore(find)
+                if awake is None and (find is None or await self._claim_memory(self._cold_bytes())):
+                    awake = await self._start_cold()
+                if awake is not None:
+                    self._post(partial(self._on_awake, awake, began))
         except Exception as error:
-            # The outermost boundary of a wake: whoever waits for it must be told.
-            _logger.exception("%s: the wake failed", self._parts.spec.id)
+            # The outermost boundary of a wake: the waiters must be served or fail.
+            _logger.exception("%s: the wake failed", self._spec.id)
             failure = f"the engine could not be woken: {type(error).__name__}"
             await asyncio.gather(*(self._discard(engine) for engine in list(self._engines)))
-            self._parts.post(lambda: self._on_failed(failure))
+            self._post(partial(self._on_wake_failed, failure))
 
-    async def _rouse(self, find: Finder | None, bytes_needed: int) -> None:
-        post = self._parts.post
-        if not await self._claim(bytes_needed):
-            return
-        began = time.perf_counter()
-        awake = None
-        snapshot = await find() if find is not None else None
-        if snapshot is not None:
-            awake = await waking.restore(self._new(), snapshot, self._parts.spec, self._parts.policy)
-            self.snapshot_id = snapshot.id
-            if isinstance(awake, Failed):
-                failed = awake.failure
-                await self._discard(awake.engine)
-                post(lambda: self._not_restored(failed))
-        elif find is not None:
-            post(self._fell_back)
-        if awake is None or isinstance(awake, Failed):
-            if find is not None and not await self._claim(self._parts.footprint.cold()):
-                return
-            awake = await waking.start(self._new(), self._parts.spec)
+    async def _restore(self, find: FindSnapshot) -> Awake | None:
+        """The restored engine; None if there is no usable snapshot, or its restore has failed."""
+        snapshot = await find()
+        if snapshot is None:
+            self._post(self._fall_back)
+            return None
+        self.snapshot_id = snapshot.id
+        awake = await waking.restore(self._new_engine(), snapshot, self._spec, self._dependencies.policy)
         if isinstance(awake, Failed):
-            failure = awake.failure
             await self._discard(awake.engine)
-            post(lambda: self._on_failed(failure))
-        else:
-            risen = awake
-            post(lambda: self._on_awake(risen.engine, risen.ms, began, proven=risen.proven))
+            self._post(partial(self._on_not_restored, awake.failure))
+            return None
+        return awake
 
-    def _not_restored(self, failure: str) -> None:
-        self._parts.listener.on_not_restored(self, failure)
+    async def _start_cold(self) -> Awake | None:
+        """The engine, started from the weights; None if that has failed, which is reported."""
+        awake = await waking.start(self._new_engine(), self._spec)
+        if isinstance(awake, Failed):
+            await self._discard(awake.engine)
+            self._post(partial(self._on_wake_failed, awake.failure))
+            return None
+        return awake
+
+    def _on_not_restored(self, failure: str) -> None:
+        self._events.on_not_restored(self, failure)
         self.snapshot_id = None
-        self._fell_back()
+        self._fall_back()
 
-    async def _claim(self, size: int) -> bool:
+    def _cold_bytes(self) -> int:
+        return self._dependencies.footprint.cold()
+
+    async def _claim_memory(self, size: int) -> bool:
         try:
             await self.claim.take(size)
         except InsufficientMemory as error:
-            failure = str(error)
-            self._parts.post(lambda: self._on_failed(failure))
+            self._post(partial(self._on_wake_failed, str(error)))
             return False
         return True
 
-    def _fell_back(self) -> None:
+    def _fall_back(self) -> None:
         self.source = SleepTier.COLD
         self.state = EngineState.STARTING
 
-    async def _thaw(self, engine: Engine) -> None:
+    async def _resume(self, engine: Engine) -> None:
         began = time.perf_counter()
         try:
             await engine.resume()
         except EngineBroken as error:
-            failure = str(error)
-            self._parts.post(lambda: self.give_up(engine, failure))
+            self._post(partial(self.give_up, engine, str(error)))
         else:
-            self._parts.post(lambda: self._on_awake(engine, {}, began, proven=True))
+            self._post(partial(self._on_awake, Awake(engine, {}, verified=True), began))
 
-    def _on_awake(self, engine: Engine, ms: Mapping[str, float], began: float, *, proven: bool) -> None:
-        if engine not in self._engines:  # disposed of meanwhile
+    def _on_awake(self, awake: Awake, began: float) -> None:
+        engine = awake.engine
+        if engine not in self._engines:  # it was disposed of
             return
         self._engine, self.address = engine, engine.address
         self.ready_at = time.time()
-        self._awake_at = self.idle_since = time.monotonic()
+        self.awake_since = self.idle_since = time.monotonic()
         total_ms = (time.perf_counter() - began) * 1000
-        wake = Wake(self.ready_at, self.source, {**ms, "total": total_ms})
-        self.wakes.append(wake)
-        _logger.info("%s: awake from %s after %.0f ms", self._parts.spec.id, self.source, total_ms)
-        if not proven:
-            self.unproven = True
-            self.spawn(self._prove(engine, wake))
-        self._rise(engine)
+        _logger.info("%s: awake from %s after %.0f ms", self._spec.id, self.source, total_ms)
+        wake = Wake(self.ready_at, self.source, {**awake.ms, "total": total_ms})
+        self._events.on_woken(self, wake)
+        if not awake.verified:
+            self.unverified = True
+            self.spawn(self._verify(engine, wake))
+        self._become_ready(engine)
 
-    async def _prove(self, engine: Engine, wake: Wake) -> None:
-        """The canary's verdict: until it is known, the engine itself holds its answers back."""
+    async def _verify(self, engine: Engine, wake: Wake) -> None:
+        """Wait for the canary's verdict. Until then the engine itself holds its answers back."""
         try:
-            ms = await engine.proof()
+            canary_ms = await engine.proof()
         except EngineError as error:
-            failure = f"the restored engine is not fit: {error}"
+            failure = f"the canary of the restored engine failed: {error}"
             await waking.ending(engine)
-            self._parts.post(lambda: self.give_up(engine, failure))
+            self._post(partial(self.give_up, engine, failure))
         else:
-            wake.ms.update(ms)
-            self._parts.post(lambda: self._on_proven(engine))
+            self._post(partial(self._on_verified, engine, wake, canary_ms))
 
-    def _on_proven(self, engine: Engine) -> None:
+    def _on_verified(self, engine: Engine, wake: Wake, canary_ms: Mapping[str, float]) -> None:
         if engine is self._engine:
-            self.unproven = False
-            self._parts.listener.on_proven(self)
+            self.unverified = False
+            self._events.on_verified(self, wake, canary_ms)
 
-    def _rise(self, engine: Engine) -> None:
-        """It is ready, unless it was told to rest meanwhile."""
+    def _become_ready(self, engine: Engine) -> None:
+        """Be ready, and go on to the tier that `rest` has named in the meantime, if it has."""
         self.state = EngineState.READY
         self._watch(engine)
-        self._parts.listener.on_ready(self)
+        self._events.on_ready(self)
         if self._goal is not None and self.state is EngineState.READY:
             self.rest(self._goal)
 
-    def _on_failed(self, failure: str) -> None:
-        self._dismiss()
+    def _on_wake_failed(self, failure: str) -> None:
+        self._forget_engine()
         self.state = EngineState.FAILED
-        self._parts.listener.on_wake_failed(self, failure)
+        self._events.on_wake_failed(self, failure)
+
+    # -- health ---------------------------------------------------------------------------------------------
 
     def _watch(self, engine: Engine, *, frozen: bool = False) -> None:
         self._unwatch()
-        post = self._parts.post
         watch = Watch(
             engine,
-            self._parts.policy,
-            on_broken=lambda how: post(lambda: self.give_up(engine, how)),
-            on_measured=lambda size: post(lambda: self._on_measured(engine, size)),
+            self._dependencies.policy,
+            on_broken=lambda how: self._post(partial(self.give_up, engine, how)),
+            on_measured=lambda size: self._post(partial(self._on_measured, engine, size)),
         )
         self._watches = [self.spawn(watch.end())]
         if not frozen:
@@ -322,65 +332,66 @@ class Replica(ReplicaView):
 
     async def _examine(self, engine: Engine) -> None:
         if await engine.healthy():
-            self._parts.post(lambda: self._on_found_well(engine))
+            self._post(partial(self._on_healthy, engine))
         else:
-            if self.unproven:
+            if self.unverified:
                 await waking.ending(engine)
-            self._parts.post(lambda: self.give_up(engine, "the engine failed a request and its health check"))
+            self._post(partial(self.give_up, engine, "the engine failed a request and its health check"))
 
-    def _on_found_well(self, engine: Engine) -> None:
+    def _on_healthy(self, engine: Engine) -> None:
         if engine is self._engine:
             self.suspected = False
             if self.state is EngineState.READY:
-                self._parts.listener.on_ready(self)
+                self._events.on_ready(self)
 
     def _on_measured(self, engine: Engine, memory: int) -> None:
         if engine is self._engine:
             self.memory_bytes = memory
             self.claim.measured(memory, awake=self.state is not EngineState.PAUSED)
 
-    def give_up(self, engine: Engine, how: str) -> None:
-        """The engine has ended by itself, or must be considered dead. Its leases lead nowhere now."""
+    def give_up(self, engine: Engine, failure: str) -> None:
+        """End an engine that has ended by itself, or must be considered dead, and report it as broken."""
         if engine is not self._engine or self._stopping:
             return
-        words = engine.last_words()
-        self.unfit, self.broke_unproven = engine.unfit, self.unproven
-        self._dismiss()
+        last_words = engine.last_words()
+        self.canary_failed, self.broke_unverified = engine.canary_failed, self.unverified
+        self._forget_engine()
         self.spawn(self._discard(engine))
         self.state = EngineState.FAILED
-        self._parts.listener.on_broken(self, f"{how}\n{words}")
+        self._events.on_broken(self, f"{failure}\n{last_words}")
+
+    # -- going to sleep -------------------------------------------------------------------------------------
 
     def _cut_off(self) -> None:
         if self.state is EngineState.DRAINING and self.busy:
-            _logger.warning("%s: %d requests are cut off by the stop", self._parts.spec.id, len(self.leases))
-            self._go()
+            _logger.warning("%s: %d requests are cut off by the stop", self._spec.id, len(self.leases))
+            self._go_to_sleep()
 
-    def _go(self) -> None:
-        """Nothing runs on it any more: to the tier that it is on its way to."""
+    def _go_to_sleep(self) -> None:
+        """Go to the tier that `rest` has named. A request that still runs on the engine is cut off."""
         engine, goal = self._engine, self._goal
         if engine is None or goal is None or self._stopping:
             return
         self._unwatch()
         if goal is SleepTier.PAUSED and not self.busy:
-            self.spawn(self._freeze(engine))
+            self.spawn(self._pause(engine))
         else:
             self._stopping = True
             self.claim.leaves()
             gentle = self.state is EngineState.DRAINING and goal is SleepTier.COLD
             self.state = EngineState.DRAINING
-            self.spawn(self._end(engine, self._parts.policy.stop_grace_s if gentle else 0.0))
+            self.spawn(self._end(engine, self._dependencies.policy.stop_grace_s if gentle else 0.0))
 
-    async def _freeze(self, engine: Engine) -> None:
+    async def _pause(self, engine: Engine) -> None:
         try:
             await engine.pause()
             memory = await asyncio.to_thread(engine.memory_bytes)
         except EngineBroken as error:
-            failure = str(error)
-            self._parts.post(lambda: self.give_up(engine, failure))
+            self._post(partial(self.give_up, engine, str(error)))
         else:
-            self._parts.post(lambda: self._on_frozen(engine, memory))
+            self._post(partial(self._on_paused, engine, memory))
 
-    def _on_frozen(self, engine: Engine, memory: int) -> None:
+    def _on_paused(self, engine: Engine, memory: int) -> None:
         if engine is not self._engine:
             return
         self.state = EngineState.PAUSED
@@ -391,28 +402,28 @@ class Replica(ReplicaView):
         if goal is not SleepTier.PAUSED and goal is not None:
             self.rest(goal)
         else:
-            self._parts.listener.on_rested(self)
+            self._events.on_rested(self)
 
     async def _end(self, engine: Engine, grace_s: float) -> None:
         await self._discard(engine, grace_s)
-        self._parts.post(self._on_ended)
+        self._post(self._on_ended)
 
     def _on_ended(self) -> None:
         self._stopping = False
-        self._dismiss()
+        self._forget_engine()
         self.state = EngineState.COLD
-        self._parts.listener.on_rested(self)
+        self._events.on_rested(self)
 
-    def _new(self) -> Engine:
-        engine = self._parts.make()
+    def _new_engine(self) -> Engine:
+        engine = self._dependencies.make()
         self._engines.append(engine)
         return engine
 
-    def _dismiss(self) -> None:
-        """Forget the engine that ran."""
+    def _forget_engine(self) -> None:
+        """Reset what belongs to the engine that ran."""
         self._unwatch()
         self._engine = self.address = None
-        self.suspected = self.unproven = False
+        self.suspected = self.unverified = False
         self.leases = set()
         self.adapters.clear()
         self.ready_at = None
@@ -431,12 +442,13 @@ class Replica(ReplicaView):
         try:
             await engine.stop(grace_s)
         except (EngineError, SandboxError) as error:
-            _logger.critical("%s: an engine could not be ended: %s", self._parts.spec.id, error)
-        # Not when this is cancelled: `dispose` waits for the stop, which goes on.
+            _logger.critical("%s: an engine could not be ended: %s", self._spec.id, error)
+        # Not if this is cancelled: `dispose` waits for the stop, which goes on.
         if engine in self._engines:
             self._engines.remove(engine)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run work beside the actor, until `dispose` or `withdraw`."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

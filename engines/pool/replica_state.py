@@ -1,38 +1,39 @@
-"""What can be seen of a replica: by its actor, the router, and whoever decides on its sleep."""
+"""The observable state of a replica: what decisions about it are made on."""
 
 import time
 
 from coldstart.tiers import SleepTier
-from engines.pool.adapter_residency import Residency
-from engines.pool.memory_claim import Claim
+from engines.pool.adapter_slots import AdapterSlots
+from engines.pool.memory_claim import MemoryClaim
 from engines.spec import EngineAddress
-from engines.status import EngineLease, EngineState, ReplicaStatus, Wake
+from engines.status import EngineLease, EngineState, ReplicaStatus
 
 
-class ReplicaView:
-    """Its state, its leases, its memory. `engines.pool.replica.Replica` alone changes them."""
+class ReplicaState:
+    """The state of one engine, its leases, its adapters, its memory. Only its `Replica` changes it.
 
-    adapters: Residency
+    It has more attributes than other classes because it is a record: decisions read all of them.
+    """
 
-    def __init__(self, number: int, claim: Claim) -> None:
+    def __init__(self, number: int, claim: MemoryClaim, slots: AdapterSlots) -> None:
         self.number = number
+        self.claim = claim
+        self.slots = slots
         self.state = EngineState.COLD
         self.leases: set[EngineLease] = set()
         self.address: EngineAddress | None = None  # of the engine that runs
         self.source = SleepTier.COLD
-        self.idle_since = time.monotonic()
-        self.ready_at: float | None = None  # unix
-        self.memory_bytes = 0
-        self.wakes: list[Wake] = []
-        self.suspected = False  # somebody saw it fail, and it is being asked whether it is well
-        self.unproven = False  # its canary has not answered yet
-        self.unfit = False  # it broke because its canary differed
-        self.broke_unproven = False  # it broke before its canary had answered
         self.snapshot_id: str | None = None  # the one that it was restored from
+        self.idle_since = time.monotonic()
+        self.awake_since = 0.0  # seconds of CLOCK_MONOTONIC
+        self.ready_at: float | None = None  # unix seconds
+        self.memory_bytes = 0
+        self.suspected = False  # a request saw it fail, and its health is being checked
+        self.unverified = False  # its canary has not answered yet
+        self.canary_failed = False  # it broke because its canary differed
+        self.broke_unverified = False  # it broke before its canary had answered
         self.pinned = False  # it must not be put to sleep: a snapshot of it is being made
-        self.condemned = False  # it is not trusted any more, and ends with its last request
-        self.claim = claim
-        self._awake_at = 0.0
+        self.retiring = False  # it is no longer trusted, and ends with its last request
 
     @property
     def grantable(self) -> bool:
@@ -41,41 +42,40 @@ class ReplicaView:
 
     @property
     def waking(self) -> bool:
-        """Whether it will be ready without being asked again."""
+        """Whether it becomes ready without another request for it."""
         return self.state in (EngineState.STARTING, EngineState.RESTORING)
 
     @property
     def idle(self) -> bool:
-        """Whether it could be put to sleep without anybody's noticing."""
+        """Whether no request and no change of an adapter is in progress, so it may sleep."""
         return not self.busy and self.state in (EngineState.READY, EngineState.PAUSED)
 
     @property
     def busy(self) -> bool:
-        """Whether it does anything for anybody."""
-        return bool(self.leases) or self.adapters.changing
+        """Whether a request or a change of an adapter is in progress."""
+        return bool(self.leases) or self.slots.changing
 
     @property
     def waits_for_memory(self) -> bool:
-        """Whether its wake has not begun, for want of memory."""
+        """Whether its wake has not begun because memory is short."""
         return self.waking and self.claim.reservation is None
 
     @property
     def uptime_s(self) -> float:
-        """Since its last wake."""
-        return time.monotonic() - self._awake_at
+        """Seconds since its last wake."""
+        return time.monotonic() - self.awake_since
 
     def serves(self, lease: EngineLease) -> bool:
-        """Whether the engine that it runs is the one which the lease was for, also when it was given back."""
+        """Whether the lease is or was for the engine that it runs now."""
         return self.address == lease.address
 
-    def woken_since(self, moment: float) -> bool:
-        """Whether its last wake ended after the moment, in CLOCK_MONOTONIC's seconds."""
-        return self._awake_at > moment
-
     def status(self) -> ReplicaStatus:
-        """As it is now."""
-        adapters = self.adapters.status()
-        in_flight = len(self.leases)
+        """The part of the state that users of the host see."""
         return ReplicaStatus(
-            self.number, self.state, self.memory_bytes, in_flight, self.ready_at, adapters=adapters
+            self.number,
+            self.state,
+            self.memory_bytes,
+            len(self.leases),
+            self.ready_at,
+            adapters=self.slots.status(),
         )

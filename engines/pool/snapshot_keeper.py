@@ -1,10 +1,10 @@
-"""The snapshot of one model: found for a wake, and made of an engine that was started cold."""
+"""The snapshot of one model: found for its wakes, and made of an engine that was started cold."""
 
 import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from coldstart.sandbox.namespaces import SandboxError
 from coldstart.snapshots.store import Layout, Snapshot
@@ -14,8 +14,8 @@ from engines.lifecycle import waking
 from engines.lifecycle.engine import Dumped, Engine
 from engines.lifecycle.snapshots import Found, Snapshots
 from engines.patience import Patience, write_speed
-from engines.pool.replica import Parts, Replica
-from engines.pool.waiting import fail
+from engines.pool.futures import fail
+from engines.pool.replica import Replica, ReplicaDependencies
 from engines.status import EngineState, EngineStatus
 
 _POLL_S = 0.05
@@ -26,23 +26,26 @@ _MOST_RETRY_S = 3600.0
 _logger = logging.getLogger("torpor.snapshot")
 
 
-class Shelf:
-    """``replicas``: the actor's. ``lend`` gives a ready one to make a snapshot of, where the actor has one.
+class SnapshotKeeper:
+    """Finds the snapshot of one model for its wakes, makes a missing one, and stops the use of a bad one.
 
-    Without ``lend``, none is made.
+    ``replicas`` returns the actor's replicas. ``lend`` returns a ready one to make a snapshot of, if there is
+    one; without ``lend``, no snapshot is made. The methods are called from the actor's task. A task of the
+    keeper makes a snapshot: it pins a replica, holds it still, and lets it serve again.
 
-    Its methods are called from the actor's task. The making of a snapshot is a task of its own, which pins a
-    replica, holds it still and lets it rise again: between two turns of the actor, never within one.
+    It has more attributes than other classes because finding, inspecting and making a snapshot share what is
+    known of it.
     """
 
     def __init__(
         self,
-        parts: Parts,
+        dependencies: ReplicaDependencies,
         snapshots: Snapshots,
-        replicas: Sequence[Replica],
+        replicas: Callable[[], Sequence[Replica]],
         lend: Callable[[], Replica | None] | None,
     ) -> None:
-        self._parts = parts
+        self._dependencies = dependencies
+        self._spec = dependencies.spec
         self._snapshots = snapshots
         self._replicas = replicas
         self._inspecting: asyncio.Task[None] | None = None
@@ -58,71 +61,71 @@ class Shelf:
 
     @property
     def has_snapshot(self) -> bool:
-        """Whether there was a usable one when it was last looked for."""
-        known = self._snapshots.known(self._parts.spec)
-        return known is not None and known.id not in self._stale
+        """Whether there was a usable snapshot at the last look for one."""
+        snapshot = self._snapshots.known(self._spec)
+        return snapshot is not None and snapshot.id not in self._stale
 
     def candidate(self) -> Snapshot | None:
-        """The one that a wake would use, if `find` finds it still good."""
-        return self._snapshots.known(self._parts.spec) if self.has_snapshot else None
+        """The snapshot that a wake would use, if `find` still finds it usable."""
+        return self._snapshots.known(self._spec) if self.has_snapshot else None
 
     async def find(self) -> Snapshot | None:
-        """The snapshot that may be restored now; why there is none is logged."""
+        """The snapshot that may be restored now. The reason is logged if there is none."""
         try:
-            return self._note(await asyncio.to_thread(self._snapshots.find, self._parts.spec))
+            return self._note(await asyncio.to_thread(self._snapshots.find, self._spec))
         except OSError as error:
-            _logger.warning("%s: its snapshot cannot be read: %s", self._parts.spec.id, error)
+            _logger.warning("%s: its snapshot cannot be read: %s", self._spec.id, error)
             return None
 
-    def _note(self, found: Found) -> Snapshot | None:
-        if found.newest is None:
+    def _note(self, result: Found) -> Snapshot | None:
+        if result.newest is None:
             return None
-        told = self._stale.pop(found.newest.id, None)
-        if found.stale is not None:
-            self._stale[found.newest.id] = found.stale
-            if found.stale != told:
-                name = self._parts.spec.id
-                _logger.warning("%s: the snapshot is not used and will be made anew: %s", name, found.stale)
-        return found.usable
+        earlier_reason = self._stale.pop(result.newest.id, None)
+        if result.stale is not None:
+            self._stale[result.newest.id] = result.stale
+            if result.stale != earlier_reason:
+                name = self._spec.id
+                _logger.warning("%s: the snapshot is not used and will be made again: %s", name, result.stale)
+        return result.usable
 
     def condemn(self, snapshot_id: str, reason: str) -> None:
-        """It must not be used any more."""
+        """Stop the use of a snapshot."""
         self._snapshots.condemn(snapshot_id, reason)
-        known = self._snapshots.known(self._parts.spec)
-        if known is not None and known.id == snapshot_id:
-            self._note(Found(known, reason))
+        snapshot = self._snapshots.known(self._spec)
+        if snapshot is not None and snapshot.id == snapshot_id:
+            self._note(Found(snapshot, reason))
 
     def judge(self, replica: Replica, failure: str) -> bool:
-        """An engine has ended. Whether that was before it had shown that it answers as its snapshot did."""
-        if replica.snapshot_id is None or not replica.broke_unproven:
+        """Whether an engine that has ended was restored and not verified: its snapshot may be at fault."""
+        if replica.snapshot_id is None or not replica.broke_unverified:
             return False
-        if replica.unfit:
-            self.condemn(replica.snapshot_id, "a restored engine answered otherwise than before")
+        if replica.canary_failed:
+            self.condemn(replica.snapshot_id, "a restored engine did not answer as before")
         else:
             self.not_restored(replica, failure)
         return True
 
     def not_restored(self, replica: Replica, failure: str) -> None:
-        """Its snapshot could not be restored: once may be bad luck."""
+        """Count a failed restore of a snapshot, which is not used again after the second in a row."""
         snapshot_id = replica.snapshot_id or ""
         failed = self._not_restored[snapshot_id] = self._not_restored.get(snapshot_id, 0) + 1
         if failed >= _FAILED_RESTORES:
             self.condemn(snapshot_id, f"{failed} restores in a row have failed: {failure.splitlines()[0]}")
 
     def restored(self, replica: Replica) -> None:
-        """It answers as its snapshot did."""
+        """Clear the failures of a snapshot whose restored engine answers as before."""
         self._not_restored.pop(replica.snapshot_id or "", None)
-        known = self._snapshots.known(self._parts.spec)
-        if replica.snapshot_id is None or known is None or known.id != replica.snapshot_id:
+        snapshot = self._snapshots.known(self._spec)
+        if replica.snapshot_id is None or snapshot is None or snapshot.id != replica.snapshot_id:
             return
-        if known.id in self._stale:  # found damaged while this one was being restored
-            replica.give_up(replica.engine, self._stale[known.id])
+        if snapshot.id in self._stale:  # the damage was seen while this replica was being restored
+            replica.give_up(replica.engine, self._stale[snapshot.id])
         elif self._inspecting is None or self._inspecting.done():
-            self._inspecting = asyncio.create_task(self._inspect(known))
+            self._inspecting = asyncio.create_task(self._inspect(snapshot))
 
     async def _inspect(self, snapshot: Snapshot) -> None:
-        """Have the snapshot read in full now and then, while engines run that map it."""
-        while any(replica.snapshot_id == snapshot.id for replica in self._replicas):
+        """Read the snapshot in full from time to time, while engines run that map it."""
+        while any(replica.snapshot_id == snapshot.id for replica in self._replicas()):
             due_s = self._snapshots.due_s(snapshot.id)
             if due_s is None:
                 return
@@ -130,38 +133,38 @@ class Shelf:
             await self._snapshots.inspect(snapshot)
 
     def _on_damaged(self, snapshot_id: str, reason: str) -> None:
-        """What engines map has changed: their answers cannot be trusted."""
-        self._parts.post(lambda: self._give_up(snapshot_id, reason))
+        """Replace the engines that map a damaged snapshot: their answers cannot be trusted."""
+        self._dependencies.post(lambda: self._give_up(snapshot_id, reason))
 
     def _give_up(self, snapshot_id: str, reason: str) -> None:
         self.condemn(snapshot_id, reason)
-        for replica in [one for one in self._replicas if one.snapshot_id == snapshot_id]:
-            if replica.address is not None:  # of one that is being restored, its proof decides
+        for replica in [replica for replica in self._replicas() if replica.snapshot_id == snapshot_id]:
+            if replica.address is not None:  # if it is still being restored, its canary decides
                 replica.give_up(replica.engine, f"its snapshot is damaged: {reason}")
 
     def begin(self) -> None:
-        """Begin to read every byte of what an earlier run has left. Wakes do not wait for that."""
+        """Begin to read every byte of a snapshot of an earlier run. Wakes do not wait for that."""
         if self._lend is not None:
             self._reading = asyncio.create_task(self._verify())
 
     async def _verify(self) -> None:
-        if self._snapshots.known(self._parts.spec) is not None:
-            self._note(await self._snapshots.verify(self._parts.spec))
+        if self._snapshots.known(self._spec) is not None:
+            self._note(await self._snapshots.verify(self._spec))
 
     def consider(self, replica: Replica) -> None:
-        """An engine is ready: make a snapshot of it, where there is none."""
+        """Make a snapshot of an engine that has become ready, if there is none."""
         cold = replica.source is SleepTier.COLD and replica.state is EngineState.READY
         if cold and self._lend is not None and self._task is None and self._retry is None:
             self._task = asyncio.create_task(self._make_missing(replica))
 
     def order(self, done: asyncio.Future[EngineStatus], status: Callable[[], EngineStatus]) -> None:
-        """Somebody wants a new one."""
+        """Make a new snapshot; ``done`` gets the model's status, or fails."""
         self._orders.append((done, status))
         if self._task is None:
             self._task = asyncio.create_task(self._make(self._lend() if self._lend is not None else None))
 
     async def close(self) -> None:
-        """Give up what is being made."""
+        """Give up the snapshot that is being made."""
         self._forget_retry()
         self._snapshots.unwatch(self._on_damaged)
         for task in (self._task, self._reading, self._inspecting):
@@ -178,7 +181,7 @@ class Shelf:
             self._task = None
 
     async def _make(self, replica: Replica | None) -> None:
-        spec = self._parts.spec
+        spec = self._spec
         failure: Exception | None = None
         began = time.perf_counter()
         try:
@@ -187,7 +190,7 @@ class Shelf:
             failure = error if isinstance(error, SnapshotFailed) else SnapshotFailed(str(error))
             _logger.warning("%s: no new snapshot: %s", spec.id, failure)
         except Exception as error:
-            # The outermost boundary of this task: whoever ordered the snapshot must not wait for ever.
+            # The outermost boundary of this task: the callers of `order` must not wait for ever.
             failure = SnapshotFailed(str(error))
             _logger.exception("%s: no new snapshot", spec.id)
         else:
@@ -210,12 +213,12 @@ class Shelf:
                 done.set_result(status())
 
     def _try_later(self, replica: Replica | None) -> None:
-        """Engines that are started cold are not dumped in vain again and again."""
+        """Try again later, after a delay that doubles with each failure."""
         self._failures += 1
         delay_s = min(_MOST_RETRY_S, _RETRY_S * 2 ** (self._failures - 1))
         self._forget_retry()
         self._retry = asyncio.get_running_loop().call_later(
-            delay_s, lambda: self._parts.post(lambda: self._try_again(replica))
+            delay_s, lambda: self._dependencies.post(lambda: self._try_again(replica))
         )
 
     def _try_again(self, replica: Replica | None) -> None:
@@ -229,7 +232,7 @@ class Shelf:
             self._retry = None
 
     async def _of_replica(self, replica: Replica) -> Snapshot:
-        """Of an engine that serves: it is held still for the dump alone, when nobody uses it."""
+        """Make a snapshot of an engine that serves. It is held still for the dump, when it is idle."""
         replica.pinned = True
         try:
             try:
@@ -250,11 +253,11 @@ class Shelf:
                     return await self._dump_of(replica, canary, ms)
         finally:
             replica.pinned = False
-        return await self._of_own()  # somebody waits for it, and the engine is never idle
+        return await self._of_own()  # a caller waits for it, and the engine is never idle
 
     async def _dump_of(self, replica: Replica, canary: dict[str, object], ms: dict[str, float]) -> Snapshot:
-        """Of an engine that nobody uses at this moment."""
-        layout = self._snapshots.store.draft(self._parts.spec.id)
+        """Dump an engine that is idle."""
+        layout = self._snapshots.store.draft(self._spec.id)
         began = time.perf_counter()
         try:
             async with replica.held_still() as engine:
@@ -264,20 +267,20 @@ class Shelf:
             raise
         ms["dump"] = (time.perf_counter() - began) * 1000
         replica.pinned = False
-        return await self._snapshots.publish(self._parts.spec, layout, dumped, canary, ms)
+        return await self._snapshots.publish(self._spec, layout, dumped, canary, ms)
 
     async def _of_own(self) -> Snapshot:
-        """Of an engine that is started for it and ended afterwards."""
-        parts = self._parts
+        """Make a snapshot of an engine that is started for it and ended afterwards."""
+        dependencies = self._dependencies
         try:
-            async with asyncio.timeout(parts.spec.start_timeout_s):
-                reservation = await parts.budget.reserve(parts.footprint.cold())
+            async with asyncio.timeout(dependencies.spec.start_timeout_s):
+                reservation = await dependencies.budget.reserve(dependencies.footprint.cold())
         except TimeoutError as error:
             raise SnapshotFailed("there is no memory for an engine of its own") from error
-        engine = parts.make()
-        layout = self._snapshots.store.draft(parts.spec.id)
+        engine = dependencies.make()
+        layout = self._snapshots.store.draft(dependencies.spec.id)
         try:
-            async with asyncio.timeout(parts.spec.start_timeout_s):
+            async with asyncio.timeout(dependencies.spec.start_timeout_s):
                 ms = dict(await engine.start())
             canary, more = await self._warm_up(engine)
             began = time.perf_counter()
@@ -286,7 +289,7 @@ class Shelf:
         except BaseException as error:
             shutil.rmtree(layout.folder, ignore_errors=True)
             if isinstance(error, TimeoutError):
-                limit = f"the engine did not start within {parts.spec.start_timeout_s:g} s"
+                limit = f"the engine did not start within {dependencies.spec.start_timeout_s:g} s"
                 raise SnapshotFailed(f"{limit}\n{engine.last_words()}") from error
             if isinstance(error, EngineBroken):
                 await waking.ending(engine)
@@ -295,16 +298,16 @@ class Shelf:
         finally:
             await engine.stop(0.0)
             reservation.release()
-        return await self._snapshots.publish(parts.spec, layout, dumped, canary, ms)
+        return await self._snapshots.publish(dependencies.spec, layout, dumped, canary, ms)
 
     async def _warm_up(self, engine: Engine) -> tuple[dict[str, object], dict[str, float]]:
         began = time.perf_counter()
-        canary = await self._snapshots.warm_up(self._parts.spec, engine)
+        canary = await self._snapshots.warm_up(self._spec, engine)
         return dict(canary), {"warm_up": (time.perf_counter() - began) * 1000}
 
     async def _dump(self, engine: Engine, layout: Layout) -> Dumped:
         speed = await asyncio.to_thread(write_speed, layout.folder)
-        limit_s = Patience.of(self._parts.spec).dump_s(self._parts.policy.dump_timeout_s, speed)
+        limit_s = Patience.of(self._spec).dump_s(self._dependencies.policy.dump_timeout_s, speed)
         try:
             async with asyncio.timeout(limit_s):
                 return await engine.dump(layout)
@@ -313,14 +316,14 @@ class Shelf:
 
 
 class _WentAway(SnapshotFailed):
-    """The engine ended, or went to sleep: that says nothing of the next one."""
+    """The engine ended, or went to sleep: another attempt may succeed."""
 
 
 def _is_there(replica: Replica) -> bool:
     return replica.state in (EngineState.READY, EngineState.SNAPSHOTTING)
 
 
-def started_cold(replicas: Sequence[Replica]) -> Replica | None:
-    """A ready engine that a snapshot can be made of."""
+def dumpable(replicas: Iterable[Replica]) -> Replica | None:
+    """A ready engine that a snapshot can be made of: it started cold and has never held an adapter."""
     ready = (r for r in replicas if r.state is EngineState.READY and r.source is SleepTier.COLD)
     return next((replica for replica in ready if not replica.adapters.tainted), None)

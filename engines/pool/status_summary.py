@@ -1,17 +1,17 @@
-"""A model's engines told as one."""
+"""Aggregates the status of a model's replicas."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from coldstart.tiers import SleepTier
-from engines.pool.replica import Replica
+from engines.pool.replica_state import ReplicaState
 from engines.status import AdapterCounts, EngineState, EngineStatus, Wake
 
 _UNKNOWN_START_S = 5.0
 _AWAKE_FIRST = {
-    state: place
-    for place, state in enumerate(
+    state: rank
+    for rank, state in enumerate(
         (
             EngineState.READY,
             EngineState.SNAPSHOTTING,
@@ -27,21 +27,21 @@ _AWAKE_FIRST = {
 """The most awake first: a model's state is that of its first replica in this order."""
 
 
-def most_awake(replicas: Sequence[Replica]) -> EngineState:
-    """The state that is told as the model's."""
+def most_awake(replicas: Sequence[ReplicaState]) -> EngineState:
+    """The state of the model: that of its most awake replica."""
     states = (replica.state for replica in replicas)
     return min(states, key=_AWAKE_FIRST.__getitem__, default=EngineState.COLD)
 
 
-def tier_of(state: EngineState, replicas: Sequence[Replica], *, shelved: bool) -> SleepTier:
-    """The tier that a request would find; ``shelved``: there is a snapshot for it."""
+def tier_of(state: EngineState, replicas: Sequence[ReplicaState], *, has_snapshot: bool) -> SleepTier:
+    """The tier that a request would find; ``has_snapshot``: a wake would use a snapshot."""
     if state in (EngineState.READY, EngineState.DRAINING, EngineState.SNAPSHOTTING):
         return SleepTier.HOT
     if state is EngineState.PAUSED:
         return SleepTier.PAUSED
     if replicas:
         return replicas[0].source
-    return SleepTier.SNAPSHOT if shelved else SleepTier.COLD
+    return SleepTier.SNAPSHOT if has_snapshot else SleepTier.COLD
 
 
 def expected_start_s(wakes: Sequence[Wake], began: float | None) -> float:
@@ -57,14 +57,14 @@ def expected_start_s(wakes: Sequence[Wake], began: float | None) -> float:
 
 def summary(
     model_id: str,
-    replicas: Sequence[Replica],
+    replicas: Sequence[ReplicaState],
     state: EngineState,
     tier: SleepTier,
     failure: str | None,
     wakes: Iterable[Wake],
     adapters: AdapterCounts,
 ) -> EngineStatus:
-    """The sums of the replicas."""
+    """The status of a model: its replicas, and their sums."""
     started = [replica.ready_at for replica in replicas if replica.ready_at]
     return EngineStatus(
         id=model_id,
@@ -81,7 +81,7 @@ def summary(
 
 
 def joined(shared: EngineStatus, pools: Mapping[str, EngineStatus]) -> EngineStatus:
-    """The model's shared engines together with those of each pool."""
+    """The status of a model whose shared engines and pools of projects have one each."""
     parts = (shared, *(_named(pool, status) for pool, status in pools.items()))
     first = min(parts, key=lambda part: _AWAKE_FIRST[part.state])
     started = [part.started_at for part in parts if part.started_at]

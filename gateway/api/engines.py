@@ -52,7 +52,7 @@ def engine_object(status: EngineStatus, sizing: Sizing | None, *, for_operator: 
 
 
 def _resident(adapter: ResidentAdapter) -> dict[str, Any]:
-    return {"digest": adapter.digest, "in_flight": adapter.in_flight, "proven": adapter.proven}
+    return {"digest": adapter.digest, "in_flight": adapter.in_flight, "proven": adapter.verified}
 
 
 async def list_engines(request: Request) -> Response:

@@ -218,7 +218,7 @@ class Exchange:
                 await waiting.end()
                 waited_ms = (time.perf_counter() - asked) * 1000
                 record.tier = record.tier if self.started else lease.tier
-                self._fresh = lease.fresh
+                self._fresh = lease.unverified
                 self._served_name = lease.served_model_name
                 record.wake_ms = lease.wake_s * 1000
                 record.queue_ms = self._queue_ms + max(0.0, waited_ms - record.wake_ms)

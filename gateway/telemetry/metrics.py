@@ -16,12 +16,11 @@ from prometheus_client.registry import Collector
 from starlette.types import Scope
 
 from coldstart.tiers import SleepTier
-from engines.host import OnAwake
-from engines.status import EngineState, EngineStatus
+from engines.status import EngineState, EngineStatus, WakeObserver
 from gateway.http.context import RequestRecord
 from gateway.telemetry.histograms import Histogram, histogram
 from gateway.telemetry.request_metrics import ServedCounts
-from gateway.telemetry.wake_metrics import WakeCounts
+from gateway.telemetry.wake_metrics import WakeMetrics
 
 _MAX_CODES = 64
 _MAX_PROJECTS = 1_000
@@ -144,12 +143,12 @@ _ADAPTER_COUNTS = (
 
 
 class EngineMetrics:
-    """The engines as they are, and their wakes: looked at when their number changes, and when it is asked."""
+    """The engines as they are, and their wakes since the start."""
 
     def __init__(self, host: "Engines") -> None:
         self._host = host
-        self._wakes = WakeCounts()
-        host.watch(lambda _model, _pool, _awake: self._wakes.look(host.status()))
+        self._wakes = WakeMetrics(engine.id for engine in host.status())
+        host.observe_wakes(self._wakes)
 
     def metrics(self) -> Iterator[Metric]:
         """As `MetricSource.metrics`."""
@@ -177,18 +176,17 @@ class EngineMetrics:
         for name, text, what in _ADAPTER_COUNTS:
             counts = {(engine.id,): getattr(engine.adapters, what) for engine in engines}
             yield _counter(name, text, ("model",), counts)
-        self._wakes.look(engines)
         yield from self._wakes.metrics()
 
 
 class Engines(Protocol):
-    """The part of the host that is asked."""
+    """The part of the host that the metrics use."""
 
     def status(self) -> list[EngineStatus]:
         """As `EngineHost.status`."""
 
-    def watch(self, on_awake: OnAwake) -> None:
-        """As `EngineHost.watch`."""
+    def observe_wakes(self, observer: WakeObserver) -> None:
+        """As `EngineHost.observe_wakes`."""
 
 
 class _Collected(Collector):

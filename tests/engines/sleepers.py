@@ -53,7 +53,7 @@ def has_snapshot(host: EngineHost, name: str = "model") -> Callable[[], bool]:
     """Whether there is one, and none is being made."""
 
     def there() -> bool:
-        shelf = host._actors[name]._shelf
+        shelf = host._actors[name]._keeper
         assert shelf is not None
         return shelf.has_snapshot and shelf._task is None
 

@@ -135,7 +135,7 @@ async def test_a_canary_that_differs_is_noticed_and_the_next_engine_is_another(r
         host.snapshots._current["model"] = wrong
         with pytest.raises(EngineBroken):
             async with host.acquire("model") as lease, EngineClient(lease.address) as client:
-                assert lease.fresh
+                assert lease.unverified
                 while True:
                     await client.request("GET", "/number", timeout_s=5)
         host.snapshots._current["model"] = snapshot

@@ -51,7 +51,7 @@ async def test_one_load_serves_all_who_wait(run_dir: Path) -> None:
         assert {(one.status, one.text, one.model) for one in told} == {(200, "mine", adapter.name)}
         assert (await peak(told[0].lease))["loads"] == 1
         (resident,) = host.status()[0].replicas[0].adapters
-        assert await eventually(lambda: host.status()[0].replicas[0].adapters[0].proven)
+        assert await eventually(lambda: host.status()[0].replicas[0].adapters[0].verified)
         assert (resident.digest, resident.in_flight) == (adapter.digest, 0)
 
 
@@ -251,7 +251,7 @@ async def test_an_engine_that_slept_has_none(run_dir: Path) -> None:
         assert not residents(host)
         assert not (folders(run_dir)[0] / "adapters").exists()
         again = await ask(host, adapter)
-        assert (again.text, again.lease.fresh, again.lease.tier) == ("mine", True, SleepTier.PAUSED)
+        assert (again.text, again.lease.unverified, again.lease.tier) == ("mine", True, SleepTier.PAUSED)
         assert again.lease.internal_name != first.lease.internal_name
 
 
@@ -259,7 +259,7 @@ async def test_a_restored_engine_loads_it_and_its_snapshot_has_none(run_dir: Pat
     adapter = uploaded(run_dir, "mine")
     async with asleep(run_dir, base(), policy=PATIENT, make=engine) as host:
         told = await ask(host, adapter)
-        assert (told.text, told.lease.tier, told.lease.fresh) == ("mine", SleepTier.SNAPSHOT, True)
+        assert (told.text, told.lease.tier, told.lease.unverified) == ("mine", SleepTier.SNAPSHOT, True)
         await host.sleep("model", SleepTier.SNAPSHOT)
         assert not residents(host)
 
@@ -299,7 +299,7 @@ async def test_examining_records_what_is_compared_and_leaves_nothing(run_dir: Pa
     adapter = uploaded(run_dir, "mine")
     unexamined = Adapter(adapter.name, adapter.digest, adapter.folder, adapter.rank)
     async with one_host(run_dir) as host:
-        with pytest.raises(AdapterRejected, match="never examined"):
+        with pytest.raises(AdapterRejected, match="was not examined"):
             await ask(host, unexamined)
         recorded = await asyncio.gather(*(host.examine("model", unexamined) for _ in range(4)))
         assert [json.loads(one) for one in recorded] == [{"text": "mine"}] * 4

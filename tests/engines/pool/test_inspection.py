@@ -89,7 +89,7 @@ async def test_a_snapshot_that_is_as_it_was_is_read_again_and_its_engines_serve_
         assert set(read) == {None}
         assert await ask(host) == (first, SleepTier.HOT)
         await host.sleep("model", SleepTier.SNAPSHOT)
-        shelf = host._actors["model"]._shelf
+        shelf = host._actors["model"]._keeper
         assert shelf is not None
         inspecting = shelf._inspecting
         assert inspecting is not None

@@ -89,7 +89,7 @@ async def test_a_back_off_has_one_timer(run_dir: Path) -> None:
         before = timers()
         actor = engines._actors["model"]
         for _ in range(5):
-            actor._post(actor._settle)
+            actor._post(actor.settle)
         await asyncio.sleep(0)
         assert await eventually(actor._inbox.empty)
         assert timers() <= before

@@ -144,7 +144,7 @@ async def test_a_spoiled_adapter_answers_nobody_and_is_loaded_anew(
         assert await site.text(other, PROMPTS[0]) == site.own[1][0]
     status, answer, lease = await site.ask(victim)
     assert (status, answer["error"]["code"]) == (503, "adapter_unfit")
-    assert lease.fresh
+    assert lease.unverified
     site.host.report_broken(lease)
     assert await site.text(victim, PROMPTS[0]) == site.own[0][0]
     status, answer = await site.ask_with(lease)  # the spoiled load is known to nobody any more
@@ -167,8 +167,8 @@ async def test_an_engine_asleep_in_a_snapshot_checks_it_with_the_first_request(s
     await site.host.sleep(MODEL.id, SleepTier.SNAPSHOT)
     status, answer, lease = await site.ask(site.adapters[3])
     assert (status, answer["choices"][0]["text"]) == (200, site.own[3][0])
-    assert lease.fresh
-    assert await eventually(lambda: site.host.status()[0].replicas[0].adapters[0].proven)
+    assert lease.unverified
+    assert await eventually(lambda: site.host.status()[0].replicas[0].adapters[0].verified)
 
 
 async def test_a_sleeping_engine_holds_none(site: Site) -> None:

@@ -14,8 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from coldstart.tiers import SleepTier
-from engines.host import OnAwake
-from engines.status import EngineState, EngineStatus, Wake
+from engines.status import EngineState, EngineStatus, Wake, WakeObserver
 from gateway.http.context import RequestRecord
 from gateway.telemetry.histograms import DURATIONS_S, GAPS_S, WAKES_S, Histogram, histogram
 from gateway.telemetry.metrics import EngineMetrics, MetricSource, RequestCounts, registry_of
@@ -110,37 +109,37 @@ async def test_lag_and_process_are_told(stage: Stage) -> None:
     assert after["process_resident_memory_bytes"] > 0
 
 
-class Sleepers:
-    """Stands for the host: its newest wakes are what a test says."""
+class StandInHost:
+    """Stands for the engine host: one model, whose wakes are reported when a test says so."""
 
     def __init__(self) -> None:
-        self.wakes: list[Wake] = []
-        self.on_awake: list[OnAwake] = []
+        self.observers: list[WakeObserver] = []
 
     def status(self) -> list[EngineStatus]:
-        newest = tuple(self.wakes[-20:])
-        return [EngineStatus(id="m", state=EngineState.READY, tier=SleepTier.HOT, wakes=newest)]
+        return [EngineStatus(id="m", state=EngineState.READY, tier=SleepTier.HOT)]
 
-    def watch(self, on_awake: OnAwake) -> None:
-        self.on_awake.append(on_awake)
+    def observe_wakes(self, observer: WakeObserver) -> None:
+        self.observers.append(observer)
 
-    def wake(self, total_ms: float = 250.0) -> Wake:
-        woken = Wake(1.0, SleepTier.SNAPSHOT, {"restore": total_ms - 50, "answer": 50.0, "total": total_ms})
-        self.wakes.append(woken)
-        for told_of in self.on_awake:
-            told_of("m", None, 1)
-        return woken
+    def wake(self, total_ms: float = 250.0) -> None:
+        phases_ms = {"restore": total_ms - 50, "answer": 50.0, "total": total_ms}
+        for observer in self.observers:
+            observer.on_wake("m", Wake(1.0, SleepTier.SNAPSHOT, phases_ms))
+
+    def verify(self, **phases_ms: float) -> None:
+        for observer in self.observers:
+            observer.on_canary("m", SleepTier.SNAPSHOT, phases_ms)
 
 
 def test_a_wake_is_counted_once_and_each_of_its_phases() -> None:
-    sleepers = Sleepers()
-    metrics = EngineMetrics(sleepers)
+    engines = StandInHost()
+    metrics = EngineMetrics(engines)
     labels = "model=m tier=snapshot"
     assert told(metrics)[f"torpor_wakes_total {labels}"] == 0
-    woken = sleepers.wake()
+    engines.wake()
     for _ in range(2):
         assert told(metrics)[f"torpor_wakes_total {labels}"] == 1
-    woken.ms["canary"] = 30.0
+    engines.verify(canary=30.0)
     for _ in range(2):
         after = told(metrics)
     assert after[f"torpor_wakes_total {labels}"] == 1
@@ -154,11 +153,11 @@ def test_a_wake_is_counted_once_and_each_of_its_phases() -> None:
 
 
 def test_no_wake_is_missed_however_seldom_prometheus_asks() -> None:
-    """The host remembers 20 of them."""
-    sleepers = Sleepers()
-    metrics = EngineMetrics(sleepers)
+    """The host itself remembers only 20 of them."""
+    engines = StandInHost()
+    metrics = EngineMetrics(engines)
     for _ in range(75):
-        sleepers.wake()
+        engines.wake()
     assert told(metrics)["torpor_wakes_total model=m tier=snapshot"] == 75
 
 
@@ -168,6 +167,7 @@ async def test_wakes_of_a_real_host_are_told_with_their_phases() -> None:
         async with host(Path(run_dir)) as engines:
             engines.watch(lambda _model, _pool, awake: others.append(awake))
             metrics = EngineMetrics(engines)
+            assert told(metrics)["torpor_wakes_total model=model tier=cold"] == 0
             async with engines.acquire("model"):
                 after = told(metrics)
     assert others == [1], "who has watched before is told as well"
