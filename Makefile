@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps
+# Byte code is compiled on all cores afterwards.
+PINS := $(PIP) --no-compile
 NODE_CLIENT := tests/e2e/node
 CLIENTS := tests/e2e/clients
 SOURCES := gateway engines tenants metering coldstart tests loadtest
@@ -24,6 +26,12 @@ export NO_PROXY := $(if $(NO_PROXY),$(NO_PROXY)$(comma))$(LOOPBACK)
 export no_proxy := $(if $(no_proxy),$(no_proxy)$(comma))$(LOOPBACK)
 
 SNAPSHOTS = $(BIN)/torpor snapshot create --missing --config $(CONFIG)
+
+# Some packages bring files that are not meant to compile, such as templates. What is left out is hardly ever imported.
+COMPILE = [ -e $(VENV)/.compiled ] || { started=$$SECONDS; \
+	nice -n 5 $(BIN)/python -m compileall -q -j 0 -x '/(tests?|transformers/models)/' \
+	    $(VENV)/lib/python3*/site-packages >/dev/null 2>&1 || true; \
+	touch $(VENV)/.compiled; echo "packages: compiled in $$((SECONDS - started)) s"; }
 
 # One at a time, also of two makes: the lock is held until the shell of the recipe ends.
 ALONE = exec 9>.setup.lock; flock -n 9 || { echo "set-up: another make is at it, waiting"; flock 9; }
@@ -68,7 +76,7 @@ check: packages ## Lint, format, types, layering and house style
 
 .PHONY: setup
 setup: packages criu ## Only set everything up
-	@$(BIN)/python -m engines.setup.models models
+	@$(COMPILE) & compiling=$$!; $(BIN)/python -m engines.setup.models models; wait $$compiling
 
 # Without a CRIU that works there are no snapshots, and everything else is as it was.
 .PHONY: criu
@@ -116,14 +124,18 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.lock: requirements.lock $(VENV)/.python
-	@echo "PyTorch: installing $(TORCH)"; started=$$SECONDS; \
-	$(PIP) "$(TORCH)" || { \
-	    echo "PyTorch: pip's own index has no such build, asking $(TORCH_INDEX)"; \
-	    $(PIP) --index-url "$(TORCH_INDEX)" "$(TORCH)"; }; \
-	echo "PyTorch: installed in $$((SECONDS - started)) s"
-	@echo "packages: installing $$(grep -c == requirements.lock) pins (a few minutes the first time)"; \
-	started=$$SECONDS; $(PIP) -r requirements.lock; echo "packages: installed in $$((SECONDS - started)) s"
-	@$(BIN)/python -c 'import torch, vllm; print("packages: vLLM", vllm.__version__, "with torch", torch.__version__)'
+	@echo "packages: installing $$(grep -c == requirements.lock) pins, $(TORCH) among them (some minutes the first time)"; \
+	started=$$SECONDS; \
+	awk '/^[A-Za-z0-9]/ && !/^torch==/ { print > ("$(VENV)/.pins." (count++ % 2)) }' requirements.lock; \
+	torch() { $(PINS) "$(TORCH)" || { \
+	    echo "packages: pip's own index has no such build of PyTorch, asking $(TORCH_INDEX)"; \
+	    $(PINS) --index-url "$(TORCH_INDEX)" "$(TORCH)"; }; }; \
+	{ torch && $(PINS) -r $(VENV)/.pins.0; } & first=$$!; \
+	$(PINS) -r $(VENV)/.pins.1 & second=$$!; \
+	failed=0; wait $$first || failed=1; wait $$second || failed=1; \
+	[ $$failed = 0 ] || { echo "torpor: pip could not install the packages (its own words are above)" >&2; exit 1; }; \
+	echo "packages: installed in $$((SECONDS - started)) s"
+	@rm -f $(VENV)/.compiled
 	@touch $@
 
 $(VENV)/.torpor: pyproject.toml $(VENV)/.lock

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 
 from gateway.cli.common import (
     APPLY_CHANGES,
@@ -23,7 +24,9 @@ from gateway.cli.errors import CommandError
 
 _REFRESH_S = 1.0
 _MAKING_S = 1800.0
-_TELL_S = 15.0
+_PROGRESS_S = 15.0
+_SNAPSHOTS_AT_ONCE = 2
+"""Each starts an engine, which keeps about one core busy. One waits if the memory budget has no room."""
 _MB = 1_000_000
 _ENGINE_HEADS = ("model", "state", "tier", "memory MB", "in flight", "replicas", "last wake", "phases ms")
 _SNAPSHOT_HEADS = ("model", "snapshot", "made", "disk MB", "usable")
@@ -105,23 +108,29 @@ async def _create(installation: Installation, models: tuple[str, ...], missing: 
         for name in models or local:
             if name not in served:
                 raise CommandError(f"the running gateway was started without model {name}: {APPLY_CHANGES}")
-        usable = {found["model"] for found in answer(listed)["data"] if found["usable"]}
-        for name in models or local:
-            if missing and name in usable:
-                continue
-            began = time.monotonic()
-            click.echo(f"snapshot of {name}: starting the engine, warming it up, dumping it")
-            asking = asyncio.create_task(client.post(f"/v1/torpor/engines/{name}/snapshot"))
-            while not (await asyncio.wait({asking}, timeout=_TELL_S))[0]:
-                click.echo(f"  still at it, {time.monotonic() - began:.0f} s")
-            answer(asking.result())
-            (made,) = [
-                f for f in answer(await client.get("/v1/torpor/snapshots"))["data"] if f["model"] == name
-            ]
-            took_s = time.monotonic() - began
-            click.echo(
-                f"snapshot of {name}: {made['disk_bytes'] // _MB} MB, made and verified in {took_s:.0f} s"
-            )
+        usable = {snapshot["model"] for snapshot in answer(listed)["data"] if snapshot["usable"]}
+        names = [name for name in models or local if not (missing and name in usable)]
+        turns = asyncio.Semaphore(_SNAPSHOTS_AT_ONCE)
+        outcomes = await asyncio.gather(
+            *(_create_one(client, name, turns) for name in names), return_exceptions=True
+        )
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
+
+
+async def _create_one(client: httpx.AsyncClient, name: str, turns: asyncio.Semaphore) -> None:
+    async with turns:
+        began = time.monotonic()
+        click.echo(f"snapshot of {name}: starting the engine, warming it up, dumping it")
+        request = asyncio.create_task(client.post(f"/v1/torpor/engines/{name}/snapshot"))
+        while not (await asyncio.wait({request}, timeout=_PROGRESS_S))[0]:
+            click.echo(f"snapshot of {name}: still working ({time.monotonic() - began:.0f} s)")
+        answer(request.result())
+        snapshots = answer(await client.get("/v1/torpor/snapshots"))["data"]
+        (megabytes,) = [snapshot["disk_bytes"] // _MB for snapshot in snapshots if snapshot["model"] == name]
+        took_s = time.monotonic() - began
+        click.echo(f"snapshot of {name}: {megabytes} MB, made and verified in {took_s:.0f} s")
 
 
 @snapshot.command("list")

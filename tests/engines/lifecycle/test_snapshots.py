@@ -159,7 +159,8 @@ async def test_a_memory_file_rewritten_with_its_size_and_mtime_restored_is_not_u
         _, tier = await ask(host)
         assert tier is SleepTier.COLD
         assert (
-            "the snapshot is not used and will be made again: the content of memory has changed" in caplog.text
+            "the snapshot is not used and will be made again: the content of memory has changed"
+            in caplog.text
         )
         assert await eventually(lambda: has_snapshot(host)() and current(host).id != damaged.id, 20)
 
