@@ -51,7 +51,7 @@ class KeepAlivePolicy(Protocol):
     """One model's policy. An idle time: from the end of the last request in flight to the next arrival."""
 
     def observe_idle(self, idle_s: float) -> None:
-        """An idle time has ended. Raises ValueError where it is none."""
+        """Record an idle time that has ended, seconds. Raises ValueError for what is not one."""
 
     def windows(self) -> KeepAlive:
         """What to do with the idle time that begins now."""
@@ -197,19 +197,19 @@ class HybridHistogram:
     def _count(self, idle_s: float, change: int) -> None:
         if idle_s >= self._settings.range_s:
             return
-        place = min(int(idle_s / self._settings.bin_s), len(self._counts) - 1)
-        before = self._counts[place]
-        self._counts[place] = before + change
+        index = min(int(idle_s / self._settings.bin_s), len(self._counts) - 1)
+        before = self._counts[index]
+        self._counts[index] = before + change
         self._variation.replace(before, before + change)
         self._in_range += change
 
     def _percentile_bin(self, percent: int) -> int:
         rank = -(-percent * self._in_range // 100)
         seen = 0
-        for place, count in enumerate(self._counts):
+        for index, count in enumerate(self._counts):
             seen += count
             if seen >= rank:
-                return place
+                return index
         raise AssertionError("the counts do not add up")
 
     def _forecast(self) -> KeepAlive | None:
@@ -244,7 +244,7 @@ class _Variation:
         self._squares = 0.0
 
     def replace(self, old: int, new: int) -> None:
-        """One of the counts has changed."""
+        """Replace one of the counts."""
         before = self._total / self._number
         self._total += new - old
         after = self._total / self._number

@@ -39,7 +39,7 @@ class CpuDriver:
         await tree.signal_all(signal.SIGSTOP)
 
     async def resume(self, tree: Tree) -> None:
-        """It answers again when this has returned."""
+        """Wake the engine; it answers again when this has returned."""
         await tree.signal_all(signal.SIGCONT)
 
 
@@ -53,5 +53,5 @@ class CudaDriver:
         await tree.control("offload")
 
     async def resume(self, tree: Tree) -> None:
-        """It answers again when this has returned."""
+        """Wake the engine; it answers again when this has returned."""
         await tree.control("reload")

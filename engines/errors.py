@@ -83,7 +83,7 @@ class EngineUnavailable(EngineError):
 
 
 class HostClosing(EngineUnavailable):
-    """The host is not open (any more)."""
+    """The host is not open, or is closing."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down", 5.0)

@@ -14,7 +14,7 @@ from typing import Self
 from coldstart.criu import program
 from coldstart.criu.program import Criu, CriuMissing
 from coldstart.sandbox import namespaces
-from coldstart.sandbox.spares import SpareRooms
+from coldstart.sandbox.spares import SandboxPool
 from coldstart.sleep_drivers import CpuDriver, CudaDriver
 from coldstart.snapshots.store import SnapshotStore
 from coldstart.tiers import SleepTier
@@ -30,9 +30,9 @@ from engines.errors import (
     UnsupportedTier,
 )
 from engines.lifecycle import adapter_loader, criu_check
-from engines.lifecycle.process import EngineProcess, EngineSite
+from engines.lifecycle.process import EngineProcess, Runtime
 from engines.lifecycle.run_folders import RunFolders
-from engines.lifecycle.snapshots import Snapshots
+from engines.lifecycle.snapshots import EngineSnapshots
 from engines.patience import Patience
 from engines.policy import HostPolicy
 from engines.pool import memory_budget
@@ -44,7 +44,7 @@ from engines.pool.status_summary import joined
 from engines.spec import ModelSpec, servable
 from engines.status import EngineLease, EngineState, EngineStatus, HostMemory, WakeObserver
 
-EngineMaker = Callable[[ModelSpec, EngineSite], EngineProcess]
+EngineMaker = Callable[[ModelSpec, Runtime], EngineProcess]
 OnAwake = Callable[[str, str | None, int], None]
 """Called with a model, a pool, and how many of its engines requests may be sent to now."""
 
@@ -80,12 +80,12 @@ class EngineHost:
             memory_bytes or memory_budget.default_limit(), self._victims, self._kept_bytes
         )
         self._idle_history = IdleHistoryStore(run_dir / "habits", self._policy.keep_alive_s)
-        self._rooms: SpareRooms | None = None
-        self.snapshots: Snapshots | None = None
+        self._sandboxes: SandboxPool | None = None
+        self.snapshots: EngineSnapshots | None = None
         self._make = make
         self._actors: dict[str, EngineActor] = {}
         self._pools: dict[str, dict[str, EngineActor]] = {}  # by model, then by pool
-        self._site: EngineSite | None = None
+        self._runtime: Runtime | None = None
         self._watchers: list[OnAwake] = []
         self._wake_observers: list[WakeObserver] = []
         self._remote = {spec.id: RemoteEngine(spec) for spec in self.specs if spec.remote}
@@ -102,7 +102,7 @@ class EngineHost:
         try:
             await self._open_runtime()
         except BaseException:
-            await self._close_rooms()
+            await self._close_sandboxes()
             raise
         return self
 
@@ -111,17 +111,21 @@ class EngineHost:
         isolation = await namespaces.probe() if local else namespaces.Isolation(namespaces=False)
         if local and not isolation.namespaces:
             _logger.warning("engines do not run in separate namespaces: %s", isolation.reason)
-        self._rooms = SpareRooms(isolation, self._folders.run_dir, self._policy.spare_rooms if local else 0)
+        self._sandboxes = SandboxPool(
+            isolation, self._folders.run_dir, self._policy.spare_sandboxes if local else 0
+        )
         driver = CpuDriver() if wire.on_cpu() else CudaDriver()
-        usable = await self._find_criu(self._rooms) if local and SleepTier.SNAPSHOT in driver.tiers else None
-        engine_site = self._site = EngineSite(self._folders, self._rooms, usable, driver)
+        usable = (
+            await self._find_criu(self._sandboxes) if local and SleepTier.SNAPSHOT in driver.tiers else None
+        )
+        runtime = self._runtime = Runtime(self._folders, self._sandboxes, usable, driver)
         if usable is not None and self._snapshot_dir is not None:
             store = SnapshotStore(self._snapshot_dir, self._policy.inspect_interval_s)
             await asyncio.to_thread(store.open)
-            self.snapshots = Snapshots(store, usable.version, lambda spec: self._make(spec, engine_site))
-        self._rooms.refill(0.0)
+            self.snapshots = EngineSnapshots(store, usable.version, lambda spec: self._make(spec, runtime))
+        self._sandboxes.refill(0.0)
         for spec in local:
-            self._actors[spec.id] = self._start_actor(spec, engine_site, None)
+            self._actors[spec.id] = self._start_actor(spec, runtime, None)
         self._open = True
         for spec in local:
             if spec.preload:
@@ -129,11 +133,11 @@ class EngineHost:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def _start_actor(self, spec: ModelSpec, engine_site: EngineSite, pool: str | None) -> EngineActor:
+    def _start_actor(self, spec: ModelSpec, runtime: Runtime, pool: str | None) -> EngineActor:
         """An actor for the model's shared engines, or for those of a pool, which makes no snapshots."""
         actor = EngineActor(
             spec,
-            lambda: self._make(spec, engine_site),
+            lambda: self._make(spec, runtime),
             self._policy,
             budget=self._budget,
             keep_alive=self._idle_history.policy(spec.id if pool is None else f"{spec.id}.{pool}"),
@@ -165,20 +169,20 @@ class EngineHost:
             raise
         finally:
             await asyncio.to_thread(self._idle_history.keep)
-            await self._close_rooms()
+            await self._close_sandboxes()
 
-    async def _close_rooms(self) -> None:
-        if self._rooms is not None:
-            await self._rooms.close()
+    async def _close_sandboxes(self) -> None:
+        if self._sandboxes is not None:
+            await self._sandboxes.close()
         await asyncio.to_thread(self._folders.close)
 
-    async def _find_criu(self, rooms: SpareRooms) -> Criu | None:
+    async def _find_criu(self, sandboxes: SandboxPool) -> Criu | None:
         """CRIU, if it works here. The reason is logged if it does not."""
         if self._snapshot_dir is None:
             return None
         try:
             criu = await asyncio.to_thread(program.find, self._criu_dir)
-            await criu_check.check(criu, rooms.isolation, self._folders)
+            await criu_check.check(criu, sandboxes.isolation, self._folders)
         except CriuMissing as error:
             _logger.warning("engines cannot sleep in snapshots, only paused: %s (see `torpor doctor`)", error)
             return None
@@ -196,7 +200,7 @@ class EngineHost:
 
     def memory(self) -> HostMemory:
         """The memory of all engines. Reads /proc for some milliseconds: call it in a thread."""
-        spare_bytes = self._rooms.memory_bytes() if self._rooms is not None else 0
+        spare_bytes = self._sandboxes.memory_bytes() if self._sandboxes is not None else 0
         return HostMemory(self._budget.limit, self._budget.used, spare_bytes)
 
     @asynccontextmanager
@@ -378,11 +382,13 @@ class EngineHost:
             shared = self._actors[model_id]
         except KeyError:
             raise UnknownModel(model_id) from None
-        if pool is None or self._site is None:
+        if pool is None or self._runtime is None:
             return shared
         pools = self._pools.setdefault(model_id, {})
         if pool not in pools:
-            pools[pool] = self._start_actor(replace(shared.spec, min_hot=0, preload=False), self._site, pool)
+            pools[pool] = self._start_actor(
+                replace(shared.spec, min_hot=0, preload=False), self._runtime, pool
+            )
         return pools[pool]
 
     def _status(self, model_id: str) -> EngineStatus:

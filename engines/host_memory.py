@@ -28,7 +28,7 @@ def _meminfo(proc: Path, name: str) -> int:
 
 
 def _limits(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Of each control group (version 1 or 2) from the process's own up to the root."""
+    """The folders of the control groups (version 1 or 2), from the process's own up to the root."""
     try:
         lines = (proc / "self/cgroup").read_text().splitlines()
     except OSError:

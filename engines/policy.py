@@ -21,7 +21,7 @@ class HostPolicy:
     health_failures: int = 3
     restore_timeout_s: float = 20.0
     dump_timeout_s: float = 120.0
-    spare_rooms: int = 1
+    spare_sandboxes: int = 1
     keep_alive_s: float = 60.0
     inspect_interval_s: float = 0.0
 

@@ -79,7 +79,7 @@ class ModelSpec:
     preload: bool = False
     """Start together with the gateway."""
     url: str | None = None
-    """Base address (without ``/v1``) of an OpenAI-compatible engine that somebody else runs."""
+    """Base address (without ``/v1``) of an OpenAI-compatible server that Torpor does not run."""
     api_key: str | None = field(default=None, repr=False)
     max_running: int = 32
     """How many sequences run at once; more wait in the engine."""
@@ -135,7 +135,7 @@ class ModelSpec:
 
     @property
     def remote(self) -> bool:
-        """Whether somebody else runs the engine."""
+        """Whether the model is served by the server at its ``url``."""
         return self.url is not None
 
 

@@ -70,7 +70,7 @@ class AdapterCounts:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """One of a model's engines as it is now; ``pool`` is for whom alone it is, if not for everybody."""
+    """An engine of a model as it is now; ``pool`` names the only users of it, if it is not shared."""
 
     number: int
     state: EngineState
@@ -113,7 +113,7 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EngineLease:
-    """The right to send requests to an engine that stays awake meanwhile.
+    """The right to send requests to an engine, which stays awake until the lease ends.
 
     ``tier``: the tier in which the request found the engine. ``wake_s``: how long this request waited for it.
     ``unverified``: the engine was restored and its canary has not answered yet. It holds its answers back

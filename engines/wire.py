@@ -6,7 +6,7 @@ from pathlib import Path
 UNFIT = 71
 """The exit status of an engine whose canary is not fit, and of one that could not be asked."""
 UNPROVEN = 72
-BOX = Path("/run/torpor/box")
+ENGINE_DIR = Path("/run/torpor/box")
 """Where an engine in a sandbox sees its own folder and, when it was restored, its snapshot."""
 SNAPSHOT = Path("/run/torpor/snapshot")
 WRITTEN = SNAPSHOT / "written"

@@ -35,7 +35,7 @@ from gateway.http.context import RequestContext, record_of
 from gateway.http.cors import cors
 from gateway.http.errors import ApiError, answer_error, not_supported
 from gateway.http.failure_limit import FailureLimit
-from gateway.http.fast_path import DirectRoutes
+from gateway.http.fast_path import FastPath
 from gateway.http.unknown_endpoint import UnknownEndpoints
 from gateway.inference.admission import open_admission
 from gateway.inference.catalog import Catalog, load_model
@@ -167,10 +167,10 @@ _NOT_YET_SCOPES = {"responses": MODEL_REQUEST, "messages": MODEL_REQUEST, "fine_
 
 
 async def _not_yet(request: Request) -> Response:
-    wanted = _NOT_YET_SCOPES.get(request.url.path.split("/")[2], FILES)
-    if request.method == "GET" and wanted != MODEL_REQUEST:
-        wanted += ".read"
-    await authenticate(request, KeyKind.PROJECT, scope=wanted)
+    scope = _NOT_YET_SCOPES.get(request.url.path.split("/")[2], FILES)
+    if request.method == "GET" and scope != MODEL_REQUEST:
+        scope += ".read"
+    await authenticate(request, KeyKind.PROJECT, scope=scope)
     raise not_supported(f"{request.method} {request.url.path}")
 
 
@@ -184,8 +184,10 @@ def served(app: Starlette) -> ASGIApp:
     """
     inner: ASGIApp = app
     if not app.user_middleware:
-        endpoints = [(Route(one.path, one.__call__, methods=["POST"]), one) for one in _METERED]
-        inner = DirectRoutes(app, endpoints)
+        endpoints = [
+            (Route(endpoint.path, endpoint.__call__, methods=["POST"]), endpoint) for endpoint in _METERED
+        ]
+        inner = FastPath(app, endpoints)
     return RequestContext(inner, app.state.counts.observe)
 
 
@@ -233,20 +235,20 @@ def _usage_routes() -> list[Route]:
 
 
 def _own_routes() -> list[Route]:
-    own = "/v1/torpor"
+    prefix = "/v1/torpor"
     return [
-        Route(f"{own}/engines", engines.list_engines, methods=["GET"]),
-        Route(f"{own}/engines/{{model:path}}/wake", engines.wake_engine, methods=["POST"]),
-        Route(f"{own}/engines/{{model:path}}/sleep", engines.sleep_engine, methods=["POST"]),
-        Route(f"{own}/engines/{{model:path}}/snapshot", engines.snapshot_engine, methods=["POST"]),
-        Route(f"{own}/snapshots", snapshots.list_snapshots, methods=["GET"]),
-        Route(f"{own}/snapshots/{{model:path}}", snapshots.verify_snapshot, methods=["POST"]),
-        Route(f"{own}/snapshots/{{model:path}}", snapshots.remove_snapshots, methods=["DELETE"]),
-        Route(f"{own}/projects/{{project}}/weight", project_weights.retrieve_weight, methods=["GET"]),
-        Route(f"{own}/projects/{{project}}/weight", project_weights.update_weight, methods=["POST"]),
-        Route(f"{own}/tokens", tokens.create_token, methods=["POST"]),
-        Route(f"{own}/usage", usage.project_completions.__call__, methods=["GET"]),
-        Route(f"{own}/usage/completions", usage.project_completions.__call__, methods=["GET"]),
-        Route(f"{own}/usage/embeddings", usage.project_embeddings.__call__, methods=["GET"]),
-        Route(f"{own}/costs", usage.project_costs, methods=["GET"]),
+        Route(f"{prefix}/engines", engines.list_engines, methods=["GET"]),
+        Route(f"{prefix}/engines/{{model:path}}/wake", engines.wake_engine, methods=["POST"]),
+        Route(f"{prefix}/engines/{{model:path}}/sleep", engines.sleep_engine, methods=["POST"]),
+        Route(f"{prefix}/engines/{{model:path}}/snapshot", engines.snapshot_engine, methods=["POST"]),
+        Route(f"{prefix}/snapshots", snapshots.list_snapshots, methods=["GET"]),
+        Route(f"{prefix}/snapshots/{{model:path}}", snapshots.verify_snapshot, methods=["POST"]),
+        Route(f"{prefix}/snapshots/{{model:path}}", snapshots.remove_snapshots, methods=["DELETE"]),
+        Route(f"{prefix}/projects/{{project}}/weight", project_weights.retrieve_weight, methods=["GET"]),
+        Route(f"{prefix}/projects/{{project}}/weight", project_weights.update_weight, methods=["POST"]),
+        Route(f"{prefix}/tokens", tokens.create_token, methods=["POST"]),
+        Route(f"{prefix}/usage", usage.project_completions.__call__, methods=["GET"]),
+        Route(f"{prefix}/usage/completions", usage.project_completions.__call__, methods=["GET"]),
+        Route(f"{prefix}/usage/embeddings", usage.project_embeddings.__call__, methods=["GET"]),
+        Route(f"{prefix}/costs", usage.project_costs, methods=["GET"]),
     ]

@@ -40,5 +40,7 @@ def engine_host(config: Config, data: DataDirectory, specs: Sequence[ModelSpec])
         snapshot_dir=data.snapshot_folder if engines.snapshots else None,
         criu_dir=engines.criu or data.criu_folder,
         memory_bytes=engines.memory_bytes,
-        policy=HostPolicy(spare_rooms=engines.spare_sandboxes, inspect_interval_s=engines.inspect_interval_s),
+        policy=HostPolicy(
+            spare_sandboxes=engines.spare_sandboxes, inspect_interval_s=engines.inspect_interval_s
+        ),
     )

@@ -78,8 +78,8 @@ def origin_of(server: ServerConfig, port: int | None = None) -> str:
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
     scheme = "https" if server.tls_certificate else "http"
-    shown = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{shown}:{server.port if port is None else port}"
+    bracketed = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{bracketed}:{server.port if port is None else port}"
 
 
 def listen_locally(path: Path) -> socket.socket:
@@ -105,8 +105,8 @@ def listen_locally(path: Path) -> socket.socket:
 class LocalTransport(httpx.AsyncHTTPTransport):
     """Sends requests through the Unix socket of the gateway that holds the data directory.
 
-    Raises `gateway.storage.privacy.NotPrivate` if the directory belongs to somebody else or others may write
-    to it: then anybody could have made the socket.
+    Raises `gateway.storage.privacy.NotPrivate` if the directory belongs to another user or others may write
+    to it: another program could have made the socket.
     """
 
     def __init__(self, path: Path) -> None:

@@ -60,7 +60,7 @@ class GatewayServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # Without TLS: the data directory tells whom it leads to, and nobody else can listen in.
+        # Without TLS: the data directory says who the peer is, and no other user can listen in.
         protocol: Callable[[], asyncio.Protocol] = partial(
             self.config.http_protocol_class,  # type: ignore[call-arg]
             config=self.config,

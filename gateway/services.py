@@ -16,7 +16,7 @@ from gateway.config.sections import Config
 from gateway.http.failure_limit import FailureLimit
 from gateway.inference.admission import AdmissionControl
 from gateway.inference.catalog import Catalog
-from gateway.inference.exchange import Door, Exchange
+from gateway.inference.exchange import Exchange, RelayContext
 from gateway.inference.queues import ModelQueues
 from gateway.telemetry.metrics import EngineMetrics, MetricSource, RequestCounts, gauge, gauge_by
 from metering.ledger.service import Ledger
@@ -48,12 +48,12 @@ class Services:
     counts: RequestCounts
     running: set[Exchange] = field(default_factory=set)
     draining: bool = False
-    door: Door = field(init=False)
+    relay: RelayContext = field(init=False)
     """What an exchange goes through."""
 
     def __post_init__(self) -> None:
         send_timeout_s = self.config.server.send_timeout_s
-        self.door = Door(
+        self.relay = RelayContext(
             self.host,
             self.clients,
             self.ledger,
@@ -92,11 +92,11 @@ class Services:
             len(self.control.admissions),
         )
         models = [model.id for model in self.config.models]
-        for name, told, count in (
+        for name, help_text, count in (
             ("torpor_queue_waiting", "Requests that wait for their turn.", self.queues.waiting),
             ("torpor_queue_running", "Requests that have their turn.", self.queues.running),
         ):
-            yield gauge_by(name, told, "model", {model: count(model) for model in models})
+            yield gauge_by(name, help_text, "model", {model: count(model) for model in models})
 
     def metric_sources(self) -> list[MetricSource]:
         """Everything that tells Prometheus of itself."""

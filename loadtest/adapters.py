@@ -64,7 +64,9 @@ class Answer:
         both = self.logprobs.keys() & other.logprobs.keys()
         if len(both) < 3:
             return math.inf
-        return math.sqrt(sum((self.logprobs[one] - other.logprobs[one]) ** 2 for one in both) / len(both))
+        return math.sqrt(
+            sum((self.logprobs[token] - other.logprobs[token]) ** 2 for token in both) / len(both)
+        )
 
 
 class AdapterGateway(Gateway):
@@ -80,7 +82,7 @@ class AdapterGateway(Gateway):
         return {"authorization": f"Bearer {self.keys['TORPOR_API_KEY']}"}
 
     def generate(self, model: str, words: int) -> int:
-        """So many tokens, whatever they are. How many there were."""
+        """Generate so many tokens; returns how many there were."""
         body = {"model": model, "prompt": PROMPT, "max_tokens": words, "ignore_eos": True}
         answer = self.http.post("/v1/completions", headers=self.bearer, json=body)
         answer.raise_for_status()
@@ -97,7 +99,7 @@ class AdapterGateway(Gateway):
         body = {"model": model, "prompt": PROMPT, "max_tokens": words, "temperature": 0, "stream": True}
         body["logprobs"] = 5
         began, first_ms = time.perf_counter(), 0.0
-        found: dict[str, float] = {}
+        logprobs: dict[str, float] = {}
         with self.http.stream("POST", "/v1/completions", headers=self.bearer, json=body) as answer:
             if answer.is_error:
                 raise AssertionError(f"{answer.status_code}: {answer.read().decode()}")
@@ -107,10 +109,10 @@ class AdapterGateway(Gateway):
                 chunk = json.loads(line.removeprefix("data: "))
                 if "error" in chunk or chunk["model"] != model:
                     raise AssertionError(f"not an answer of {model}: {line}")
-                if chunk["choices"] and not found:
+                if chunk["choices"] and not logprobs:
                     first_ms = (time.perf_counter() - began) * 1000
-                    found = chunk["choices"][0]["logprobs"]["top_logprobs"][0]
-        return Answer(first_ms, found)
+                    logprobs = chunk["choices"][0]["logprobs"]["top_logprobs"][0]
+        return Answer(first_ms, logprobs)
 
     def leave(self) -> None:
         """The engine sleeps in its snapshot, without adapters."""
@@ -147,9 +149,9 @@ def _in_turns(
 
 
 def _row(engine: str, series: tuple[list[float], list[float]]) -> str:
-    told = [statistics.quantiles(one, n=4) for one in series]
-    cells = [f"{median:.0f} ({low:.0f}-{high:.0f})" for low, median, high in told]
-    return f"| {engine} | {cells[0]} | {cells[1]} | {told[1][1] - told[0][1]:+.0f} |"
+    quartiles = [statistics.quantiles(values, n=4) for values in series]
+    cells = [f"{median:.0f} ({low:.0f}-{high:.0f})" for low, median, high in quartiles]
+    return f"| {engine} | {cells[0]} | {cells[1]} | {quartiles[1][1] - quartiles[0][1]:+.0f} |"
 
 
 def many(folder: Path, registered: int, used: int, clients: int, seconds: float) -> str:
@@ -168,8 +170,10 @@ def many(folder: Path, registered: int, used: int, clients: int, seconds: float)
         alone = {name: gateway.answer(name) for name in some}
         until_s = time.monotonic() + seconds
         with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-            asked = [pool.submit(_ask_at_random, gateway, alone, until_s, seed) for seed in range(clients)]
-            firsts = [first_ms for one in asked for first_ms in one.result()]
+            clients_asking = [
+                pool.submit(_ask_at_random, gateway, alone, until_s, seed) for seed in range(clients)
+            ]
+            firsts = [first_ms for future in clients_asking for first_ms in future.result()]
         loads = _loads(gateway)
     quartiles = statistics.quantiles(firsts, n=20)
     return (
@@ -203,11 +207,11 @@ def throughput(folder: Path, rounds: int, streams: int = 8, words: int = 96) -> 
         for turn in range(rounds + 1):
             for label, models in (("base", [MODEL]), ("adapters", names)):
                 began = time.perf_counter()
-                asked = [
+                futures = [
                     pool.submit(gateway.generate, models[number % len(models)], words)
                     for number in range(streams)
                 ]
-                tokens = sum(one.result() for one in asked)
+                tokens = sum(future.result() for future in futures)
                 if turn:
                     series[label].append(tokens / (time.perf_counter() - began))
     base, adapters = (statistics.median(series[label]) for label in ("base", "adapters"))
@@ -216,8 +220,8 @@ def throughput(folder: Path, rounds: int, streams: int = 8, words: int = 96) -> 
         f"| {streams}, the base model alone | {base:.0f} | 1 |",
         f"| {streams}, four adapters of rank 8, all layers | {adapters:.0f} | {adapters / base:.2f} |",
     ]
-    told = f"{rounds} rounds in turns, {words} tokens each; medians. Wanted: at least 0.70."
-    return "\n".join([told, "", head, *rows])
+    note = f"{rounds} rounds in turns, {words} tokens each; medians. Wanted: at least 0.70."
+    return "\n".join([note, "", head, *rows])
 
 
 def listing(folder: Path, registered: int, rounds: int) -> str:

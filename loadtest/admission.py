@@ -177,9 +177,9 @@ async def _fill(database: AsyncEngine, keys: int, of_projects: int) -> list[str]
 
 
 async def measure(site: Site, requests: int, samples: int) -> Result:
-    """So many requests by keys chosen at random; of ``samples`` of them the CPU time is taken."""
+    """Admit so many requests of keys chosen at random; of ``samples`` of them the CPU time is taken."""
     result, choose = Result.of(samples), random.Random(7)
-    every, told = max(1, requests // samples), max(1, requests // 10)
+    every, step = max(1, requests // samples), max(1, requests // 10)
     for number in range(requests):
         secret = site.secrets[choose.randrange(len(site.secrets))]
         site.clock.now_ns += site.clock.step_ns
@@ -187,7 +187,7 @@ async def measure(site: Site, requests: int, samples: int) -> Result:
             await _timed(site, secret, result)
         else:
             await _plain(site, secret)
-        if number % told == told - 1:
+        if number % step == step - 1:
             result.memory_mb.append(_resident_mb())
             result.entries.append(len(site.admissions))
     return result
@@ -273,9 +273,15 @@ def table(result: Result) -> str:
     ]
     lines.append("|---|" + "---:|" * len(result.memory_mb))
     lines.append(
-        "| memory of the process, MB | " + " | ".join(f"{one:.1f}" for one in result.memory_mb) + " |"
+        "| memory of the process, MB | "
+        + " | ".join(f"{megabytes:.1f}" for megabytes in result.memory_mb)
+        + " |"
     )
-    lines.append("| limits and counters in memory | " + " | ".join(str(one) for one in result.entries) + " |")
+    lines.append(
+        "| limits and counters in memory | "
+        + " | ".join(str(megabytes) for megabytes in result.entries)
+        + " |"
+    )
     median_us = statistics.median(totals) / 1000
     grown_mb = result.memory_mb[-1] - result.memory_mb[0]
     lines += ["", "| what | reached | wanted | |", "|---|---:|---:|---|"]
@@ -284,17 +290,17 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _verdict(what: str, reached: float, wanted: float, unit: str) -> str:
-    said = "yes" if reached <= wanted else "NO"
-    return f"| {what} | {reached:.1f} {unit} | at most {wanted:g} {unit} | {said} |"
+def _verdict(what: str, reached: float, goal: float, unit: str) -> str:
+    said = "yes" if reached <= goal else "NO"
+    return f"| {what} | {reached:.1f} {unit} | at most {goal:g} {unit} | {said} |"
 
 
 async def run(keys: int, of_projects: int, requests: int, samples: int) -> Result:
     """The whole measurement."""
     clock = VirtualClock(step_ns=10**6)
-    async with site(keys, of_projects, clock) as made:
-        result = await measure(made, requests, samples)
-        await measure_refusals(made, min(samples, 10_000), result)
+    async with site(keys, of_projects, clock) as started_site:
+        result = await measure(started_site, requests, samples)
+        await measure_refusals(started_site, min(samples, 10_000), result)
     return result
 
 
@@ -314,13 +320,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if options.write is not None:
         command = shlex.join(["python", "-m", "loadtest.admission", *arguments])
-        told = _legend(options)
+        legend = _legend(options)
         options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(f"# Letting requests in\n\n    {command}\n\n{told}\n\n{text}\n")
+        options.write.write_text(f"# Letting requests in\n\n    {command}\n\n{legend}\n\n{text}\n")
 
 
 def _legend(options: argparse.Namespace) -> str:
-    told = (
+    legend = (
         f"{options.keys:,} keys in {options.projects:,} projects, {options.requests:,} requests by keys "
         "chosen at random, a thousand a second of the limiter's clock, in one thread, without HTTP. "
         "Each request is held to five rates (requests a minute and a day and tokens a minute of the project "
@@ -330,7 +336,7 @@ def _legend(options: argparse.Namespace) -> str:
         "limits for the answer. *refused*: authentication and a refusal. Times are of the CPU clock, "
         "its reading included."
     )
-    return textwrap.fill(told, 110)
+    return textwrap.fill(legend, 110)
 
 
 if __name__ == "__main__":

@@ -80,12 +80,12 @@ class Results:
         )
 
     def series(self, target: str, load: Load, figure: Figure) -> Series | None:
-        """A figure of each round; None where there is none."""
+        """A figure of each round; None if there is none."""
         values = self.measured.get((target, load.name), [])
-        return Series(tuple(figure(one) for one in values)) if values else None
+        return Series(tuple(figure(value) for value in values)) if values else None
 
     def median(self, target: str, load: Load, figure: Figure) -> float:
-        """Of the rounds; not a number where there is none."""
+        """The median of the rounds; not a number if there is none."""
         series = self.series(target, load, figure)
         return series.median if series is not None else float("nan")
 
@@ -96,7 +96,7 @@ class Results:
 
     def summary(self) -> list[dict[str, object]]:
         """For the JSON: every single measurement."""
-        return [one.summary() for rounds in self.measured.values() for one in rounds]
+        return [measurement.summary() for rounds in self.measured.values() for measurement in rounds]
 
 
 async def alternate(
@@ -109,7 +109,7 @@ async def alternate(
     progress: Progress,
     warm_up_s: float = 1.0,
 ) -> Results:
-    """Each round starts every gateway anew, in turn, and puts all loads on it; every other round backwards.
+    """Start every gateway again in each round, in turn, and put all loads on it; every other round backwards.
 
     A gateway that does not start is not tried again.
     """
@@ -145,7 +145,7 @@ async def _one(
 
 
 def steps(targets: Sequence[Target], loads: Sequence[Load], rounds: int) -> int:
-    """Of the progress."""
+    """How many steps the progress has."""
     return rounds * len(targets) * (1 + len(loads))
 
 

@@ -120,16 +120,16 @@ class Tally:
 
     def summary(self) -> dict[str, Any]:
         """For the JSON of a run."""
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "good": self.good,
             "errors": dict(self.errors),
             "total": self.total.summary(),
         }
         if self.ttft.count:
-            found |= {"tokens": self.tokens, "ttft": self.ttft.summary(), "itl": self.itl.summary()}
+            result |= {"tokens": self.tokens, "ttft": self.ttft.summary(), "itl": self.itl.summary()}
         if self.delay.count:
-            found["delay"] = self.delay.summary()
-        return found
+            result["delay"] = self.delay.summary()
+        return result
 
 
 @dataclass(slots=True)
@@ -235,23 +235,23 @@ class Connection(asyncio.Protocol):
             self._rest = data
             return
         self._rest = data[end:]
-        found = _TOKEN.findall(data, 0, end)
+        tokens = _TOKEN.findall(data, 0, end)
         if data.find(_DONE, 0, end) >= 0:
             self._done_seen = True
-        if not found or self._tally is None:
+        if not tokens or self._tally is None:
             return
         tally = self._tally
         if outcome.tokens:
             tally.itl.record(now - self._last)
         else:
             outcome.first = now
-        if len(found) > 1:
-            tally.itl.record(0, len(found) - 1)
+        if len(tokens) > 1:
+            tally.itl.record(0, len(tokens) - 1)
         if outcome.ask.stamped:
-            for stamp in found:
+            for stamp in tokens:
                 tally.delay.record(now - int(stamp))
         self._last = now
-        outcome.tokens += len(found)
+        outcome.tokens += len(tokens)
         if outcome.ask.cut_after is not None and outcome.tokens >= outcome.ask.cut_after:
             outcome.cut, outcome.end = True, time.monotonic_ns()
             self.close()

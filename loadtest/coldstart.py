@@ -125,9 +125,9 @@ def measure(gateway: Gateway, name: str, wakes: int, prepare: Callable[[], None]
             time.sleep(SETTLE_S)  # as idle as the others: a processor that has rested is slower at first
         if prepare is not None:
             prepare()
-        ttft_ms, found = gateway.ask()
-        if found != name:
-            raise AssertionError(f"found {found}, not {name}")
+        ttft_ms, tier_before = gateway.ask()
+        if tier_before != name:
+            raise AssertionError(f"found {tier_before}, not {name}")
         if turn == 0:
             continue  # warms up what is not measured: connections, this process
         tier.ttft.values.append(ttft_ms)

@@ -25,14 +25,14 @@ from loadtest.targets import DIRECT, TORPOR, Target, standin
 
 LOADS = (PLAIN, ALONE, STREAMS, PACED)
 ABOUT = """Load generator, gateway and an instant stand-in engine share the cores; one process of each gateway
-(as many threads as it likes), started anew in each round; the rounds alternate in their order. Torpor has
+(as many threads as it likes), started again in each round; the rounds alternate in their order. Torpor has
 everything on ([overhead](overhead.md)), the others what the second and third columns say. Figures are medians
 of the rounds, their range behind. CPU is that of the gateway's whole process tree for each good answer: the
 figure to trust, since throughput moves with whatever else the machine does. *p50 added* is to direct."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Those of this test."""
+    """The options of this test."""
     parser.add_argument("--peers", default=",".join(PEERS), help="names with commas between them, or none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
@@ -40,11 +40,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def _targets(names: str) -> list[Target]:
     """Direct, Torpor and the peers. Raises `NotReady` for a name that is not known."""
-    wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
-    unknown = [name for name in wanted if name not in PEERS]
+    selected = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
+    unknown = [name for name in selected if name not in PEERS]
     if unknown:
         raise NotReady(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}")
-    return [DIRECT, TORPOR, *(PEERS[name] for name in wanted)]
+    return [DIRECT, TORPOR, *(PEERS[name] for name in selected)]
 
 
 async def run(arguments: argparse.Namespace) -> Report:
@@ -113,7 +113,12 @@ def _row(results: Results, target: Target) -> list[str]:
         cpu(PACED),
         results.told(name, PACED, ttft_ms, 1),
         "" if direct else results.told(name, PACED, memory_mb),
-        figure(sum(sum(one.run.tally.failed for one in results.measured[name, load.name]) for load in LOADS)),
+        figure(
+            sum(
+                sum(measurement.run.tally.failed for measurement in results.measured[name, load.name])
+                for load in LOADS
+            )
+        ),
     ]
 
 

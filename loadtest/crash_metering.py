@@ -58,7 +58,7 @@ class Stream:
     """What a client knows of its stream: when each token came, and whether it was the whole answer."""
 
     number: int
-    wanted: int
+    tokens: int
     times: list[float] = field(default_factory=list)
     done: bool = False
     broken_at: float | None = None
@@ -75,7 +75,7 @@ class Stream:
 
 
 async def _stream(http: httpx.AsyncClient, stream: Stream) -> None:
-    words = f"number={stream.number} tokens={stream.wanted} pace={PACE_S * 1000:g}"
+    words = f"number={stream.number} tokens={stream.tokens} pace={PACE_S * 1000:g}"
     body = {"model": "standin", "stream": True, "messages": [{"role": "user", "content": words}]}
     try:
         headers = {"x-request-id": stream.request_id}
@@ -123,18 +123,18 @@ class Tally:
         entries = site.entries()
         for stream in streams:
             self.counts["streams"] += 1
-            found = entries.get(stream.request_id, [])
-            self.counts["twice"] += len(found) > 1
+            rows = entries.get(stream.request_id, [])
+            self.counts["twice"] += len(rows) > 1
             self.counts["refused"] += stream.refused is not None
             if stream.done:
                 self.counts["completed"] += 1
-                self.counts["missing"] += found[:1] != [("completed", PROMPT_TOKENS, stream.wanted)]
+                self.counts["missing"] += rows[:1] != [("completed", PROMPT_TOKENS, stream.tokens)]
                 continue
             self.counts["broken"] += stream.refused is None
-            if not found:
+            if not rows:
                 self.counts["missing"] += bool(stream.times)
                 continue
-            outcome, _, tokens = found[0]
+            outcome, _, tokens = rows[0]
             self.counts["missing"] += outcome is None
             self.counts["too many"] += tokens > site.generated(stream.number)
             self.counts["too few"] += tokens < stream.received((stream.broken_at or 0.0) - GRACE_S)
@@ -183,7 +183,7 @@ async def database_away(site: Site, tasks: list["asyncio.Task[None]"]) -> None:
 
 
 async def disk_full(site: Site, tasks: list["asyncio.Task[None]"]) -> None:
-    """Somebody else's file takes all that is left, and goes away after a while."""
+    """Fill the disk with another file, which goes away after a while."""
     full = site.folder / "full"
     with suppress(OSError), full.open("wb", buffering=0) as file:
         while True:
@@ -217,8 +217,8 @@ async def _round(site: Site, disaster: Disaster, tally: Tally, count: int, chanc
 def _open(site: Site, streams: list[Stream]) -> bool:
     """Whether the ledger still works on an entry of these: the database may follow the journal."""
     entries = site.entries()
-    wanted = [stream for stream in streams if stream.times or stream.done]
-    return any(not (found := entries.get(stream.request_id)) or found[0][0] is None for stream in wanted)
+    checked = [stream for stream in streams if stream.times or stream.done]
+    return any(not (rows := entries.get(stream.request_id)) or rows[0][0] is None for stream in checked)
 
 
 KINDS: dict[str, tuple[str, Disaster]] = {
@@ -252,14 +252,14 @@ async def _run(site: Site, kinds: list[str], arguments: argparse.Namespace) -> l
 def _write(page: Path, tallies: list[Tally], load: str) -> None:
     """Rows of kinds that this run left out stay as they are, and so do their commands."""
     new = {tally.name: tally.line() for tally in tallies}
-    known = section(page, _PAGE_TITLE).splitlines()
+    lines = section(page, _PAGE_TITLE).splitlines()
     rows: list[str] = []
     for name, _ in KINDS.values():
-        rows += [new[name]] if name in new else [line for line in known if line.startswith(f"| {name} |")]
+        rows += [new[name]] if name in new else [line for line in lines if line.startswith(f"| {name} |")]
     names = "; ".join(new)
-    told = f"- {names}: `{command('loadtest.crash_metering').strip()}`. {load}"
-    commands = [line for line in known if line.startswith("- ") and not any(name in line for name in new)]
-    parts = [ABOUT, "\n".join([*commands, told]), "\n".join([_TABLE, *rows])]
+    summary = f"- {names}: `{command('loadtest.crash_metering').strip()}`. {load}"
+    commands = [line for line in lines if line.startswith("- ") and not any(name in line for name in new)]
+    parts = [ABOUT, "\n".join([*commands, summary]), "\n".join([_TABLE, *rows])]
     write_section(page, _PAGE_TITLE, "\n\n".join(parts))
 
 

@@ -85,12 +85,12 @@ class Site:
 
     def entries(self) -> dict[str, list[tuple[str | None, int, int]]]:
         """Outcome, input and output tokens of all entries, by request id."""
-        found: dict[str, list[tuple[str | None, int, int]]] = {}
+        entries: dict[str, list[tuple[str | None, int, int]]] = {}
         with closing(sqlite3.connect(f"file:{self.database_file}?mode=ro", uri=True)) as database:
             query = "SELECT request_id, outcome, input_tokens, output_tokens FROM ledger_entries"
             for request_id, *entry in database.execute(query):
-                found.setdefault(request_id, []).append((entry[0], entry[1], entry[2]))
-        return found
+                entries.setdefault(request_id, []).append((entry[0], entry[1], entry[2]))
+        return entries
 
     def end(self) -> None:
         """End both."""
@@ -122,7 +122,7 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
             if httpx.get(url, trust_env=False).is_success:
                 return
         time.sleep(0.05)
-    raise TimeoutError(f"nobody answers at {url}")
+    raise TimeoutError(f"no server answers at {url}")
 
 
 def free_port() -> int:

@@ -152,7 +152,7 @@ def request(port: int, key: str, model: str, text: str, tokens: int) -> bytes:
     return head.encode() + body
 
 
-def flood(port: int, key: str, model: str, words: int, made: "Synchronized[int]") -> None:
+def flood(port: int, key: str, model: str, words: int, count: "Synchronized[int]") -> None:
     """Keep `STREAMS` streams open until the process is ended; counts their events, one for each token."""
 
     async def stream(number: int) -> None:
@@ -163,7 +163,7 @@ def flood(port: int, key: str, model: str, words: int, made: "Synchronized[int]"
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(request(port, key, model, text, FLOOD_TOKENS))
             while piece := await reader.read(65536):
-                made.value += piece.count(b"data: {")
+                count.value += piece.count(b"data: {")
             writer.close()
 
     async def streams() -> None:
@@ -203,14 +203,14 @@ def beside_the_flood(
     gateway: Gateway, keys: tuple[str, str], run: Run, model: str, seconds: float, words: int
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    made = context.Value("q", 0, lock=False)
-    process = context.Process(target=flood, args=(gateway.port, keys[0], model, words, made), daemon=True)
+    count = context.Value("q", 0, lock=False)
+    process = context.Process(target=flood, args=(gateway.port, keys[0], model, words, count), daemon=True)
     process.start()
     try:
         time.sleep(WARM_UP_S)
-        before, began = made.value, time.perf_counter()
+        before, began = count.value, time.perf_counter()
         questions(gateway, keys[1], run, model, seconds)
-        run.tokens_s = (made.value - before) / (time.perf_counter() - began)
+        run.tokens_s = (count.value - before) / (time.perf_counter() - began)
     finally:
         process.terminate()
         process.join()
@@ -279,10 +279,10 @@ def report(options: argparse.Namespace) -> str:
     for run in runs:
         title = titles.get(run.name, f"beside A, first come first served, {STREAMS + 1} at once (no cap)")
         ratio = run.quantile(0.95) / alone.quantile(0.95)
-        made = f"{run.tokens_s:.0f}" if run is not alone else ""
+        rate = f"{run.tokens_s:.0f}" if run is not alone else ""
         lines.append(
             f"| {title} | {run.quantile(0.5):.0f} | {run.quantile(0.95):.0f} | {max(run.ttft):.0f} "
-            f"| {quantile(run.queued, 0.95):.1f} | {ratio:.1f} | {made} |"
+            f"| {quantile(run.queued, 0.95):.1f} | {ratio:.1f} | {rate} |"
         )
     ratio = fair.quantile(0.95) / alone.quantile(0.95)
     loss = 100 * (1 - fair.tokens_s / fifo.tokens_s)

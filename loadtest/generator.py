@@ -3,7 +3,7 @@
     python -m loadtest.generator --url http://127.0.0.1:8080 --key KEY --connections 32 --seconds 5 --stream
 
 The open loop has no coordinated omission: a request is due at its time, and that is from when its latency
-counts, also where nobody was free to send it.
+counts, also if no connection was free to send it.
 """
 
 import argparse
@@ -169,7 +169,7 @@ class _Loop:
 
 
 class _Closed(_Loop):
-    """So many at a time until the time is over, or so many have been asked."""
+    """Run so many at a time, until the time is over or so many have been sent."""
 
     deadline = 0
     left: float = math.inf
@@ -189,7 +189,7 @@ class _Closed(_Loop):
 
 
 class _Open(_Loop):
-    """So many a second. A connection is opened when one is needed, up to ``most``, and kept."""
+    """Send so many a second. A connection is opened when one is needed, up to ``most``, and kept."""
 
     late = 0
 

@@ -58,11 +58,11 @@ class Histogram:
 
     def percentile(self, share: float) -> int:
         """The duration that ``share`` percent do not exceed, in nanoseconds; 0 where nothing was counted."""
-        wanted = max(1, -int(-self.count * share // 100))
+        rank = max(1, -int(-self.count * share // 100))
         seen = 0
         for index, times in self._filled():
             seen += times
-            if seen >= wanted:
+            if seen >= rank:
                 return min(_highest(index), self.largest)
         return 0
 
@@ -73,10 +73,10 @@ class Histogram:
 
     def summary(self) -> dict[str, float]:
         """Count, and milliseconds: mean, percentiles and maximum."""
-        found: dict[str, float] = {"count": self.count, "mean_ms": round(self.mean / 1e6, 4)}
+        result: dict[str, float] = {"count": self.count, "mean_ms": round(self.mean / 1e6, 4)}
         for share in PERCENTILES:
-            found[f"p{share:g}_ms"] = round(self.percentile(share) / 1e6, 4)
-        return {**found, "max_ms": round(self.largest / 1e6, 4)}
+            result[f"p{share:g}_ms"] = round(self.percentile(share) / 1e6, 4)
+        return {**result, "max_ms": round(self.largest / 1e6, 4)}
 
     def _filled(self) -> Iterator[tuple[int, int]]:
         return ((index, times) for index, times in enumerate(self._counts) if times)

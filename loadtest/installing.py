@@ -34,15 +34,15 @@ def from_npm(name: str, packages: Mapping[str, str], overrides: Mapping[str, str
     """The ``node_modules`` with these packages, by version. Raises `NotReady`."""
     if shutil.which("npm") is None:
         raise NotReady("npm is missing: apt-get install npm")
-    wanted = json.dumps({"dependencies": packages, "overrides": overrides})
+    manifest = json.dumps({"dependencies": packages, "overrides": overrides})
 
     def make(folder: Path) -> None:
         folder.mkdir(parents=True)
-        (folder / "package.json").write_text(wanted)
+        (folder / "package.json").write_text(manifest)
         options = ["--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
         run(["npm", "install", *options], cwd=folder, timeout_s=_INSTALL_S)
 
-    return _made(name, (wanted,), make) / "node_modules"
+    return _made(name, (manifest,), make) / "node_modules"
 
 
 def from_debian(name: str, package: str, program: str) -> Path:
@@ -61,12 +61,12 @@ def from_debian(name: str, package: str, program: str) -> Path:
 
 
 def _made(name: str, what: tuple[str, ...], make: Callable[[Path], None]) -> Path:
-    """The environment's folder; what was cut short, or is of another version, is made anew."""
+    """The environment's folder; if it is incomplete, or of another version, it is made again."""
     folder = cache_folder() / name
-    stamp, wanted = folder / _STAMP, "\n".join(what)
-    if stamp.exists() and stamp.read_text() == wanted:
+    stamp, content = folder / _STAMP, "\n".join(what)
+    if stamp.exists() and stamp.read_text() == content:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     make(folder)
-    stamp.write_text(wanted)
+    stamp.write_text(content)
     return folder

@@ -83,7 +83,7 @@ async def _opened(folder: Path) -> AsyncIterator[tuple[Ledger, AsyncEngine]]:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one run."""
+    """The figures of one run."""
 
     name: str
     requests: int
@@ -231,19 +231,19 @@ def main() -> int:
     arguments = parser.parse_args()
     load = circumstances()
     figures = uvloop.run(_run(arguments))
-    table = "\n".join([HEAD, *[one.line() for one in figures]])
+    table = "\n".join([HEAD, *[figure.line() for figure in figures]])
     print(table)
     if arguments.write:
         text = f"{command('loadtest.ledger')}\n\n{ABOUT}\n{load}\n\n{table}"
         write_section(arguments.write, "The ledger", text)
-    full = [one for one in figures if one.name.startswith("saturated")]
-    slow = [one for one in figures if not one.name.startswith("saturated")]
+    full = [figure for figure in figures if figure.name.startswith("saturated")]
+    slow = [figure for figure in figures if not figure.name.startswith("saturated")]
     met = (
-        all(one.exact for one in figures)
-        and all(one.requests / one.seconds >= WANTED_PER_S for one in full)
-        and all(one.cpu_us <= WANTED_CPU_US for one in full)
-        and all(one.p99_ms <= WANTED_P99_MS for one in slow)
-        and all(one.growth_mib <= WANTED_GROWTH_MIB for one in figures)
+        all(figure.exact for figure in figures)
+        and all(figure.requests / figure.seconds >= WANTED_PER_S for figure in full)
+        and all(figure.cpu_us <= WANTED_CPU_US for figure in full)
+        and all(figure.p99_ms <= WANTED_P99_MS for figure in slow)
+        and all(figure.growth_mib <= WANTED_GROWTH_MIB for figure in figures)
     )
     return 0 if met else 1
 

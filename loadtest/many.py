@@ -102,12 +102,12 @@ class Freed:
 
 async def disconnect(running: Running, engine: Engine, times: int) -> list[Freed]:
     """Break off so many requests of each kind in turn, and ask the engine when it was told."""
-    found = []
+    durations = []
     for number in range(times):
         for index, kind in enumerate(_KINDS):
             tag = f"cut-{running.name}-{number}-{index}"
-            found.append(Freed(kind, await _cut(running, engine, index, tag)))
-    return found
+            durations.append(Freed(kind, await _cut(running, engine, index, tag)))
+    return durations
 
 
 async def _cut(running: Running, engine: Engine, kind: int, tag: str) -> float | None:

@@ -1,4 +1,4 @@
-"""One measurement: a load for some seconds on a gateway, and what the gateway used meanwhile."""
+"""One measurement: a load for some seconds on a gateway, and what the gateway used in that time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -139,7 +139,7 @@ class Series:
 
     @property
     def median(self) -> float:
-        """Of the rounds."""
+        """The median of the rounds."""
         return median(self.values)
 
     def told(self, digits: int = 0) -> str:

@@ -45,10 +45,10 @@ def report(folder: Path, wakes: int, page: Path | None) -> str:
     with tempfile.TemporaryDirectory(prefix="torpor-models-") as scratch:
         row = _measure(folder.resolve(), wakes, Path(scratch))
     figures = page.with_suffix(".json") if page is not None else None
-    known: list[dict[str, Any]] = []
+    rows_before: list[dict[str, Any]] = []
     if figures is not None and figures.exists():
-        known = json.loads(figures.read_bytes())
-    rows = sorted([*(one for one in known if one["name"] != row["name"]), row], key=_size)
+        rows_before = json.loads(figures.read_bytes())
+    rows = sorted([*(entry for entry in rows_before if entry["name"] != row["name"]), row], key=_size)
     text = render(rows)
     if page is not None and figures is not None:
         figures.write_text(json.dumps(rows, indent=1) + "\n")

@@ -17,12 +17,12 @@ _CHAT_MODEL = "smollm2-135m"
 ABOUT = """Everything is on: key authentication, limits of requests, tokens and concurrency for project and
 key, budgets, the fair queue, the ledger with its durable commits, JSON logs, metrics. Load generator, gateway
 and an instant stand-in engine share the cores; one gateway process; the rounds alternate with *direct*, the
-load generator on the stand-in itself, and start the gateway anew. Figures are medians of the rounds, their
+load generator on the stand-in itself, and start the gateway again. Figures are medians of the rounds, their
 range behind. CPU is that of the gateway's whole process tree, for each good answer."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Those of this test."""
+    """The options of this test."""
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
     parser.add_argument("--requests", type=int, default=1_000_000, help="after which memory is measured")

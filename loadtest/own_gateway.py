@@ -79,8 +79,8 @@ class Gateway:
         return answer.json()
 
     def engine(self, model: str = MODEL) -> dict[str, Any]:
-        found: dict[str, Any] = next(e for e in self.root("GET", "engines")["data"] if e["id"] == model)
-        return found
+        status: dict[str, Any] = next(e for e in self.root("GET", "engines")["data"] if e["id"] == model)
+        return status
 
     def sleep(self, tier: str, model: str = MODEL) -> None:
         self.root("POST", f"engines/{model}/sleep", {"tier": tier})

@@ -33,12 +33,12 @@ def _peer(name: str, keys: str, usage: str, command: Callable[[Engine, Path, int
     @contextmanager
     def start(engine: Engine, folder: Path) -> Iterator[Running]:
         port = free_port()
-        made = command(engine, folder, port)
+        argv = command(engine, folder, port)
         with Child(
-            name, made.arguments, log=folder / "log", cwd=folder, environment=made.environment
+            name, argv.arguments, log=folder / "log", cwd=folder, environment=argv.environment
         ) as child:
-            ready_s = child.wait_for(f"http://127.0.0.1:{port}{made.health}", _READY_S, statuses=_STATUSES)
-            yield Running(name, made.endpoint, child, MODEL, ready_s)
+            ready_s = child.wait_for(f"http://127.0.0.1:{port}{argv.health}", _READY_S, statuses=_STATUSES)
+            yield Running(name, argv.endpoint, child, MODEL, ready_s)
 
     return Target(name, keys, usage, start)
 

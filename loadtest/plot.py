@@ -27,40 +27,40 @@ def draw(figures: Path) -> Path:
     drawing, axes = pyplot.subplots(
         rows, columns, figsize=(6 * columns, 3.4 * rows), squeeze=False, layout="constrained"
     )
-    for index, place in enumerate(axes.flat):
+    for index, panel_axes in enumerate(axes.flat):
         if index < len(panels):
-            _panel(place, panels[index])
+            _panel(panel_axes, panels[index])
         else:
-            place.axis("off")
+            panel_axes.axis("off")
     picture = figures.with_suffix(".png")
     drawing.savefig(picture, dpi=110)
     return picture
 
 
-def _panel(place: Axes, panel: dict[str, Any]) -> None:
-    place.set_title(panel["title"], fontsize=10)
-    place.tick_params(labelsize=8)
+def _panel(axes: Axes, panel: dict[str, Any]) -> None:
+    axes.set_title(panel["title"], fontsize=10)
+    axes.tick_params(labelsize=8)
     if panel["x"] is None:
         names = list(panel["values"])
         heights = [panel["values"][name][0] or 0 for name in names]
         colours = [_OURS if name == "torpor" else _OTHERS for name in names]
-        bars = place.barh(names, heights, color=colours)
-        place.bar_label(
+        bars = axes.barh(names, heights, color=colours)
+        axes.bar_label(
             bars, [f" {height:,.0f}" if height >= 100 else f" {height:.3g}" for height in heights], fontsize=8
         )
-        place.invert_yaxis()
-        place.margins(x=0.15)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
         if panel["logarithmic"]:
-            place.set_xscale("log")
+            axes.set_xscale("log")
         return
     for name, values in panel["values"].items():
-        place.plot(panel["x"], values, label=name, color=_OURS if name == "torpor" else None, linewidth=1.4)
-    place.set_xlabel(panel["x_label"], fontsize=8)
-    place.set_yscale("log" if panel["logarithmic"] else "linear")
+        axes.plot(panel["x"], values, label=name, color=_OURS if name == "torpor" else None, linewidth=1.4)
+    axes.set_xlabel(panel["x_label"], fontsize=8)
+    axes.set_yscale("log" if panel["logarithmic"] else "linear")
     if not panel["logarithmic"]:
-        place.set_ylim(bottom=0)
-    place.legend(fontsize=8)
-    place.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Engine:
 class Outcome:
     """What a replay came to."""
 
-    found: dict[SleepTier, int] = field(default_factory=lambda: dict.fromkeys(SleepTier, 0))
+    by_tier: dict[SleepTier, int] = field(default_factory=lambda: dict.fromkeys(SleepTier, 0))
     prewakes: int = 0
     memory_gb_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
@@ -113,7 +113,7 @@ def replay(times_s: Iterable[float], policy: KeepAlivePolicy, engine: Engine, du
         elif at_s >= ready_s:
             tier = SleepTier.HOT
         end_s = at_s + wait_s + engine.service_s
-        outcome.found[tier] += 1
+        outcome.by_tier[tier] += 1
         outcome.waits_s.append(wait_s)
         outcome.memory_gb_s += engine.memory_gb * (end_s - idle_since_s)
         plan, idle_since_s = policy.windows(), end_s
@@ -137,7 +137,7 @@ class Row:
             self.trace,
             self.policy,
             f"{len(outcome.waits_s)}",
-            *(f"{outcome.found[tier]}" for tier in SleepTier),
+            *(f"{outcome.by_tier[tier]}" for tier in SleepTier),
             f"{outcome.prewakes}",
             f"{outcome.memory_gb_s:.0f}",
             f"{outcome.wait_s:.2f}",
@@ -267,13 +267,13 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, Engine]:
 
 
 def _told(options: argparse.Namespace, engine: Engine) -> str:
-    told = (
+    lines = (
         f"The engine takes {engine.memory_gb:g} GB and {engine.service_s:g} s a request, is paused after "
         f"{engine.idle_pause_s:g} s, and wakes in {engine.paused_wake_s:g} s when paused and in "
         f"{engine.asleep_wake_s:g} s when it is {_ASLEEP_AS[engine.asleep]}. Each trace lasts "
         f"{options.days:g} days."
     )
-    return textwrap.fill(told, 110)
+    return textwrap.fill(lines, 110)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -285,8 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.write is not None:
         command = shlex.join(["python", "-m", "loadtest.policy_sim", *arguments])
         options.write.parent.mkdir(parents=True, exist_ok=True)
-        told = _told(options, engine)
-        options.write.write_text(f"# Keep-alive policies\n\n    {command}\n\n{_LEGEND}\n\n{told}\n\n{text}\n")
+        summary = _told(options, engine)
+        options.write.write_text(
+            f"# Keep-alive policies\n\n    {command}\n\n{_LEGEND}\n\n{summary}\n\n{text}\n"
+        )
 
 
 if __name__ == "__main__":

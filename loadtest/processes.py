@@ -75,7 +75,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the process itself."""
+        """The figure of the process itself."""
         return self.process.pid
 
     def wait_for(self, url: str, timeout_s: float = 60.0, *, statuses: Sequence[int] = (200,)) -> float:
@@ -159,7 +159,7 @@ def run(arguments: Sequence[str], *, cwd: Path | None = None, timeout_s: float =
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -172,7 +172,7 @@ def python(*arguments: str) -> list[str]:
 
 
 def usage_of(root: int, *, below: bool = True) -> Usage:
-    """Of a process and, unless told otherwise, everything below it; zeros where it has ended.
+    """The figures of a process and, by default, of everything below it; zeros if it has ended.
 
     CPU time holds that of children that have ended and been waited for.
     """
@@ -198,14 +198,14 @@ def _stat(pid: int) -> list[str]:
 
 def _family(root: int) -> list[int]:
     """The process and everything below it."""
-    found, left = [], [root]
+    pids, left = [], [root]
     while left:
         pid = left.pop()
-        found.append(pid)
+        pids.append(pid)
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             with suppress(OSError):
                 left += map(int, children.read_text().split())
-    return found
+    return pids
 
 
 def _begun(pids: Sequence[int]) -> dict[int, str]:
@@ -220,7 +220,7 @@ def _begun(pids: Sequence[int]) -> dict[int, str]:
 
 
 def _still_there(begun: Mapping[int, str]) -> list[int]:
-    """Those that run and are the ones that were meant."""
+    """The processes that still run, compared by their start time."""
     now = _begun(list(begun))
     return [pid for pid in now if now[pid] == begun[pid]]
 

@@ -30,26 +30,26 @@ _MATPLOTLIB = "matplotlib==3.11.2"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure, and what it is to be: at least ``wanted``, or at most."""
+    """A figure, and what it is to be: at least ``target``, or at most."""
 
     what: str
     reached: float
     unit: str
-    wanted: float
+    target: float
     at_least: bool = False
     note: str = ""
 
     @property
     def met(self) -> bool:
         """Whether it is."""
-        return self.reached >= self.wanted if self.at_least else self.reached <= self.wanted
+        return self.reached >= self.target if self.at_least else self.reached <= self.target
 
     def row(self) -> list[str]:
-        """Of the table of goals."""
+        """A row of the table of goals."""
         unit = f" {self.unit}" if self.unit else ""
         bound = "at least" if self.at_least else "at most"
         reached = f"{figure(self.reached)}{unit}{f' ({self.note})' if self.note else ''}"
-        return [self.what, reached, f"{bound} {figure(self.wanted)}{unit}", "yes" if self.met else "NO"]
+        return [self.what, reached, f"{bound} {figure(self.target)}{unit}", "yes" if self.met else "NO"]
 
     def summary(self) -> dict[str, Any]:
         """For the JSON."""
@@ -57,7 +57,7 @@ class Goal:
             "what": self.what,
             "reached": self.reached,
             "unit": self.unit,
-            "wanted": self.wanted,
+            "wanted": self.target,
             "at_least": self.at_least,
             "met": self.met,
         }
@@ -110,7 +110,7 @@ def machine() -> str:
 
 
 def vector_extensions(flags: Collection[str], limit: str | None) -> str:
-    """Those of a processor's ``flags`` that decide how fast it computes in which data type, in words.
+    """The ``flags`` of a processor that decide how fast it computes in which data type, in words.
 
     ``limit``: oneDNN is kept from using more than this.
     """
@@ -119,7 +119,7 @@ def vector_extensions(flags: Collection[str], limit: str | None) -> str:
 
 
 class Progress:
-    """A bar on standard error, or a line for each step where that is no terminal."""
+    """A bar on standard error, or a line for each step if that is not a terminal."""
 
     def __init__(self, steps: int) -> None:
         self._steps = max(1, steps)

@@ -32,7 +32,7 @@ share is the median of the rounds' ratios; each ratio is of two runs, one after 
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Those of this test."""
+    """The options of this test."""
     parser.add_argument("--rounds", type=int, default=5, help="of two runs for each client")
     parser.add_argument("--prompts", type=int, default=128, help="of each run")
     parser.add_argument("--concurrency", type=int, default=32)
@@ -76,11 +76,11 @@ async def run(arguments: argparse.Namespace) -> Report:
     clients: dict[str, Client] = {}
     with tempfile.TemporaryDirectory(prefix="load-") as name:
         folder = Path(name)
-        known: dict[str, Client] = {
+        clients_by_name: dict[str, Client] = {
             "ours": lambda side, seed: _ours(side, seed, arguments),
             "vllm": lambda side, seed: _vllm(side, seed, arguments, folder),
         }
-        clients = {client: known[client] for client in arguments.clients.split(",")}
+        clients = {client: clients_by_name[client] for client in arguments.clients.split(",")}
         progress = Progress(1 + 2 * arguments.rounds * len(clients))
         progress.step("engine: start")
         section = (
@@ -128,7 +128,7 @@ async def _ours(side: Side, seed: int, arguments: argparse.Namespace) -> Reached
             "ignore_eos": True,
             "stream": True,
         }
-        # Text that is no whole character yet comes with a later token: some chunks may be missing.
+        # Text that is not a whole character yet comes with a later token: some chunks may be missing.
         return Ask(side.endpoint.request(body), streamed=True, tokens=arguments.output, exact=False)
 
     done = await closed_loop(
@@ -171,15 +171,15 @@ async def _vllm(side: Side, seed: int, arguments: argparse.Namespace, folder: Pa
     environment = {"OPENAI_API_KEY": side.endpoint.key or "none"}
     with Child("vllm bench", command, log=folder / "bench.log", environment=environment) as child:
         await child.finished(_BENCH_S)
-    found = json.loads((folder / name).read_text())
+    result = json.loads((folder / name).read_text())
     return Reached(
         "vllm",
         side.name,
-        found["output_throughput"],
-        found["median_ttft_ms"],
-        found["median_itl_ms"],
-        found["failed"],
-        tuple(dict.fromkeys(error.splitlines()[-1] for error in found["errors"] if error)),
+        result["output_throughput"],
+        result["median_ttft_ms"],
+        result["median_itl_ms"],
+        result["failed"],
+        tuple(dict.fromkeys(error.splitlines()[-1] for error in result["errors"] if error)),
     )
 
 
@@ -191,7 +191,7 @@ def _report(reached: list[Reached], clients: list[str]) -> Report:
     rows, goals, panels = [], [], []
     for client in clients:
         by_side = {
-            name: [one for one in reached if (one.client, one.side) == (client, name)]
+            name: [figure for figure in reached if (figure.client, figure.side) == (client, name)]
             for name in ("direct", "torpor")
         }
         for name, runs in by_side.items():
@@ -199,10 +199,10 @@ def _report(reached: list[Reached], clients: list[str]) -> Report:
                 [
                     _NAMES[client],
                     name,
-                    Series(tuple(one.tokens_per_second for one in runs)).told(),
-                    Series(tuple(one.ttft_ms for one in runs)).told(),
-                    Series(tuple(one.itl_ms for one in runs)).told(1),
-                    str(sum(one.failed for one in runs)),
+                    Series(tuple(figure.tokens_per_second for figure in runs)).told(),
+                    Series(tuple(figure.ttft_ms for figure in runs)).told(),
+                    Series(tuple(figure.itl_ms for figure in runs)).told(1),
+                    str(sum(figure.failed for figure in runs)),
                 ]
             )
         shares = Series(
@@ -224,12 +224,14 @@ def _report(reached: list[Reached], clients: list[str]) -> Report:
         panels.append(
             Panel(
                 f"tokens/s by round, {_NAMES[client]}",
-                {name: [one.tokens_per_second for one in runs] for name, runs in by_side.items()},
+                {name: [figure.tokens_per_second for figure in runs] for name, runs in by_side.items()},
                 x=[float(number + 1) for number in range(len(by_side["direct"]))],
                 x_label="round",
             )
         )
-    failures = [f"- {_NAMES[one.client]}, {one.side}: {error}" for one in reached for error in one.errors]
+    failures = [
+        f"- {_NAMES[figure.client]}, {figure.side}: {error}" for figure in reached for error in figure.errors
+    ]
     return Report(
         name="saturation",
         title="At an engine's saturation",
@@ -238,14 +240,14 @@ def _report(reached: list[Reached], clients: list[str]) -> Report:
         data={
             "runs": [
                 {
-                    "client": one.client,
-                    "side": one.side,
-                    "tokens_per_second": one.tokens_per_second,
-                    "ttft_ms": one.ttft_ms,
-                    "itl_ms": one.itl_ms,
-                    "failed": one.failed,
+                    "client": figure.client,
+                    "side": figure.side,
+                    "tokens_per_second": figure.tokens_per_second,
+                    "ttft_ms": figure.ttft_ms,
+                    "itl_ms": figure.itl_ms,
+                    "failed": figure.failed,
                 }
-                for one in reached
+                for figure in reached
             ]
         },
         panels=panels,

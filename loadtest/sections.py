@@ -17,17 +17,17 @@ def circumstances() -> str:
 
 
 def section(page: Path, title: str) -> str:
-    """What the section with this title says now; empty where there is none."""
-    known = page.read_text() if page.exists() else ""
-    return known.partition(f"\n## {title}\n")[2].partition("\n## ")[0].strip()
+    """The text of the section with this title; empty if there is none."""
+    text = page.read_text() if page.exists() else ""
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0].strip()
 
 
 def write_section(page: Path, title: str, text: str) -> None:
     """Replace the section with this title, or add it at the end. The page's head stays."""
     head = f"## {title}"
-    known = page.read_text() if page.exists() else f"# {page.stem.capitalize()}\n"
-    before, found, after = known.partition(f"\n{head}\n")
-    following = after.find("\n## ") if found else -1
+    page_text = page.read_text() if page.exists() else f"# {page.stem.capitalize()}\n"
+    before, heading, after = page_text.partition(f"\n{head}\n")
+    following = after.find("\n## ") if heading else -1
     rest = after[following:] if following >= 0 else ""
     lines = text.strip("\n")
     page.write_text(f"{before.rstrip()}\n\n{head}\n\n{lines}\n{rest}")

@@ -2,7 +2,7 @@
 
 Each revision is cloned into a temporary directory, set up with `make up DETACH=1`, and removed again. The
 package index's answers and pip's cache are what they are on this machine, so the first clone is not counted:
-name a revision twice, or compare the later ones. Nothing else may use port 8080.
+name a revision twice, or compare the later ones. No other process may use port 8080.
 """
 
 import re

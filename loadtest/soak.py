@@ -40,7 +40,7 @@ and `torpor usage verify` holds the rollups against the entries."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Those of this test."""
+    """The options of this test."""
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=float, default=50, help="requests a second")
     parser.add_argument("--wake-every", type=float, default=6, help="seconds between requests to the sleeper")
@@ -76,14 +76,14 @@ class _Samples:
             while True:
                 await asyncio.sleep(every_s)
                 used = usage_of(self._pid, below=False)
-                found = _TASKS.search((await http.get(self._url)).text)
+                match = _TASKS.search((await http.get(self._url)).text)
                 self.all.append(
                     Sample(
                         time.monotonic() - self._begun,
                         used.memory_bytes / 1e6,
                         used.descriptors,
                         used.threads,
-                        float(found[1]) if found else 0.0,
+                        float(match[1]) if match else 0.0,
                     )
                 )
                 progress.step(f"{self.all[-1].at_s / 60:.1f} min, {self.all[-1].memory_mb:.0f} MB")
@@ -131,7 +131,7 @@ async def _soak(
 ) -> Report:
     traffic, woken = Traffic(running.endpoint, arguments.seed), Tally()
     seconds, models = arguments.minutes * 60, [_SLEEPER]
-    if wakes:  # the cold start is no part of it
+    if wakes:  # without the cold start
         await _wake(running, traffic, Tally(), _SLEEPER)
         models += await asyncio.to_thread(_adapters, site, arguments.models / _SLEEPER, arguments.adapters)
     await engine.state(forget=True)
@@ -165,12 +165,12 @@ async def _soak(
 
 
 def _adapters(site: Site, base: Path, count: int) -> list[str]:
-    """So many adapters with random weights are uploaded; their names."""
+    """Upload so many adapters with random weights; returns their names."""
     names = []
     with httpx.Client(base_url=site.url, trust_env=False, timeout=60) as http:
         for number in range(count):
-            made = make_adapter(site.folder / f"adapter-{number}", base, seed=number)
-            names.append(upload(http, site.keys["TORPOR_API_KEY"], made, _SLEEPER, f"soak-{number}"))
+            adapter = make_adapter(site.folder / f"adapter-{number}", base, seed=number)
+            names.append(upload(http, site.keys["TORPOR_API_KEY"], adapter, _SLEEPER, f"soak-{number}"))
     return names
 
 
@@ -211,12 +211,12 @@ async def _mistakes(site: Site, engine: Engine, traffic: Traffic) -> Counter[str
     while unsettled(traffic.sent, entries) and time.monotonic() < deadline:
         await asyncio.sleep(0.5)
         entries = entries_of(site.database)
-    found = wrong(traffic.sent, entries, await engine.state())
+    mistakes = wrong(traffic.sent, entries, await engine.state())
     with suppress(NotReady):
         site.torpor("usage", "verify")
-        return found
-    found["rollups that are not what the entries say"] += 1
-    return found
+        return mistakes
+    mistakes["rollups that are not what the entries say"] += 1
+    return mistakes
 
 
 _LIMITS: Mapping[str, tuple[str, str, float]] = {
@@ -233,7 +233,7 @@ def _report(done: Run, woken: Tally, samples: _Samples, traffic: Traffic, mistak
         *(Goal(what, samples.drift(name), unit, most) for name, (what, unit, most) in _LIMITS.items()),
         Goal("entries of the ledger that are wrong", sum(mistakes.values()), "", 0),
     ]
-    sent = Counter(one.kind for one in traffic.sent.values())
+    sent = Counter(request.kind for request in traffic.sent.values())
     rows = [[kind, f"{sent[kind]:,}"] for kind in (*MIX, "wake")]
     sections = [table(["requests", "sent"], rows), _samples_table(samples.all)]
     if woken.good:
@@ -258,7 +258,12 @@ def _report(done: Run, woken: Tally, samples: _Samples, traffic: Traffic, mistak
             "samples": [asdict(sample) for sample in samples.all],
         },
         panels=[
-            Panel(title, {"torpor": [float(getattr(one, name)) for one in samples.all]}, times, "minutes")
+            Panel(
+                title,
+                {"torpor": [float(getattr(request, name)) for request in samples.all]},
+                times,
+                "minutes",
+            )
             for name, title in (
                 ("memory_mb", "memory, MB"),
                 ("descriptors", "file descriptors"),
@@ -273,15 +278,15 @@ def _report(done: Run, woken: Tally, samples: _Samples, traffic: Traffic, mistak
 def _samples_table(samples: list[Sample]) -> str:
     """Ten of them."""
     head = ["minutes", "memory MB", "descriptors", "threads", "tasks"]
-    shown = samples[:: max(1, len(samples) // 10)]
+    selected = samples[:: max(1, len(samples) // 10)]
     rows = [
         [
-            f"{one.at_s / 60:.1f}",
-            figure(one.memory_mb),
-            str(one.descriptors),
-            str(one.threads),
-            figure(one.tasks),
+            f"{sample.at_s / 60:.1f}",
+            figure(sample.memory_mb),
+            str(sample.descriptors),
+            str(sample.threads),
+            figure(sample.tasks),
         ]
-        for one in shown
+        for sample in selected
     ]
     return table(head, rows)

@@ -75,7 +75,7 @@ class Engine:
         return b"%016x" % self._number
 
     def generated(self, answer: Answer, tokens: int) -> None:
-        """So many tokens of a request are generated."""
+        """Generate so many tokens for a request."""
         if self._counts is not None and answer.number is not None:
             struct.pack_into("<I", self._counts, 4 * answer.number, tokens)
 
@@ -151,8 +151,8 @@ class Connection(asyncio.Protocol):
         try:
             answer = answer_to(self._body, counting=engine.counting)
         except BadBody as error:
-            told = {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}
-            self._json(msgspec.json.encode({"error": told}), b"400 Bad Request")
+            error_object = {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}
+            self._json(msgspec.json.encode({"error": error_object}), b"400 Bad Request")
             return
         engine.state.requests += 1
         engine.state.running += 1

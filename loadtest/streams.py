@@ -27,7 +27,7 @@ write of its own. CPU is that of the gateway's whole process tree, for each good
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Those of this test."""
+    """The options of this test."""
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
     parser.add_argument("--open", type=int, default=2000, help="streams that are open at a time")
@@ -74,7 +74,7 @@ def _report(results: Results, held: dict[str, OpenStreams], freed: list[Freed]) 
     torpor, direct = held["torpor"], held["direct"]
     added = results.median("torpor", FAST, delay_ms) - results.median("direct", FAST, delay_ms)
     many_ms = (torpor.held_tokens.percentile(99) - direct.held_tokens.percentile(99)) / 1e6
-    in_time = sum(1 for one in freed if one.seconds is not None and one.seconds * 1000 <= _FREED_MS)
+    in_time = sum(1 for stream in freed if stream.seconds is not None and stream.seconds * 1000 <= _FREED_MS)
     count = f"{torpor.count:,} streams"
     goals = [
         Goal(
@@ -122,16 +122,16 @@ def _report(results: Results, held: dict[str, OpenStreams], freed: list[Freed]) 
             "measurements": results.summary(),
             "open": {
                 name: {
-                    "streams": one.count,
-                    "dropped": one.dropped,
-                    "errors": dict(one.tally.errors),
-                    "delay": one.held_tokens.summary(),
-                    "memory_bytes": one.memory_bytes,
-                    "cpu_share": one.cpu_share,
+                    "streams": stream.count,
+                    "dropped": stream.dropped,
+                    "errors": dict(stream.tally.errors),
+                    "delay": stream.held_tokens.summary(),
+                    "memory_bytes": stream.memory_bytes,
+                    "cpu_share": stream.cpu_share,
                 }
-                for name, one in held.items()
+                for name, stream in held.items()
             },
-            "freed_ms": [[one.kind, one.seconds and one.seconds * 1000] for one in freed],
+            "freed_ms": [[stream.kind, stream.seconds and stream.seconds * 1000] for stream in freed],
             "failed": results.failed,
         },
         panels=[
@@ -141,7 +141,7 @@ def _report(results: Results, held: dict[str, OpenStreams], freed: list[Freed]) 
             ),
             Panel(
                 f"delay of a token, {count}, ms",
-                {name: _curve(one) for name, one in held.items()},
+                {name: _curve(stream) for name, stream in held.items()},
                 x=list(_SHARES),
                 x_label="percentile",
                 logarithmic=True,
@@ -154,27 +154,27 @@ def _report(results: Results, held: dict[str, OpenStreams], freed: list[Freed]) 
 _SHARES = (1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 
 
-def _curve(one: OpenStreams) -> list[float]:
-    return [one.held_tokens.percentile(share) / 1e6 for share in _SHARES]
+def _curve(streams: OpenStreams) -> list[float]:
+    return [streams.held_tokens.percentile(share) / 1e6 for share in _SHARES]
 
 
 def _held_table(held: dict[str, OpenStreams]) -> str:
     head = ["open streams", "count", "dropped", "delay p50 ms", "p99 ms", "p99.9 ms", "kB each", "CPU, cores"]
     rows = []
-    for name, one in held.items():
-        kilobytes = "" if name == "direct" else figure(one.memory_bytes / one.count / 1000)
-        share = "" if name == "direct" else figure(one.cpu_share)
-        delays = [figure(one.held_tokens.percentile(part) / 1e6) for part in (50, 99, 99.9)]
-        rows.append([name, f"{one.count:,}", f"{one.dropped:,}", *delays, kilobytes, share])
+    for name, streams in held.items():
+        kilobytes = "" if name == "direct" else figure(streams.memory_bytes / streams.count / 1000)
+        share = "" if name == "direct" else figure(streams.cpu_share)
+        delays = [figure(streams.held_tokens.percentile(part) / 1e6) for part in (50, 99, 99.9)]
+        rows.append([name, f"{streams.count:,}", f"{streams.dropped:,}", *delays, kilobytes, share])
     return table(head, rows)
 
 
 def _freed_table(freed: list[Freed]) -> str:
     head = ["a client disconnects", "times", f"free within {_FREED_MS} ms", "slowest, ms"]
     rows = []
-    for kind in dict.fromkeys(one.kind for one in freed):
-        times = [one.seconds for one in freed if one.kind == kind]
-        known = [seconds * 1000 for seconds in times if seconds is not None]
-        slowest = figure(max(known)) if len(known) == len(times) else "never"
-        rows.append([kind, str(len(times)), str(sum(1 for ms in known if ms <= _FREED_MS)), slowest])
+    for kind in dict.fromkeys(stream.kind for stream in freed):
+        times = [stream.seconds for stream in freed if stream.kind == kind]
+        measured = [seconds * 1000 for seconds in times if seconds is not None]
+        slowest = figure(max(measured)) if len(measured) == len(times) else "never"
+        rows.append([kind, str(len(times)), str(sum(1 for ms in measured if ms <= _FREED_MS)), slowest])
     return table(head, rows)

@@ -99,7 +99,7 @@ class Site:
 
     @property
     def metrics_url(self) -> str:
-        """Of what Prometheus reads."""
+        """The value of a metric that Prometheus reads."""
         return f"http://127.0.0.1:{self.metrics_port}/metrics"
 
     @property
@@ -166,9 +166,9 @@ def set_limits(site: Site) -> None:
 
 
 def _only(http: httpx.Client, path: str) -> str:
-    found = http.get(path)
-    found.raise_for_status()
-    return str(found.json()["data"][0]["id"])
+    response = http.get(path)
+    response.raise_for_status()
+    return str(response.json()["data"][0]["id"])
 
 
 @contextmanager

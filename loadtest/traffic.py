@@ -108,7 +108,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One of the ledger."""
+    """An entry of the ledger."""
 
     outcome: str | None
     input_tokens: int
@@ -118,46 +118,46 @@ class Entry:
 
 def entries_of(database: Path) -> dict[str, list[Entry]]:
     """All entries, by request id."""
-    found: dict[str, list[Entry]] = {}
+    entries: dict[str, list[Entry]] = {}
     query = "SELECT request_id, outcome, input_tokens, output_tokens, estimated FROM ledger_entries"
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         for request_id, outcome, taken, given, estimated in connection.execute(query):
-            found.setdefault(request_id, []).append(Entry(outcome, taken, given, bool(estimated)))
-    return found
+            entries.setdefault(request_id, []).append(Entry(outcome, taken, given, bool(estimated)))
+    return entries
 
 
 def unsettled(sent: Mapping[str, Sent], entries: Mapping[str, list[Entry]]) -> int:
     """Requests that should have a settled entry and have none yet."""
     return sum(
         1
-        for request_id, one in sent.items()
-        if one.metered and not any(entry.outcome for entry in entries.get(request_id, []))
+        for request_id, request in sent.items()
+        if request.metered and not any(entry.outcome for entry in entries.get(request_id, []))
     )
 
 
 def wrong(sent: Mapping[str, Sent], entries: Mapping[str, list[Entry]], state: State) -> Counter[str]:
     """What is not as it should be, by what is wrong with it."""
-    found: Counter[str] = Counter()
-    for request_id, one in sent.items():
+    mistakes: Counter[str] = Counter()
+    for request_id, request in sent.items():
         of_it = entries.get(request_id, [])
-        if not one.metered:
-            found["entries of refused requests"] += bool(of_it)
+        if not request.metered:
+            mistakes["entries of refused requests"] += bool(of_it)
         elif len(of_it) != 1:
-            found["missing" if not of_it else "counted twice"] += 1
-        elif one.kind == "disconnect":
-            found[_of_broken_off(request_id, one, of_it[0], state)] += 1
+            mistakes["missing" if not of_it else "counted twice"] += 1
+        elif request.kind == "disconnect":
+            mistakes[_of_broken_off(request_id, request, of_it[0], state)] += 1
         else:
-            tokens = one.usage or (PROMPT_TOKENS, one.tokens)
+            tokens = request.usage or (PROMPT_TOKENS, request.tokens)
             exact = Entry("completed", *tokens, estimated=False)
-            found["other tokens than received"] += of_it[0] != exact
-    del found[""]
-    return +found
+            mistakes["other tokens than received"] += of_it[0] != exact
+    del mistakes[""]
+    return +mistakes
 
 
-def _of_broken_off(request_id: str, one: Sent, entry: Entry, state: State) -> str:
-    """What is wrong with the entry of a stream whose client left; nothing where all is well.
+def _of_broken_off(request_id: str, request: Sent, entry: Entry, state: State) -> str:
+    """What is wrong with the entry of a stream whose client left; None if it is right.
 
-    An engine that somebody else runs tells the usage of a whole answer only: of others it is estimated.
+    A server behind a ``url`` reports the usage of a whole answer only: for others it is estimated.
     """
     generated = state.tags.get(request_id)
     if entry.outcome is None:
@@ -165,5 +165,7 @@ def _of_broken_off(request_id: str, one: Sent, entry: Entry, state: State) -> st
     if generated is None or generated.whole or entry.estimated:
         return ""
     return (
-        "" if one.received <= entry.output_tokens <= generated.generated else "tokens of a broken-off stream"
+        ""
+        if request.received <= entry.output_tokens <= generated.generated
+        else "tokens of a broken-off stream"
     )

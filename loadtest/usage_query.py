@@ -113,7 +113,7 @@ QUERIES = (
 
 async def _measure(database: AsyncEngine, repeats: int) -> list[tuple[str, list[float], int]]:
     reports, costs = UsageReports(database), CostReports(database)
-    found = []
+    durations = []
     for name, params in QUERIES:
         query = parse_query(UsageKind.COMPLETIONS, ORGANIZATION, params)
         took, requests = [], 0
@@ -122,9 +122,9 @@ async def _measure(database: AsyncEngine, repeats: int) -> list[tuple[str, list[
             answer = await reports.report(query)
             took.append((time.perf_counter() - begun) * 1e3)
             requests = sum(
-                one["num_model_requests"] for bucket in answer["data"] for one in bucket["results"]
+                result["num_model_requests"] for bucket in answer["data"] for result in bucket["results"]
             )
-        found.append((name, took, requests))
+        durations.append((name, took, requests))
     query_of_costs = parse_costs(
         ORGANIZATION, [*_SPAN, ("group_by", "project_id"), ("group_by", "line_item")]
     )
@@ -133,7 +133,7 @@ async def _measure(database: AsyncEngine, repeats: int) -> list[tuple[str, list[
         begun = time.perf_counter()
         await costs.report(query_of_costs)
         took.append((time.perf_counter() - begun) * 1e3)
-    return [*found, ("costs of a month, by project and line item", took, 0)]
+    return [*durations, ("costs of a month, by project and line item", took, 0)]
 
 
 async def _run(arguments: argparse.Namespace, folder: Path) -> int:
@@ -147,26 +147,28 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> int:
                 await connection.scalar(select(func.count()).select_from(table)) or 0
                 for table in (ledger_entries, usage_hours, usage_days)
             ]
-            own = await connection.scalar(
+            own_entries = await connection.scalar(
                 select(func.count()).where(ledger_entries.c.organization_id == ORGANIZATION)
             )
-        found = await _measure(database, arguments.repeats)
+        figures = await _measure(database, arguments.repeats)
     finally:
         await database.dispose()
     size = "{:,} entries, {:,} rows by hour, {:,} by day; {:.0f} MiB.".format(
         *sizes, path.stat().st_size / 2**20
     )
-    lines = [f"| {name} | {statistics.median(took):.1f} | {max(took):.1f} |" for name, took, _ in found]
+    lines = [f"| {name} | {statistics.median(took):.1f} | {max(took):.1f} |" for name, took, _ in figures]
     table = "\n".join(["| query | median ms | slowest ms |\n|---|--:|--:|", *lines])
     print(f"{size}\n\n{table}")
     if arguments.write:
         text = f"{command('loadtest.usage_query')}\n\n{ABOUT}\n{load}\n\n{size}\n\n{table}"
         write_section(arguments.write, "Usage queries", text)
-    whole = {requests for name, _, requests in found if name in (QUERIES[0][0], QUERIES[2][0], QUERIES[5][0])}
-    if whole != {own}:
-        print(f"the sums differ: {whole}, and {own} entries", file=sys.stderr)
+    whole = {
+        requests for name, _, requests in figures if name in (QUERIES[0][0], QUERIES[2][0], QUERIES[5][0])
+    }
+    if whole != {own_entries}:
+        print(f"the sums differ: {whole}, and {own_entries} entries", file=sys.stderr)
         return 1
-    return 0 if statistics.median(found[0][1]) <= WANTED_MS else 1
+    return 0 if statistics.median(figures[0][1]) <= WANTED_MS else 1
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ class Faults:
 
 
 def faults(gateway: Gateway) -> Faults:
-    """Of all processes of the engines since they were started or restored."""
+    """The costs of all processes of the engines since they were started or restored."""
     minor = major = 0
     for process in gateway.engine_processes():
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()

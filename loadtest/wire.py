@@ -62,7 +62,7 @@ class _ChatBody(msgspec.Struct):
 
 
 class BadBody(Exception):
-    """What was sent is no chat request; the text says why."""
+    """The body is not a chat request; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,9 @@ def answer_to(body: bytes, *, counting: bool = False) -> Answer:
     ``counting``: usage is on every chunk, whether it was asked for or not.
     """
     try:
-        asked = msgspec.json.decode(body, type=_ChatBody)
-        words = _words(asked.messages[-1].content)
-        limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+        chat = msgspec.json.decode(body, type=_ChatBody)
+        words = _words(chat.messages[-1].content)
+        limit = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
         tokens = int(words.get("tokens", _DEFAULT_TOKENS)) if limit is None else limit
         pace_s = float(words.get("pace", 0)) / 1000
         number = int(words["number"]) if "number" in words else None
@@ -126,12 +126,12 @@ def answer_to(body: bytes, *, counting: bool = False) -> Answer:
         raise BadBody(f"max_tokens must be at least 1 and at most {_MOST_TOKENS}, got {tokens}.")
     reason = "stop" if limit is None else "length"
     tag = words.get("tag")
-    if not asked.stream:
-        return Answer(tokens, pace_s, tag, number, _plain(_Kind(asked.model, tokens, reason)))
-    options = asked.stream_options or _StreamOptions()
+    if not chat.stream:
+        return Answer(tokens, pace_s, tag, number, _plain(_Kind(chat.model, tokens, reason)))
+    options = chat.stream_options or _StreamOptions()
     usage = bool(options.include_usage)
     continuous = counting or (usage and bool(options.continuous_usage_stats))
-    kind = _Kind(asked.model, tokens, reason, usage, continuous, "stamp" in words)
+    kind = _Kind(chat.model, tokens, reason, usage, continuous, "stamp" in words)
     return Answer(tokens, pace_s, tag, number, chunks=_chunks(kind))
 
 

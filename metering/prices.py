@@ -29,7 +29,7 @@ class Costs(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """Of all line items."""
+        """The price of all line items."""
         return self.input + self.cached + self.output + self.engine
 
 
@@ -86,9 +86,9 @@ class PriceList:
 
     def __init__(self, entries: Iterable[PriceEntry] = ()) -> None:
         self._entries: dict[tuple[str, str | None], list[tuple[int, Price]]] = {}
-        for entry in sorted(entries, key=lambda one: one.since, reverse=True):
-            known = self._entries.setdefault((entry.model, entry.adapter), [])
-            known.append(((entry.since - _EPOCH).days, entry.price))
+        for entry in sorted(entries, key=lambda price: price.since, reverse=True):
+            entries_of_model = self._entries.setdefault((entry.model, entry.adapter), [])
+            entries_of_model.append(((entry.since - _EPOCH).days, entry.price))
 
     def price(self, model: str, adapter: str | None, at: float) -> Price:
         """The price of what began at ``at``, in unix seconds."""
@@ -108,7 +108,7 @@ class PriceList:
 def parse_price(dollars: Decimal) -> int:
     """Picodollars a token of a price in dollars per million tokens.
 
-    Raises ValueError where that is no whole number, negative, or more than a million dollars.
+    Raises ValueError if that is not a whole number, is negative, or is more than a million dollars.
     """
     if not dollars.is_finite() or not 0 <= dollars <= _MOST:
         raise ValueError(f"must be between 0 and {_MOST} dollars per million tokens, not {dollars}")
@@ -121,7 +121,7 @@ def parse_price(dollars: Decimal) -> int:
 def parse_time(dollars: Decimal) -> int:
     """Picodollars an hour of a price in dollars an hour.
 
-    Raises ValueError where that is no whole number, negative, or more than a million dollars.
+    Raises ValueError if that is not a whole number, is negative, or is more than a million dollars.
     """
     if not dollars.is_finite() or not 0 <= dollars <= _MOST:
         raise ValueError(f"must be between 0 and {_MOST} dollars an hour, not {dollars}")

@@ -33,7 +33,7 @@ class Operation(StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one attempt. ``input_tokens`` includes ``cached_tokens``; ``estimated`` where nobody knew."""
+    """Tokens of one attempt. ``input_tokens`` includes ``cached_tokens``; ``estimated``: not counted."""
 
     input_tokens: int = 0
     cached_tokens: int = 0

@@ -46,7 +46,7 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which entries: empty sets and ``None`` are no condition. Times in unix seconds, both inclusive."""
+    """Which entries; empty sets and ``None`` do not filter. Times in unix seconds, both inclusive."""
 
     first_at: int | None = None
     last_at: int | None = None
@@ -61,18 +61,18 @@ class AuditQuery:
     def conditions(self) -> list[ColumnElement[bool]]:
         """As conditions on the table."""
         table = audit_logs.c
-        found: list[ColumnElement[bool]] = []
+        conditions: list[ColumnElement[bool]] = []
         if self.first_at is not None:
-            found.append(table.created_ms >= self.first_at * 1000)
+            conditions.append(table.created_ms >= self.first_at * 1000)
         if self.last_at is not None:
-            found.append(table.created_ms < (self.last_at + 1) * 1000)
+            conditions.append(table.created_ms < (self.last_at + 1) * 1000)
         sets = (
             (table.type, self.types),
             (table.project_id, self.project_ids),
             (table.actor_key_id, self.actor_ids),
             (table.resource_id, self.resource_ids),
         )
-        return found + [column.in_(values) for column, values in sets if values]
+        return conditions + [column.in_(values) for column, values in sets if values]
 
 
 _acting: ContextVar[Actor | None] = ContextVar("acting", default=None)
@@ -143,18 +143,18 @@ class AuditLog:
         Raises `InvalidValue` for a cursor or limit that is none.
         """
         table = audit_logs.c.organization_id
-        own = table.is_(None) if organization_id is None else table == organization_id
+        of_organization = table.is_(None) if organization_id is None else table == organization_id
         statement = select(*_ENTRIES).outerjoin(projects, projects.c.id == audit_logs.c.project_id)
         async with self._storage.read() as connection:
             return await page_of(
                 connection,
                 audit_logs,
-                [own, *query.conditions()],
+                [of_organization, *query.conditions()],
                 _entry,
                 after=query.after,
                 before=query.before,
                 limit=query.limit,
-                within=own,
+                within=of_organization,
                 statement=statement,
                 newest_first=True,
             )

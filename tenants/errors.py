@@ -25,20 +25,22 @@ class TenantError(Exception):
 
 
 class InvalidCredential(TenantError):
-    """The secret opens nothing. ``detail`` is for the log, ``told`` is what a token's sender learns.
+    """The credential is refused. ``detail`` is for the log, ``shown_detail`` is what a token's sender learns.
 
-    What is told of a token before its signature is verified is what its sender has written into it.
+    Before a token's signature is verified, that is only what its sender has written into it.
     """
 
-    def __init__(self, reason: CredentialReason, detail: str | None = None, told: str | None = None) -> None:
+    def __init__(
+        self, reason: CredentialReason, detail: str | None = None, shown_detail: str | None = None
+    ) -> None:
         super().__init__(f"the credential is {reason}" + (f": {detail}" if detail else ""))
         self.reason = reason
         self.detail = detail
-        self.told = told
+        self.shown_detail = shown_detail
 
 
 class IssuerUnavailable(TenantError):
-    """The keys of a token's issuer cannot be had now: whether the token is good, nobody can say."""
+    """The keys of a token's issuer cannot be read now, so the token cannot be verified."""
 
 
 class NotFound(TenantError):

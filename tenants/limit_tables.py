@@ -1,4 +1,4 @@
-"""The tables of limits and budgets. A size that is null is no limit, or the configuration's default."""
+"""The tables of limits and budgets. A null size means no limit, or the configuration's default."""
 
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, UniqueConstraint
 

@@ -26,16 +26,16 @@ SCOPES = frozenset(
 )
 
 
-def grants(scopes: frozenset[str], wanted: str) -> bool:
+def grants(scopes: frozenset[str], scope: str) -> bool:
     """Whether the scopes include the wanted one.
 
     ``all`` includes every other, ``read`` all that end in ``.read``, ``api.files`` includes
     ``api.files.read`` and ``model.request`` includes ``model.read``.
     """
-    if wanted in scopes or ALL in scopes:
+    if scope in scopes or ALL in scopes:
         return True
-    if not wanted.endswith(".read"):
+    if not scope.endswith(".read"):
         return False
-    if READ in scopes or wanted.removesuffix(".read") in scopes:
+    if READ in scopes or scope.removesuffix(".read") in scopes:
         return True
-    return wanted == MODEL_READ and MODEL_REQUEST in scopes
+    return scope == MODEL_READ and MODEL_REQUEST in scopes

@@ -28,8 +28,8 @@ def new_secret(kind: KeyKind) -> str:
 
 def redacted(kind: KeyKind, secret: str) -> str:
     """What may be shown of a secret: ``sk-AbCd...wXyZ``. 237 random bits remain unknown."""
-    shown = len(_PREFIXES[kind]) + 4
-    return f"{secret[:shown]}...{secret[-4:]}"
+    visible = len(_PREFIXES[kind]) + 4
+    return f"{secret[:visible]}...{secret[-4:]}"
 
 
 def looks_like_secret(text: str) -> bool:

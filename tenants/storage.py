@@ -135,19 +135,21 @@ async def page_of(
     order = tuple_(table.c.created_ms, table.c.id)
     chosen = (select(table) if statement is None else statement).where(*where)
     if cursor is not None:
-        known = select(table.c.created_ms).where(table.c.id == cursor)
-        created_ms = await connection.scalar(known if within is None else known.where(within))
+        cursor_created = select(table.c.created_ms).where(table.c.id == cursor)
+        created_ms = await connection.scalar(
+            cursor_created if within is None else cursor_created.where(within)
+        )
         if created_ms is None:
             raise InvalidValue(name, f"'{name}' is not the id of an item of this list.")
-        place = tuple_(created_ms, cursor)
-        chosen = chosen.where(order < place if descending else order > place)
+        position = tuple_(created_ms, cursor)
+        chosen = chosen.where(order < position if descending else order > position)
     columns = (table.c.created_ms, table.c.id)
     chosen = chosen.order_by(*[column.desc() if descending else column for column in columns]).limit(
         limit + 1
     )
     rows = (await connection.execute(chosen)).mappings().all()
-    shown = rows[:limit] if before is None else rows[:limit][::-1]
-    return Page([make(row) for row in shown], len(rows) > limit)
+    visible = rows[:limit] if before is None else rows[:limit][::-1]
+    return Page([make(row) for row in visible], len(rows) > limit)
 
 
 def checked_name(name: str) -> str:

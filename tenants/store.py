@@ -17,8 +17,8 @@ from tenants.accounts.model_permissions import ModelPermissionStore
 from tenants.accounts.service_accounts import ServiceAccounts
 from tenants.accounts.users import Users
 from tenants.audit import AuditLog
-from tenants.contact import watch
 from tenants.errors import InvalidCredential
+from tenants.health import watch
 from tenants.secrets import digest, looks_like_secret
 from tenants.storage import Storage
 from tenants.tokens.authentication import TokenAuthentication
@@ -32,7 +32,7 @@ class TenantStore:
     """Organizations, projects and keys in a database that the caller owns.
 
     ``pepper`` is the installation's secret: only HMAC-SHA256(pepper, secret) of a key is stored. Every
-    method raises `StorageUnavailable` where the database fails; keys in memory go on working meanwhile.
+    method raises `StorageUnavailable` if the database fails; keys in memory go on working.
     Lists are in order of creation, ``after`` is the id of the last item that was seen. Every change is in
     the audit log, as the act of whom `tenants.audit.act_as` has named.
 
@@ -84,9 +84,9 @@ class TenantStore:
         if looks_like_token(secret):
             principal = self._tokens.known(secret)
         elif looks_like_secret(secret):
-            found = self._credentials.known(digest(self._pepper, secret))
-            usable = found is not None and (found.expires_at is None or self._clock() < found.expires_at)
-            principal = found.principal if found is not None and usable else None
+            key = self._credentials.known(digest(self._pepper, secret))
+            usable = key is not None and (key.expires_at is None or self._clock() < key.expires_at)
+            principal = key.principal if key is not None and usable else None
         else:
             principal = None
         return None if principal is None else self._noted(principal)
@@ -104,12 +104,12 @@ class TenantStore:
         if not looks_like_secret(secret):
             raise InvalidCredential("unknown")
         key_digest = digest(self._pepper, secret)
-        known = self._credentials.known(key_digest)
-        if known is None:
-            known = await self._look_up(key_digest)
-        if known.expires_at is not None and self._clock() >= known.expires_at:
+        cached = self._credentials.known(key_digest)
+        if cached is None:
+            cached = await self._look_up(key_digest)
+        if cached.expires_at is not None and self._clock() >= cached.expires_at:
             raise InvalidCredential("expired")
-        return self._noted(known.principal)
+        return self._noted(cached.principal)
 
     def _noted(self, principal: Principal) -> Principal:
         if principal.issuer in (None, ISSUER):
@@ -121,13 +121,13 @@ class TenantStore:
         if reason is not None:
             raise InvalidCredential(reason)
         generation = self._credentials.generation
-        found = await keys.find(self._storage, key_digest)
-        if found is None or found.refusal is not None:
-            reason = "unknown" if found is None or found.refusal is None else found.refusal
+        key = await keys.find(self._storage, key_digest)
+        if key is None or key.refusal is not None:
+            reason = "unknown" if key is None or key.refusal is None else key.refusal
             self._credentials.refuse(key_digest, reason)
             raise InvalidCredential(reason)
-        self._credentials.remember(key_digest, found, generation)
-        return found
+        self._credentials.remember(key_digest, key, generation)
+        return key
 
     def mint_token(
         self,
@@ -159,10 +159,10 @@ class TenantStore:
         self, slug: str, name: str | None = None, *, key_name: str
     ) -> tuple[Organization, ApiKey, str]:
         """As `create_organization`, with an admin key and its secret in the same transaction."""
-        organization, made = await keys.create_with_organization(
+        organization, key_and_secret = await keys.create_with_organization(
             self._storage, self._pepper, slug, name, key_name
         )
-        return organization, *self._made(made)
+        return organization, *self._made(key_and_secret)
 
     async def list_organizations(
         self, *, after: str | None = None, limit: int = 20, include_archived: bool = False
@@ -182,11 +182,11 @@ class TenantStore:
         """All its keys stop working at once; returns how many those were. Idempotent. Raises `NotFound`."""
 
         async def work() -> tuple[Organization, int]:
-            found = await organizations.get(self._storage, id_or_slug)
+            organization = await organizations.get(self._storage, id_or_slug)
             try:
-                return await organizations.archive(self._storage, found.id)
+                return await organizations.archive(self._storage, organization.id)
             finally:
-                self._credentials.forget_organization(found.id)
+                self._credentials.forget_organization(organization.id)
 
         return await self._storage.to_the_end(work())
 
@@ -243,8 +243,10 @@ class TenantStore:
         self, organization_id: str, name: str, *, expires_at: int | None = None
     ) -> tuple[ApiKey, str]:
         """A key for the organization's administration, and its secret."""
-        made = await keys.create_admin(self._storage, self._pepper, organization_id, name, expires_at)
-        return self._made(made)
+        key_and_secret = await keys.create_admin(
+            self._storage, self._pepper, organization_id, name, expires_at
+        )
+        return self._made(key_and_secret)
 
     async def create_project_key(
         self,
@@ -256,10 +258,10 @@ class TenantStore:
         scopes: frozenset[str] = ALL_SCOPES,
     ) -> tuple[ApiKey, str]:
         """A service account with a key for inference, and the secret. ``expires_at`` is in unix seconds."""
-        _, made = await self.service_accounts.create_with_key(
+        _, key_and_secret = await self.service_accounts.create_with_key(
             organization_id, project_id, name, expires_at=expires_at, scopes=scopes
         )
-        return made
+        return key_and_secret
 
     async def list_keys(
         self,
@@ -341,9 +343,9 @@ class TenantStore:
 
         return await self._storage.to_the_end(work())
 
-    def _made(self, made: tuple[ApiKey, str]) -> tuple[ApiKey, str]:
-        self._credentials.welcome(digest(self._pepper, made[1]))
-        return made
+    def _made(self, result: tuple[ApiKey, str]) -> tuple[ApiKey, str]:
+        self._credentials.welcome(digest(self._pepper, result[1]))
+        return result
 
 
 @asynccontextmanager
@@ -361,7 +363,7 @@ async def open_tenants(
     that ``memory_s`` counts from when it has really gone away.
     """
     log = ChangeLog(changes)
-    # A process that ended between a commit and the telling of it has told nobody.
+    # A process that ended between a commit and its announcement has announced nothing.
     log.publish(EVERYTHING)
     store = TenantStore(database, pepper, changes=log, memory_s=memory_s, issuers=issuers)
     writing = asyncio.create_task(store.last_uses.run())

@@ -123,7 +123,7 @@ class Principal:
     permissions: ModelPermissions | None = None
 
     def may_use(self, model: str, base: str | None = None) -> bool:
-        """Whether the model is there for whoever makes the request.
+        """Whether the principal may use the model.
 
         An adapter, on the ``base`` model, follows the project's permission for either; a credential that is
         for certain models alone must name it.

@@ -78,13 +78,13 @@ def _download(scratch: Path, suite: str) -> Path:
 def _mirror() -> str:
     """The first mirror of Debian itself that the system's own sources name."""
     places = [_SOURCES / "sources.list", *sorted((_SOURCES / "sources.list.d").glob("*"))]
-    for place in places:
-        if not place.is_file():
+    for path in places:
+        if not path.is_file():
             continue
-        for line in place.read_text(errors="replace").splitlines():
-            found = re.match(r"(?:URIs:\s*|deb\s+(?:\[[^]]*\]\s*)?)(\S+/debian)/?(?:\s|$)", line)
-            if found:
-                return found[1]
+        for line in path.read_text(errors="replace").splitlines():
+            match = re.match(r"(?:URIs:\s*|deb\s+(?:\[[^]]*\]\s*)?)(\S+/debian)/?(?:\s|$)", line)
+            if match:
+                return match[1]
     raise CriuMissing("the system's sources name no mirror of Debian: install CRIU 4.2 or newer yourself")
 
 
@@ -101,7 +101,7 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> None:
-    """Print which CRIU there is; ends with 1 where there is none."""
+    """Print the path and version of CRIU; end with exit code 1 if there is none."""
     try:
         criu = fetch(Path(sys.argv[1]).absolute())
     except CriuMissing as error:

@@ -132,7 +132,7 @@ def read(path: Path) -> tuple[bytes, list[Message]]:
 
 
 def write(path: Path, magic: bytes, entries: Iterable[Message]) -> None:
-    """Write an image file anew."""
+    """Rewrite an image file."""
     out = bytearray(magic)
     for entry in entries:
         encoded = entry.encode()

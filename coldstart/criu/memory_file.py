@@ -116,15 +116,15 @@ class MemoryFile:
         """The page at the offset; nothing beyond the end."""
         if offset >= self._written:
             return bytes(self._buffer[offset - self._written : offset - self._written + PAGE])
-        found = os.pread(self._fd, PAGE, offset)
-        return found if len(found) == PAGE else found.ljust(PAGE, b"\0")
+        page = os.pread(self._fd, PAGE, offset)
+        return page if len(page) == PAGE else page.ljust(PAGE, b"\0")
 
     def find(self, address: int, page: bytes) -> int | None:
         """Where the file has this page: for another process at this address, or as one that is remembered."""
         for pieces in self._earlier:
-            place = bisect_right(pieces, address, key=lambda piece: piece.start) - 1
-            if place >= 0 and address < pieces[place].end:
-                offset = (pieces[place].offset or 0) + address - pieces[place].start
+            index = bisect_right(pieces, address, key=lambda piece: piece.start) - 1
+            if index >= 0 and address < pieces[index].end:
+                offset = (pieces[index].offset or 0) + address - pieces[index].start
                 if self.holds(offset, page):
                     return offset
         offset_of_same = self._anchors.get(_digest(page))

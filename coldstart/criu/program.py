@@ -20,7 +20,7 @@ DUMP_LOG, RESTORE_LOG = "dump.log", "restore.log"
 PROBE_CACHE = Path("/run/criu.kdat")
 """Where CRIU keeps what it found out about the kernel, on a tmpfs only. A sandbox's /run is one."""
 # What a tree of an engine needs, at the dump and at the restore. Connections are within the sandbox, whose
-# network nobody else has: there is nothing to lock.
+# network that no other process has: there is nothing to lock.
 _COMMON = ("--ext-unix-sk", "--tcp-established", "--link-remap", "--file-locks", "--network-lock", "skip")
 
 
@@ -109,8 +109,8 @@ def _version(argv: Sequence[str]) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"^Version: (\d[\w.]*)", done.stdout, re.MULTILINE)
-    return found[1] if found else None
+    match = re.search(r"^Version: (\d[\w.]*)", done.stdout, re.MULTILINE)
+    return match[1] if match else None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

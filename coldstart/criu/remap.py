@@ -127,14 +127,14 @@ class _Files:
         if not self._regular:
             raise InvalidImage("files.img names no regular file")
         self._next_id = max(entry.get(_FILE_ID) for entry in self._entries) + 1
-        self._own: dict[int, int] = {}
+        self._process_ids: dict[int, int] = {}
         self._taken: set[int] = set()
         self._memory_ids = [self._new_id()]
 
     def next_process(self) -> None:
         """The mappings that follow are another process's."""
-        self._taken |= self._own.keys()
-        self._own = {}
+        self._taken |= self._process_ids.keys()
+        self._process_ids = {}
         self._memory_ids.append(self._new_id())
 
     @property
@@ -144,14 +144,14 @@ class _Files:
 
     def own(self, file_id: int) -> int:
         """The file, for the mappings of the present process."""
-        if file_id not in self._own:
+        if file_id not in self._process_ids:
             regular = self._regular.get(file_id)
             if regular is None or file_id not in self._taken:
-                self._own[file_id] = file_id
+                self._process_ids[file_id] = file_id
             else:
-                self._own[file_id] = self._new_id()
-                self._add(self._own[file_id], regular)
-        return self._own[file_id]
+                self._process_ids[file_id] = self._new_id()
+                self._add(self._process_ids[file_id], regular)
+        return self._process_ids[file_id]
 
     def _new_id(self) -> int:
         self._next_id += 1
@@ -168,7 +168,7 @@ class _Files:
         return None if name is None else Path(os.fsdecode(name))
 
     def write(self, memory: Path, seen_as: Path) -> None:
-        """Write the table anew, with the memory file under each of its ids."""
+        """Rewrite the table, with the memory file under each of its ids."""
         memory.chmod(0o400)
         status = memory.stat()
         like = next(iter(self._regular.values()))
@@ -188,7 +188,11 @@ class _Files:
 
 
 class _Process:
-    """The memory of one process."""
+    """The memory of one process.
+
+    It has many attributes because two image files, each with its own head and entries, are rewritten
+    together.
+    """
 
     def __init__(self, folder: Path, pid: int, files: _Files, out: MemoryFile) -> None:
         self._mm_path = folder / f"mm-{pid}.img"
@@ -274,7 +278,7 @@ class _Process:
             yield vma.message.with_values({_VMA_START: at, _VMA_END: vma.end})
 
     def _overlay(self, vma: _Vma, pages: BinaryIO) -> list[Message]:
-        """The mapped file's bytes with the changed pages over them; nothing where the file is no help."""
+        """The mapped file's bytes with the changed pages over them; empty if the file has none of them."""
         path = self._files.path(vma.message.get(_VMA_SHMID))
         offset, length = vma.message.get(_VMA_PGOFF), vma.end - vma.start
         try:
@@ -323,7 +327,7 @@ class _Process:
         )
 
     def _keep(self, runs: list[_Run], pages: BinaryIO) -> None:
-        """Write the image anew with the pages that CRIU is to copy."""
+        """Rewrite the image with the pages that CRIU is to copy."""
         new_path = self._pages_path.with_suffix(".new")
         entries = [self._head]
         with open(new_path, "xb", opener=_private) as out:

@@ -5,7 +5,7 @@ Nothing that it started outlives either. MODE is one of
 
 ``namespaces``
     Makes pid, mount, network and ipc namespaces, with a /proc, /dev/shm and /run of their own and nothing but
-    loopback, and forks the pid 1 that serves. Whoever dies first takes the rest along: pid 1 ends with the
+    loopback, and forks the pid 1 that serves. If one of them dies, all end: pid 1 ends with the
     socket and by PR_SET_PDEATHSIG, and the kernel ends a pid namespace with pid 1.
 ``plain``
     For a platform that forbids namespaces: a subreaper that ends its descendants with the socket.
@@ -20,7 +20,7 @@ A request is a line of JSON, and so is its answer: ``{"error": null}`` or what w
 ``{"do": "help", "argv", "env", "cwd", "log", "main"}``
     Runs a command to its end with its output in the file ``log``; the answer has its ``code``. Where that is
     0 and ``main`` is a pid, this is the main command from now on (CRIU's restored tree).
-``{"do": "furnish", "binds", "copies"}``
+``{"do": "mount_engine", "binds", "copies"}``
     Both are lists of pairs ``[source, target]``. Shows each bound folder at its target below /run, in this
     sandbox alone, instead of the one before, and copies each file, or the files of a folder, into it.
 ``{"do": "signal", "number", "all"}``
@@ -105,7 +105,7 @@ def _exec(argv: list[str], env: dict[str, str], cwd: str) -> None:
     for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Anew: CRIU finds no file of a mount namespace that is not its own.
+    # Mounted again: CRIU finds no file of a mount namespace that is not its own.
     os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
     os.chdir(cwd)
     os.execvpe(argv[0], argv, env)  # noqa: S606
@@ -120,7 +120,7 @@ def _spawn(libc: _Libc, request: dict[str, Any], log: int | None = None) -> int:
         if os.getppid() != 1:  # in a pid namespace the kernel ends it anyway, and CRIU would keep the setting
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
-        os.umask(0o077)  # images of memory are nobody else's to read
+        os.umask(0o077)  # other users must not read images of memory
         if log is not None:
             os.dup2(log, 1)
             os.dup2(log, 2)
@@ -235,7 +235,7 @@ class _Supervisor:
                 return status
 
     def _read(self) -> bool:
-        """Do what has been asked; False when nobody is there to ask any more."""
+        """Do what the other side has sent; False if it has closed the socket."""
         try:
             data = self._control.recv(65536)
         except ConnectionResetError:
@@ -255,7 +255,7 @@ class _Supervisor:
                 self._main = self._run(request)
                 self._answer(None, pid=self._main)
                 return
-            if request["do"] == "furnish":
+            if request["do"] == "mount_engine":
                 self._furnish(request)
             elif request["all"]:
                 _signal_all(request["number"])
@@ -330,7 +330,7 @@ def _first_process(control: int, libc: _Libc) -> int:
     try:
         _furnish(libc)
     except OSError as error:
-        os.write(2, f"cannot furnish the sandbox: {error}\n".encode())
+        os.write(2, f"cannot mount_engine the sandbox: {error}\n".encode())
         return EXEC_FAILED
     return _serve(control, libc)
 

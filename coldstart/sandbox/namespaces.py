@@ -76,7 +76,7 @@ class Sandbox:
         self._process = process
         self._reader, self._writer = control
         self._asking = asyncio.Lock()
-        self._unanswered = False  # an answer is under way that nobody waits for, if not `_asking`
+        self._unanswered = False  # if not `_asking`: an answer is under way that no caller waits for
         self.isolation = isolation
 
     @property
@@ -95,8 +95,8 @@ class Sandbox:
 
     def inner_pids(self) -> list[int]:
         """The processes that were started in it, as this process sees them."""
-        own = 2 if self.isolation.namespaces else 1
-        return self.pids()[own:]
+        own_processes = 2 if self.isolation.namespaces else 1
+        return self.pids()[own_processes:]
 
     async def run(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> int:
         """Start the main command (argv, the first an executable): the sandbox ends with it.
@@ -116,14 +116,14 @@ class Sandbox:
         request = {"argv": list(argv), "env": dict(env), "cwd": str(cwd), "log": str(log), "main": main}
         return int((await self._ask(do="help", **request))["code"])
 
-    async def furnish(
+    async def mount_engine(
         self, *, binds: Mapping[Path, Path] | None = None, copies: Mapping[Path, Path] | None = None
     ) -> None:
         """Show folders inside the sandbox, and copy files (or all files of a folder) into it: by target."""
         pairs = [
             [[str(source), str(target)] for target, source in (m or {}).items()] for m in (binds, copies)
         ]
-        await self._ask(do="furnish", binds=pairs[0], copies=pairs[1])
+        await self._ask(do="mount_engine", binds=pairs[0], copies=pairs[1])
 
     async def signal_all(self, number: int) -> None:
         """Send a signal to everything that was started in the sandbox."""

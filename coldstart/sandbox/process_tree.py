@@ -29,13 +29,13 @@ def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for child, parent in parents.items():
         children.setdefault(parent, []).append(child)
-    found: list[int] = []
+    pids: list[int] = []
     pending = [pid]
     while pending:
         current = pending.pop()
-        found.append(current)
+        pids.append(current)
         pending.extend(children.get(current, ()))
-    return found
+    return pids
 
 
 def memory_bytes(pids: Iterable[int]) -> int:

@@ -15,7 +15,7 @@ _logger = logging.getLogger("torpor.sandbox")
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class WarmSandbox:
     """An empty sandbox, and the reading end of the pipe that its outputs go to, with that pipe's inode."""
 
     sandbox: Sandbox
@@ -28,7 +28,7 @@ class Room:
         await self.sandbox.kill()
 
 
-async def make_room(isolation: Isolation, cwd: Path) -> Room:
+async def create_warm_sandbox(isolation: Isolation, cwd: Path) -> WarmSandbox:
     """``cwd``: the folder that its own processes are in, by which they can be known.
 
     Raises `SandboxError`, OSError.
@@ -37,7 +37,7 @@ async def make_room(isolation: Isolation, cwd: Path) -> Room:
     output = os.fdopen(reading, "rb")
     try:
         pipe = os.fstat(writing).st_ino
-        return Room(await launch(isolation, cwd=cwd, output=writing), output, pipe)
+        return WarmSandbox(await launch(isolation, cwd=cwd, output=writing), output, pipe)
     except BaseException:
         output.close()
         raise
@@ -45,25 +45,25 @@ async def make_room(isolation: Isolation, cwd: Path) -> Room:
         os.close(writing)
 
 
-class SpareRooms:
-    """Keeps ``count`` rooms ready. Call its methods in one event loop."""
+class SandboxPool:
+    """Keeps ``count`` sandboxes ready. Call its methods in one event loop."""
 
     def __init__(self, isolation: Isolation, cwd: Path, count: int) -> None:
         self.isolation = isolation
         self._cwd = cwd
         self._count = count
-        self._ready: list[Room] = []
+        self._ready: list[WarmSandbox] = []
         self._filling: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def take(self) -> Room:
-        """A room: one that is ready, or a new one. Raises `SandboxError`, OSError."""
+    async def take(self) -> WarmSandbox:
+        """A warm sandbox: one that is ready, or a new one. Raises `SandboxError`, OSError."""
         while self._ready:
-            room = self._ready.pop()
-            if room.sandbox.alive:
-                return room
-            await room.close()
-        return await make_room(self.isolation, self._cwd)
+            warm = self._ready.pop()
+            if warm.sandbox.alive:
+                return warm
+            await warm.close()
+        return await create_warm_sandbox(self.isolation, self._cwd)
 
     def refill(self, delay_s: float = _REFILL_DELAY_S) -> None:
         """Make what is missing, in a while: the request that woke an engine needs the processor first."""
@@ -74,18 +74,18 @@ class SpareRooms:
         try:
             await asyncio.sleep(delay_s)
             while len(self._ready) < self._count and not self._closed:
-                self._ready.append(await make_room(self.isolation, self._cwd))
+                self._ready.append(await create_warm_sandbox(self.isolation, self._cwd))
         except (SandboxError, OSError) as error:
             _logger.warning("no spare sandbox: %s", error)
         finally:
             self._filling = None
 
     def memory_bytes(self) -> int:
-        """PSS of the rooms that are ready. Reads /proc: call it in a thread."""
-        return process_tree.memory_bytes(pid for room in list(self._ready) for pid in room.sandbox.pids())
+        """PSS of the sandboxes that are ready. Reads /proc: call it in a thread."""
+        return process_tree.memory_bytes(pid for warm in list(self._ready) for pid in warm.sandbox.pids())
 
     async def close(self) -> None:
-        """End all rooms that nobody took."""
+        """End all spare sandboxes that were not taken."""
         self._closed = True
         if self._filling is not None:
             self._filling.cancel()

@@ -33,7 +33,7 @@ class DigestFailed(Exception):
 
 async def digests(files: Iterable[Path], bytes_per_s: float = RATE) -> dict[Path, str | OSError]:
     """The digest of each file, or why it cannot be read. Raises `DigestFailed`."""
-    wanted = {"files": [str(path) for path in files], "bytes_per_s": bytes_per_s}
+    request = {"files": [str(path) for path in files], "bytes_per_s": bytes_per_s}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__),
         stdin=asyncio.subprocess.PIPE,
@@ -41,7 +41,7 @@ async def digests(files: Iterable[Path], bytes_per_s: float = RATE) -> dict[Path
         env={"PYTHONPATH": str(_ROOT), "PATH": os.defpath},
     )
     try:
-        output, _ = await process.communicate(json.dumps(wanted).encode())
+        output, _ = await process.communicate(json.dumps(request).encode())
     except asyncio.CancelledError:
         process.kill()
         await process.wait()
@@ -71,7 +71,7 @@ def _digest(path: str, bytes_per_s: float, parent: int) -> str:
             digest.update(memoryview(buffer)[:count])
             total += count
             if os.getppid() != parent:
-                sys.exit(1)  # nobody waits for it any more
+                sys.exit(1)  # no caller waits for it
             time.sleep(max(0.0, began + total / bytes_per_s - time.monotonic()))
     return digest.hexdigest()
 
@@ -80,10 +80,10 @@ def main() -> None:
     """In the process."""
     parent = os.getppid()
     _yield_to_everybody()
-    wanted = json.load(sys.stdin)
-    for path in wanted["files"]:
+    request = json.load(sys.stdin)
+    for path in request["files"]:
         try:
-            line = [path, _digest(path, wanted["bytes_per_s"], parent), None]
+            line = [path, _digest(path, request["bytes_per_s"], parent), None]
         except OSError as error:
             line = [path, None, error.strerror]
         print(json.dumps(line), flush=True)

@@ -1,7 +1,7 @@
 """What a snapshot was taken on, and whether that still holds.
 
-A snapshot is good only for the very things it was taken on; a difference means that it is taken anew, never
-a crash. Digesting a gigabyte takes a tenth of a second, which a wake cannot afford: a wake compares the
+A snapshot is valid only for exactly what it was taken on. After a difference it is taken again; there is no
+crash. Digesting a gigabyte takes a tenth of a second, which a wake cannot afford: a wake compares the
 identity of each file (inode, size, mtime, ctime), and digests those whose identity has changed.
 """
 
@@ -142,10 +142,10 @@ class FileCheck:
     def require(self, files: Mapping[Path, FileIdentity], *, digest: bool) -> None:
         """Raises `StaleSnapshot`. ``digest``: all of them, not only those whose identity has changed."""
         for path, recorded in files.items():
-            known = self._good.get(path, recorded)
+            expected = self._good.get(path, recorded)
             try:
                 status = path.stat()
-                if not digest and known.digest == recorded.digest and known.unchanged(status):
+                if not digest and expected.digest == recorded.digest and expected.unchanged(status):
                     continue
                 if status.st_size != recorded.size:
                     raise StaleSnapshot(f"{path.name} has {status.st_size} bytes and had {recorded.size}")
@@ -166,14 +166,14 @@ def identities(folder: Path, *, leave_out: Iterable[str] = ()) -> dict[str, File
 
 
 def file_names(folder: Path) -> frozenset[str]:
-    """Of every file below the folder, the path in it; a link to a file counts, one to a folder does not."""
+    """The relative paths of all files below the folder, links to files included."""
     return frozenset(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @cache
 def machine() -> Mapping[str, str]:
     """The facts about this machine that an image of memory depends on."""
-    wanted = {"vendor_id", "model name", "flags"}
+    keys = {"vendor_id", "model name", "flags"}
     facts = {
         "kernel": platform.release(),
         "boot": _BOOT_ID.read_text().strip(),
@@ -181,7 +181,7 @@ def machine() -> Mapping[str, str]:
     }
     for line in _CPU.read_text().splitlines():
         name, _, value = line.partition(":")
-        if name.strip() in wanted:
+        if name.strip() in keys:
             facts[f"cpu {name.strip()}"] = value.strip()
         if not line.strip():
             break

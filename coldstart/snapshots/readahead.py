@@ -31,7 +31,7 @@ def read_ahead(folder: Path, seen_as: Path, first: Iterable[Path]) -> int:
     """Bring the files ``first`` and what is listed in a snapshot's folder into the page cache.
 
     ``seen_as``: where the observed tree saw ``folder``. Nothing is read where samples are in the page cache
-    already. Returns the bytes that were read. Blocks meanwhile: for a thread.
+    already. Returns the bytes that were read. Blocks: call it in a thread.
     """
     try:
         listed: list[Part] = json.loads((folder / PREFETCH).read_bytes())

@@ -90,13 +90,13 @@ class SnapshotStore:
 
     def list(self, model_id: str | None = None) -> list[Snapshot]:
         """The readable ones, the newest of each model first."""
-        found = []
+        snapshots = []
         for folder in self._folders(model_id or "*"):
             try:
-                found.append(Snapshot(folder.name, Layout(folder), Manifest.read(folder / _MANIFEST)))
+                snapshots.append(Snapshot(folder.name, Layout(folder), Manifest.read(folder / _MANIFEST)))
             except StaleSnapshot as error:
                 _logger.warning("snapshot %s of %s is not used: %s", folder.name, folder.parent.name, error)
-        return sorted(found, key=lambda snapshot: snapshot.manifest.model_id)
+        return sorted(snapshots, key=lambda snapshot: snapshot.manifest.model_id)
 
     def current(self, model_id: str) -> Snapshot | None:
         """The newest one of the model."""
@@ -155,7 +155,7 @@ class SnapshotStore:
         return tuple(folder.name for folder in doomed)
 
     def _folders(self, model_id: str) -> Sequence[Path]:
-        """Of the published ones, the newest of each model first."""
+        """The published snapshots, those of a model from the newest to the oldest."""
         folders = self._folder.glob(f"{model_id}/[!.]*")
         return sorted(folders, key=lambda folder: (_number(folder), folder.name), reverse=True)
 
@@ -192,7 +192,7 @@ def _number(folder: Path) -> int:
 
 @contextmanager
 def in_use(layout: Layout) -> Iterator[None]:
-    """While it is being restored, nobody deletes it. Raises OSError."""
+    """Protect the snapshot from deletion while it is being restored. Raises OSError."""
     descriptor = os.open(layout.folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -28,17 +28,17 @@ WRITTEN = "written"
 
 
 @dataclass(slots=True)
-class Touched:
+class WorkingSet:
     """``written``: (address, length) by the pid within the sandbox; ``read``: (offset, length) by file."""
 
     written: dict[int, list[Range]] = field(default_factory=dict)
     read: dict[str, list[Range]] = field(default_factory=dict)
 
-    def write(self, folder: Path, earlier: "Touched") -> None:
+    def write(self, folder: Path, earlier: "WorkingSet") -> None:
         """Put both lists into a snapshot's folder; what was touched ``earlier`` is to be read first."""
         (folder / WRITTEN).mkdir(mode=0o700, exist_ok=True)
         for pid, ranges in self.written.items():
-            data = b"".join(struct.pack("<QQ", *one) for one in ranges)
+            data = b"".join(struct.pack("<QQ", *pages) for pages in ranges)
             (folder / WRITTEN / str(pid)).write_bytes(data)
         write_list(folder, [*earlier.in_order(), *self.in_order()])
 
@@ -47,9 +47,9 @@ class Touched:
         return sorted(self.read.items(), key=lambda part: sum(length for _, length in part[1]))
 
 
-def observe(pids: Iterable[int]) -> Touched:
+def observe(pids: Iterable[int]) -> WorkingSet:
     """Read the page tables of processes (as this process counts them). Takes some 0.3 s. Raises OSError."""
-    touched = Touched()
+    touched = WorkingSet()
     read: dict[str, list[Range]] = {}
     for pid in pids:
         written: list[Range] = []

@@ -23,6 +23,8 @@ class Connection(asyncio.Protocol):
     ``reusable`` tells whether there may be another one. ``on_idle`` is called when an answer that was left
     before its end has come to it, ``on_lost`` when the connection is gone. ``paused``: a slow reader keeps
     the engine waiting. ``since`` is the loop's time at which something was last sent or received.
+
+    It has many attributes because asyncio's callbacks and the parser's share the state of one HTTP answer.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class Connection(asyncio.Protocol):
         return data
 
     def leave(self) -> None:
-        """Nobody reads on: when the answer has ended, ``on_idle`` is called. Before that nothing may come."""
+        """Call ``on_idle`` at the end of the answer, which is not read on. Nothing may come before that."""
         self.left = True
         self.since = self._loop.time()
 
@@ -126,7 +128,7 @@ class Connection(asyncio.Protocol):
         )
 
     def fail(self, message: str) -> None:
-        """Break the connection off; whoever waits is told."""
+        """Break the connection off; a waiting reader gets the error."""
         if self._error is None:
             self._error = EngineBroken(message)
         self.close()
@@ -158,7 +160,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.since = self._loop.time()
         if not self._busy:
-            self.fail("the engine sent what nobody asked for")
+            self.fail("the engine sent data outside of an answer")
             return
         try:
             self._parser.feed_data(data)
@@ -182,14 +184,14 @@ class Connection(asyncio.Protocol):
 
     def _pour_on(self, sink: Callable[[bytes], bool]) -> None:
         try:
-            wanted = sink(self._unread_data())
+            wants_more = sink(self._unread_data())
         except EngineBroken as error:
             self.whole = False  # though it may have come to its end
             self.fail(str(error))
             return
-        if not wanted:
+        if not wants_more:
             self._sink = None
-        if self.whole or not wanted:
+        if self.whole or not wants_more:
             self._wake()
 
     def _after_leaving(self) -> None:
@@ -203,8 +205,8 @@ class Connection(asyncio.Protocol):
         if self._until_close and self._head_seen and exc is None:
             self.whole = True
         elif self._error is None:
-            told = f": {type(exc).__name__}" if exc is not None else " before its answer was whole"
-            self._error = EngineBroken(f"the engine closed the connection{told}")
+            reason = f": {type(exc).__name__}" if exc is not None else " before its answer was whole"
+            self._error = EngineBroken(f"the engine closed the connection{reason}")
         self._transport = None
         self._wake()
         self._on_lost(self)

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 client for the way to an engine: pooled connections over a Unix socket, TCP or TLS.
 
 Why not httpx, which serves everywhere else: docs/decisions/0012-data-path.md. A request is never sent twice;
-a connection is not used any more shortly before the engine's server (uvicorn, five seconds) would close it.
+a connection is no longer used shortly before the engine's server (uvicorn, five seconds) would close it.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class HttpPool:
         return HttpExchange(self, self._request(method, path, body, headers))
 
     async def take(self) -> Connection:
-        """A connection that nobody uses. Raises `EngineBroken`."""
+        """An idle or a new connection. Raises `EngineBroken`."""
         return self._unused() or await self._connect()
 
     def give_back(self, connection: Connection) -> None:

@@ -34,7 +34,7 @@ class EngineReply:
 class EngineCounts:
     """Tokens of one attempt over all its prompts and choices, as counted inside the engine.
 
-    ``finished``: nothing of the attempt runs any more, so the counts are final.
+    ``finished``: nothing of the attempt is still running, so the counts are final.
     """
 
     input_tokens: int
@@ -128,7 +128,7 @@ class EngineClient:
         """Ask the engine what it has counted for the attempt.
 
         Waits, up to half a minute, until an abandoned attempt has ended in the engine. None when the engine
-        does not know the attempt, is not ours, or cannot be asked any more.
+        does not know the attempt, is not Torpor's, or no longer answers.
         """
         if self.address.uds is None:
             return None

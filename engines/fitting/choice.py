@@ -174,14 +174,14 @@ class _Fit:
 
     def _length(self) -> int | None:
         """The longest sequence that is wished for."""
-        wish, own = self._wishes.length, self._own_length
-        if wish is not None and own is not None and self._layout is not None and wish > own:
+        wish, own_length = self._wishes.length, self._own_length
+        if wish is not None and own_length is not None and self._layout is not None and wish > own_length:
             raise ModelMisfit(
                 f"model {self._spec.id}: max_model_len is {wish:,}, and the model is made for sequences "
-                f"of at most {own:,} tokens (config.json); lower it, or leave it out",
+                f"of at most {own_length:,} tokens (config.json); lower it, or leave it out",
                 "max_model_len",
             )
-        return wish or own
+        return wish or own_length
 
     def _cache(self, length: int | None) -> tuple[int, int | None]:
         """The bytes of KV cache and the longest sequence. Raises `ModelMisfit`."""

@@ -32,14 +32,14 @@ Shape = tuple[int, int, int]
 
 def load_kernels() -> bool:
     """Load the library that vLLM loads on this processor (vllm/platforms/cpu.py, `import_kernels`)."""
-    found = find_spec("vllm")
-    if found is None or not found.submodule_search_locations:
+    module = find_spec("vllm")
+    if module is None or not module.submodule_search_locations:
         return False
     name = "_C_AVX2"
     if torch.cpu._is_avx512_supported():  # noqa: SLF001 - as vLLM asks
         name = "_C" if torch.cpu._is_avx512_bf16_supported() else "_C_AVX512"  # noqa: SLF001
     try:
-        torch.ops.load_library(str(Path(found.submodule_search_locations[0]) / f"{name}.abi3.so"))
+        torch.ops.load_library(str(Path(module.submodule_search_locations[0]) / f"{name}.abi3.so"))
     except OSError:
         return False
     return hasattr(getattr(torch.ops, _KERNELS), "create_onednn_mm_handler")

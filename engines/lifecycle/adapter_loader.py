@@ -25,7 +25,7 @@ _PATH = "/torpor/adapters"
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterDoor:
+class AdapterLoader:
     """One engine's: its socket, its folder, where it sees this folder, and how long it may take."""
 
     socket: Path
@@ -34,9 +34,9 @@ class AdapterDoor:
     patience: Patience
 
     async def load(self, adapter: Adapter, name: str, number: int, leaver: str | None) -> None:
-        """Load it under a name that was never used in this engine; ``leaver`` is unloaded before.
+        """Load the adapter under a name that is new to this engine; ``leaver`` is unloaded before.
 
-        Raises `AdapterRejected`, `AdapterGone` where its files are not there any more, `EngineBroken`.
+        Raises `AdapterRejected`, `AdapterGone` if its files are gone, `EngineBroken`.
         """
         folder = self.folder / _FOLDER / name
         try:
@@ -45,7 +45,7 @@ class AdapterDoor:
             raise AdapterGone(adapter.name) from None
         except OSError as error:
             raise AdapterRejected(f"the adapter's files cannot be read: {error.strerror}") from error
-        wanted = {
+        body = {
             "name": name,
             "number": number,
             "folder": str(self.inside / _FOLDER / name),
@@ -53,7 +53,7 @@ class AdapterDoor:
             "leaver": leaver,
         }
         try:
-            await self._ask("POST", _PATH, wanted, _LOAD_TIMEOUT_S)
+            await self._ask("POST", _PATH, body, _LOAD_TIMEOUT_S)
         except AdapterRejected:
             await self._remove(name)
             raise
@@ -69,8 +69,8 @@ class AdapterDoor:
     async def proof(self, name: str) -> Mapping[str, Any]:
         """Wait for its canary: ``{"fit", "deviation", "share", "ms"}``. Raises `EngineBroken`."""
         limit_s = self.patience.proof_s(_LOAD_TIMEOUT_S)
-        told: Mapping[str, Any] = await self._ask("GET", f"{_PATH}/{name}/proof", None, limit_s)
-        return told
+        answer: Mapping[str, Any] = await self._ask("GET", f"{_PATH}/{name}/proof", None, limit_s)
+        return answer
 
     async def sweep(self) -> None:
         """The engine has unloaded all of them: so do their files go."""
@@ -86,8 +86,8 @@ class AdapterDoor:
 async def record(lease: EngineLease, patience: Patience) -> bytes:
     """Record the canary of the adapter that the lease is for. Raises `AdapterRejected`, `EngineBroken`."""
     path = f"{_PATH}/{lease.internal_name}/canary"
-    told = await _ask(Path(lease.address.uds or ""), "POST", path, None, patience.canary_s)
-    return json.dumps(told).encode()
+    answer = await _ask(Path(lease.address.uds or ""), "POST", path, None, patience.canary_s)
+    return json.dumps(answer).encode()
 
 
 async def _ask(socket: Path, method: str, path: str, value: Any, timeout_s: float) -> Any:

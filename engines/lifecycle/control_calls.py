@@ -17,7 +17,7 @@ from engines.errors import EngineBroken
 async def call(
     socket: Path, method: str, path: str, value: Any = None, *, timeout_s: float
 ) -> tuple[int, Any]:
-    """The status and the JSON value (None where it is no JSON) of the answer. Raises `EngineBroken`."""
+    """The status and the JSON value (None if it is not JSON) of the answer. Raises `EngineBroken`."""
     body = b"" if value is None else json.dumps(value).encode()
     head = (
         f"{method} {path} HTTP/1.1\r\nhost: engine\r\nconnection: close\r\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from coldstart.criu.program import PROBE_CACHE, Criu, CriuMissing
 from coldstart.sandbox.namespaces import Isolation, SandboxError
-from coldstart.sandbox.spares import make_room
+from coldstart.sandbox.spares import create_warm_sandbox
 from engines.lifecycle.run_folders import RunFolders
-from engines.wire import BOX
+from engines.wire import ENGINE_DIR
 
 _TIMEOUT_S = 30.0
 _OUTPUT = "check.out"
@@ -24,19 +24,19 @@ async def check(criu: Criu, isolation: Isolation, folders: RunFolders) -> None:
         raise CriuMissing(f"there are no namespaces to restore in: {isolation.reason}")
     folder = folders.make()
     try:
-        room = await make_room(isolation, folder.path)
+        warm = await create_warm_sandbox(isolation, folder.path)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                await room.sandbox.furnish(binds={BOX: folder.path})
-                code = await room.sandbox.help(
-                    criu.check_command(), env={"PATH": os.defpath}, cwd=BOX, log=folder.path / _OUTPUT
+                await warm.sandbox.mount_engine(binds={ENGINE_DIR: folder.path})
+                code = await warm.sandbox.help(
+                    criu.check_command(), env={"PATH": os.defpath}, cwd=ENGINE_DIR, log=folder.path / _OUTPUT
                 )
                 if code:
                     raise CriuMissing(f"`criu check` says: {_last_line(folder.path / _OUTPUT)}")
-                await room.sandbox.furnish(copies={BOX / PROBE_CACHE.name: PROBE_CACHE})
+                await warm.sandbox.mount_engine(copies={ENGINE_DIR / PROBE_CACHE.name: PROBE_CACHE})
                 shutil.copyfile(folder.path / PROBE_CACHE.name, folders.criu_cache)
         finally:
-            await room.close()
+            await warm.close()
     except (OSError, SandboxError) as error:
         raise CriuMissing(f"`criu check` cannot be run: {error}") from error
     finally:

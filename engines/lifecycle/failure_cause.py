@@ -69,7 +69,7 @@ class _Exception:
 
     kind: str
     message: str = ""
-    place: str = ""
+    location: str = ""
     direct: bool = True
 
     def text(self) -> str:
@@ -86,7 +86,7 @@ class _Chain:
     """The traceback that a process writes. ``paused``: a blank line came after its last exception."""
 
     exceptions: list[_Exception] = field(default_factory=list)
-    place: str = ""
+    location: str = ""
     message_lines: int = 0
     in_frames: bool = False
     paused: bool = False
@@ -128,15 +128,18 @@ class FailureCause:
 
     def text(self) -> str:
         """The cause in a line, with what to do if that is known; empty if nothing tells."""
-        cause, place = self._usage or self._native, ""
+        cause, location = self._usage or self._native, ""
         if not self._usage:
             origin = next(self._telling(), None)
             if origin is not None:
-                cause, place = origin.text(), origin.place
+                cause, location = origin.text(), origin.location
         if not cause:
             return ""
-        known = next((advice for pattern, advice in _ADVICE if re.search(pattern, f"{cause} {place}")), "")
-        return f"{cause}{f' (in {place})' if place and not known else ''}{f' ({known})' if known else ''}"
+        text = f"{cause} {location}"
+        advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, text)), "")
+        if advice:
+            return f"{cause} ({advice})"
+        return f"{cause} (in {location})" if location else cause
 
     def _telling(self) -> Iterator[_Exception]:
         """Origins, the last one first, without those that refer to another or are old."""
@@ -148,7 +151,7 @@ class FailureCause:
     def _begin(self, writer: tuple[str, str]) -> None:
         chain = self._open.get(writer)
         if chain is not None and chain.linked:
-            chain.linked, chain.in_frames, chain.place = False, True, ""
+            chain.linked, chain.in_frames, chain.location = False, True, ""
             return
         chain = self._open[writer] = _Chain(in_frames=True)
         self._chains.append(chain)
@@ -158,11 +161,11 @@ class FailureCause:
         if chain.in_frames:
             if match := _FRAME.match(text):
                 path = match["path"].rpartition(_PACKAGES)[2]
-                chain.place = (
+                chain.location = (
                     "" if path.startswith("pydantic") else f"{path}:{match['line']}, {match['name']}"
                 )
             elif match := (None if text[:1].isspace() else _EXCEPTION.match(text)):
-                chain.exceptions.append(_Exception(match["kind"], match["message"] or "", chain.place))
+                chain.exceptions.append(_Exception(match["kind"], match["message"] or "", chain.location))
                 chain.in_frames, chain.paused, chain.message_lines = False, False, 0
         elif text in (_FROM, _WHILE):
             chain.exceptions[-1].direct = text == _FROM

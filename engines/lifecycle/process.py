@@ -15,14 +15,14 @@ from coldstart.criu import program
 from coldstart.criu.program import Criu
 from coldstart.sandbox import process_tree
 from coldstart.sandbox.namespaces import Isolation, Sandbox, SandboxError
-from coldstart.sandbox.spares import SpareRooms
+from coldstart.sandbox.spares import SandboxPool
 from coldstart.sleep_drivers import CpuDriver, SleepDriver
 from coldstart.snapshots.manifest import monotonic_s
 from coldstart.snapshots.readahead import read_ahead
 from coldstart.snapshots.store import Layout, Snapshot, in_use
 from engines.errors import EngineBroken, EngineError
 from engines.lifecycle import command
-from engines.lifecycle.adapter_loader import AdapterDoor
+from engines.lifecycle.adapter_loader import AdapterLoader
 from engines.lifecycle.control_calls import call
 from engines.lifecycle.ending import end_text, kernel_kills
 from engines.lifecycle.engine import Dumped
@@ -30,7 +30,7 @@ from engines.lifecycle.output import EngineOutput
 from engines.lifecycle.run_folders import RunFolder, RunFolders
 from engines.patience import Patience
 from engines.spec import EngineAddress, ModelSpec
-from engines.wire import BOX, SNAPSHOT, UNFIT
+from engines.wire import ENGINE_DIR, SNAPSHOT, UNFIT
 
 _POLL_S = 0.05
 _OUTPUT_TIMEOUT_S = 1.0
@@ -38,7 +38,7 @@ _WAKE_TIMEOUT_S = 30.0
 _SOCKET = "s"
 _CRIU_OUTPUT = "criu.out"
 _TOLD_LINES = 5
-# Of an engine's folder, what is no part of its snapshot.
+# What in an engine's folder does not belong to its snapshot.
 _LEFT_OUT = (".log", ".out")
 _CRIU_STATISTICS = ("stats-dump", "stats-restore")
 _ON_DUMP = Path(program.__file__).with_name("on_dump.sh")
@@ -53,36 +53,39 @@ class DumpFailed(EngineError):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSite:
+class Runtime:
     """Where engines run: their folders, the sandboxes, and CRIU where there is one."""
 
     folders: RunFolders
-    rooms: SpareRooms
+    sandboxes: SandboxPool
     criu: Criu | None = None
     driver: SleepDriver = field(default_factory=CpuDriver)
 
     @property
     def isolation(self) -> Isolation:
         """How engines are shut in."""
-        return self.rooms.isolation
+        return self.sandboxes.isolation
 
 
 class EngineProcess:
     """The processes of one engine, from `start` or `restore` to `stop`. It is begun once.
 
     ``argv`` makes the command line from the spec and the path of the socket to listen on.
+
+    It has many methods and attributes because it is all of `engines.lifecycle.engine.Engine`, whose
+    operations share the sandbox, the folder and the process.
     """
 
     def __init__(
         self,
         spec: ModelSpec,
-        site: EngineSite,
+        runtime: Runtime,
         *,
         argv: Callable[[ModelSpec, Path], Sequence[str]] = command.command,
         health_timeout_s: float = 10.0,
     ) -> None:
         self._spec = spec
-        self._site = site
+        self._runtime = runtime
         self._argv = argv
         self._health_timeout_s = health_timeout_s
         self._patience = Patience.of(spec)
@@ -108,19 +111,19 @@ class EngineProcess:
         return EngineAddress(uds=str(self._socket))
 
     @property
-    def adapters(self) -> AdapterDoor:
+    def adapters(self) -> AdapterLoader:
         """The way to load adapters into it."""
         socket = self._socket
-        return AdapterDoor(socket, socket.parent, self._inside(), self._patience)
+        return AdapterLoader(socket, socket.parent, self._inside(), self._patience)
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         """The argv and the environment that it is started with: a snapshot is only good for these."""
         inside = self._inside()
         argv = list(self._argv(self._spec, inside / _SOCKET))
-        return argv, command.environment(inside, self._site.folders.cache)
+        return argv, command.environment(inside, self._runtime.folders.cache)
 
     def _inside(self) -> Path:
-        return BOX if self._site.isolation.namespaces or self._folder is None else self._folder.path
+        return ENGINE_DIR if self._runtime.isolation.namespaces or self._folder is None else self._folder.path
 
     async def start(self) -> Mapping[str, float]:
         """Return when it answers, with the milliseconds that each phase took.
@@ -129,14 +132,14 @@ class EngineProcess:
         """
         began = time.perf_counter()
         try:
-            sandbox, _ = await self._move_in({})
+            sandbox, _ = await self._claim_sandbox({})
             argv, env = self.command()
             self._main_pid = await sandbox.run(argv, env=env, cwd=self._inside())
         except (OSError, SandboxError) as error:
             raise EngineStartFailed(f"the engine cannot be started: {error}") from error
         begun = time.perf_counter()
         await self._answers()
-        self._site.rooms.refill()
+        self._runtime.sandboxes.refill()
         return {"sandbox": (begun - began) * 1000, "start": (time.perf_counter() - begun) * 1000}
 
     async def restore(self, snapshot: Snapshot) -> Mapping[str, float]:
@@ -152,17 +155,17 @@ class EngineProcess:
         began = time.perf_counter()
         layout, manifest = snapshot.layout, snapshot.manifest
         self._patience = Patience.of_snapshot(self._spec, snapshot)
-        if self._site.criu is None:
+        if self._runtime.criu is None:
             raise EngineStartFailed("there is no CRIU")
-        first = chain(self._site.criu.files, layout.images.iterdir())
+        first = chain(self._runtime.criu.files, layout.images.iterdir())
         self._reading = asyncio.create_task(asyncio.to_thread(read_ahead, layout.folder, SNAPSHOT, first))
         try:
-            sandbox, folder = await self._move_in({SNAPSHOT: layout.folder}, layout)
+            sandbox, folder = await self._claim_sandbox({SNAPSHOT: layout.folder}, layout)
             furnished = time.perf_counter()
             code = await sandbox.help(
-                self._site.criu.restore_command(SNAPSHOT / layout.images.name, BOX, manifest.pipe),
+                self._runtime.criu.restore_command(SNAPSHOT / layout.images.name, ENGINE_DIR, manifest.pipe),
                 env={"PATH": os.defpath},
-                cwd=BOX,
+                cwd=ENGINE_DIR,
                 log=folder.path / _CRIU_OUTPUT,
                 main=manifest.main_pid,
             )
@@ -173,24 +176,24 @@ class EngineProcess:
         self._main_pid = manifest.main_pid
         return {"sandbox": (furnished - began) * 1000, "restore": (time.perf_counter() - furnished) * 1000}
 
-    async def _move_in(
+    async def _claim_sandbox(
         self, binds: Mapping[Path, Path], layout: Layout | None = None
     ) -> tuple[Sandbox, RunFolder]:
-        """Take a room and furnish it; with what a snapshot's tree kept in files, where there is one."""
-        folder = self._folder = self._site.folders.make()
+        """Take a warm and mount_engine it; with what a snapshot's tree kept in files, if there is one."""
+        folder = self._folder = self._runtime.folders.make()
         copies = {}
         if layout is not None:
             await asyncio.to_thread(shutil.copytree, layout.box, folder.path, dirs_exist_ok=True)
             copies[Path("/dev/shm")] = layout.shm  # noqa: S108 - the sandbox's own
-            if self._site.folders.criu_cache.is_file():
-                copies[program.PROBE_CACHE] = self._site.folders.criu_cache
-        room = await self._site.rooms.take()
-        self._sandbox, self._pipe = room.sandbox, room.pipe
-        self._ended = asyncio.create_task(room.sandbox.wait())
-        await self._output.read(room.output)
-        if self._site.isolation.namespaces:
-            await room.sandbox.furnish(binds={BOX: folder.path, **binds}, copies=copies)
-        return room.sandbox, folder
+            if self._runtime.folders.criu_cache.is_file():
+                copies[program.PROBE_CACHE] = self._runtime.folders.criu_cache
+        warm = await self._runtime.sandboxes.take()
+        self._sandbox, self._pipe = warm.sandbox, warm.pipe
+        self._ended = asyncio.create_task(warm.sandbox.wait())
+        await self._output.read(warm.output)
+        if self._runtime.isolation.namespaces:
+            await warm.sandbox.mount_engine(binds={ENGINE_DIR: folder.path, **binds}, copies=copies)
+        return warm.sandbox, folder
 
     async def _answers(self) -> None:
         """Wait until the socket answers. Raises `EngineStartFailed` when the processes have ended."""
@@ -208,7 +211,7 @@ class EngineProcess:
         """
         began = time.perf_counter()
         status, answer = await call(self._socket, "POST", "/torpor/wake", canary, timeout_s=_WAKE_TIMEOUT_S)
-        self._site.rooms.refill()
+        self._runtime.sandboxes.refill()
         if status != 200:
             raise EngineBroken(f"the engine refused to wake: {answer}")
         return {"answer": (time.perf_counter() - began) * 1000}
@@ -251,12 +254,12 @@ class EngineProcess:
 
     async def pause(self) -> None:
         """Freeze it: its KV cache is given back, adapters go. No request may run. Raises `EngineBroken`."""
-        await self._site.driver.pause(self)
+        await self._runtime.driver.pause(self)
         await self.adapters.sweep()
 
     async def resume(self) -> None:
         """End a pause: return when it answers. Raises `EngineBroken`."""
-        await self._site.driver.resume(self)
+        await self._runtime.driver.resume(self)
         if not await self.healthy():
             raise EngineBroken("the engine does not answer after its pause")
 
@@ -265,17 +268,19 @@ class EngineProcess:
 
         Raises `DumpFailed`, `EngineBroken`.
         """
-        site, folder, sandbox = self._site, self._folder, self._sandbox
-        if site.criu is None or folder is None or sandbox is None:
+        runtime, folder, sandbox = self._runtime, self._folder, self._sandbox
+        if runtime.criu is None or folder is None or sandbox is None:
             raise DumpFailed("there is no CRIU, or no engine")
         await self.control("sleep")
         moment = monotonic_s()
         try:
-            await sandbox.furnish(binds={SNAPSHOT: layout.folder})
+            await sandbox.mount_engine(binds={SNAPSHOT: layout.folder})
             code = await sandbox.help(
-                site.criu.dump_command(self._main_pid, SNAPSHOT / layout.images.name, BOX, _ON_DUMP),
+                runtime.criu.dump_command(
+                    self._main_pid, SNAPSHOT / layout.images.name, ENGINE_DIR, _ON_DUMP
+                ),
                 env={"PATH": os.defpath},
-                cwd=BOX,
+                cwd=ENGINE_DIR,
                 log=folder.path / _CRIU_OUTPUT,
             )
             if code:
@@ -341,7 +346,7 @@ class EngineProcess:
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy regular files and folders, but for the logs; sockets are made anew by a restore."""
+    """Copy regular files and folders, but for the logs; a restore makes the sockets again."""
 
     def left_out(folder: str, names: list[str]) -> list[str]:
         paths = [Path(folder) / name for name in names]

@@ -45,7 +45,7 @@ class Found:
         return self.newest if self.stale is None else None
 
 
-class Snapshots:
+class EngineSnapshots:
     """The snapshots of one host's engines. ``make`` makes an engine that has not begun yet."""
 
     def __init__(
@@ -84,18 +84,18 @@ class Snapshots:
 
     async def verify(self, spec: ModelSpec) -> Found:
         """As `find`, reading every byte; in a thread, for as long as it takes."""
-        found = await asyncio.to_thread(self.find, spec)
-        if found.usable is None:
-            return found
-        reason = await self.store.verified(found.usable, self.taken_on(spec))
+        result = await asyncio.to_thread(self.find, spec)
+        if result.usable is None:
+            return result
+        reason = await self.store.verified(result.usable, self.taken_on(spec))
         if reason is None:
-            self._inspected[found.usable.id] = time.monotonic()
-            return found
-        self._condemned[found.usable.id] = reason
-        return Found(found.newest, reason)
+            self._inspected[result.usable.id] = time.monotonic()
+            return result
+        self._condemned[result.usable.id] = reason
+        return Found(result.newest, reason)
 
     def condemn(self, snapshot_id: str, reason: str) -> None:
-        """It must not be used any more."""
+        """Stop the use of a snapshot."""
         self._condemned[snapshot_id] = reason
 
     def watch(self, watcher: Callable[[str, str], None]) -> None:
@@ -117,7 +117,7 @@ class Snapshots:
     async def inspect(self, snapshot: Snapshot) -> None:
         """Read every byte of a snapshot in use, if that is due. One that has changed is condemned.
 
-        Snapshots are read one after the other, slowly. Whoever watches is told before this returns.
+        EngineSnapshots are read one after the other, slowly. Watchers are called before this returns.
         """
         async with self._inspecting:
             due_s = self.due_s(snapshot.id)
@@ -157,13 +157,13 @@ class Snapshots:
         return removed
 
     async def warm_up(self, spec: ModelSpec, engine: Engine) -> Mapping[str, Any]:
-        """Make the engine do what it does slowly the first time. The canary that it is known by.
+        """Make the engine do what is slow the first time; returns the canary of the snapshot.
 
-        Other requests may run meanwhile. Raises `EngineError`.
+        Other requests may run at the same time. Raises `EngineError`.
         """
         await self._usual_request(spec, engine)
-        for wanted in _warm_up_calls(spec):
-            await self._request(spec, engine, wanted)
+        for warm_up_call in _warm_up_calls(spec):
+            await self._request(spec, engine, warm_up_call)
         if spec.lora is not None:
             await engine.rehearse()
         return await engine.canary()
@@ -250,14 +250,14 @@ class Snapshots:
     async def _usual_request(self, spec: ModelSpec, engine: Engine) -> None:
         """A model without a chat template refuses the first."""
         *others, last = _usual_calls(spec)
-        for wanted in others:
+        for warm_up_call in others:
             with suppress(SnapshotFailed):
-                await self._request(spec, engine, wanted)
+                await self._request(spec, engine, warm_up_call)
                 return
         await self._request(spec, engine, last)
 
-    async def _request(self, spec: ModelSpec, engine: Engine, wanted: tuple[str, Any]) -> None:
-        path, body = wanted
+    async def _request(self, spec: ModelSpec, engine: Engine, warm_up_call: tuple[str, Any]) -> None:
+        path, body = warm_up_call
         socket = Path(engine.address.uds or "")
         status, answer = await call(socket, "POST", path, body, timeout_s=Patience.of(spec).request_s)
         if status != 200:
@@ -277,13 +277,13 @@ def _digest(path: Path) -> str:
 
 @cache
 def _versions() -> Mapping[str, str]:
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _usual_calls(spec: ModelSpec) -> list[tuple[str, Any]]:

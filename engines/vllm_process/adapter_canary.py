@@ -45,8 +45,8 @@ async def record(engine: Any, lora: Any) -> dict[str, Any]:
     size = engine.model_config.get_vocab_size()
     probes = tokens(15485863, _PROBES, size)
     prompts = [tokens(step, _PROMPT_TOKENS, size) for step in _PROMPTS]
-    asked = [measure(prompt, probes) for prompt in prompts for measure in (with_it, without)]
-    answers = [answer for _, answer in await asyncio.gather(*asked)]
+    measurements = [measure(prompt, probes) for prompt in prompts for measure in (with_it, without)]
+    answers = [answer for _, answer in await asyncio.gather(*measurements)]
     if not all(math.isfinite(value) for answer in answers for value in answer):
         raise ValueError("with this adapter the model's output is not finite")
     effects = [_distance(*pair) for pair in zip(answers[::2], answers[1::2], strict=True)]
@@ -102,7 +102,9 @@ def _distance(expected: list[float], seen: list[float]) -> float:
     """The root mean square of the differences; infinite where a number is missing or is none."""
     if len(expected) != len(seen) or not all(map(math.isfinite, seen)):
         return math.inf
-    return math.sqrt(sum((one - other) ** 2 for one, other in zip(expected, seen, strict=True)) / len(seen))
+    return math.sqrt(
+        sum((value - other) ** 2 for value, other in zip(expected, seen, strict=True)) / len(seen)
+    )
 
 
 def _share(values: list[float], base: list[float], seen: list[float]) -> float:

@@ -38,16 +38,16 @@ class _Served(dict[str, LoRARequest]):
         if not isinstance(model, str):
             return False
         name, of_ours, _ = model.partition("/")
-        known = super().__contains__(name)
+        contained = super().__contains__(name)
         call = depends_on.get()
-        if of_ours and not known and call is not None:
+        if of_ours and not contained and call is not None:
             call.append(Turn.failed())
-        return known
+        return contained
 
     def __getitem__(self, model: str) -> LoRARequest:
         name, _, public = model.partition("/")
         lora = super().__getitem__(name)
-        # `base_model_name` is told to nobody but `_model_name`.
+        # Only `_model_name` reads `base_model_name`.
         return LoRARequest(lora.lora_name, lora.lora_int_id, lora.lora_path, base_model_name=public)
 
 
@@ -101,9 +101,9 @@ class Adapters:
         attached = _Attached(lora)
         with self._batch.expect():
             if leaver in self._attached:
-                status, told = await self._unload(self._attached[leaver])
+                status, answer = await self._unload(self._attached[leaver])
                 if status != 200:
-                    return status, told
+                    return status, answer
             async with self._changing:
                 try:
                     await self._engine.add_lora(lora)
@@ -148,11 +148,11 @@ class Adapters:
             return 422, {"error": str(error)}
 
     async def _unload(self, attached: _Attached) -> _Reply:
-        """Nobody is given it any more; when its last request has ended, its weights leave."""
+        """Give the adapter to no further request; its weights leave when the last one has ended."""
         name = attached.lora.lora_name
         self._served.pop(name, None)
         if attached.turn is not None:
-            attached.turn.open()  # its canary waits for no request any more
+            attached.turn.open()  # its canary no longer waits for a request
         deadline = time.monotonic() + _DRAIN_S
         while self._in_use(name):
             if time.monotonic() > deadline:

@@ -83,7 +83,7 @@ async def check(engine: Any, recorded: dict[str, Any], prefix: str) -> tuple[boo
 
 def tokens(step: int, count: int, size: int) -> list[int]:
     """Ids all over a vocabulary of ``size``."""
-    return [(step * (place + 1)) % size for place in range(count)]
+    return [(step * (index + 1)) % size for index in range(count)]
 
 
 class Asker:
@@ -104,17 +104,19 @@ class Asker:
         return await self._logprobs(prompt, probes)
 
     async def _logprobs(self, prompt: list[int], probes: list[int]) -> tuple[int, list[float]]:
-        wanted = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=probes, detokenize=False)
-        asked = {"prompt_token_ids": prompt}
-        async for output in self._engine.generate(asked, wanted, self._name(), lora_request=self._lora):
+        params = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=probes, detokenize=False)
+        prompt_tokens = {"prompt_token_ids": prompt}
+        async for output in self._engine.generate(
+            prompt_tokens, params, self._name(), lora_request=self._lora
+        ):
             last = output
         (token,) = last.outputs[0].token_ids
         seen = last.outputs[0].logprobs[0]
         return token, [float(seen[probe].logprob) for probe in probes]
 
     async def _embedding(self, prompt: list[int]) -> list[float]:
-        wanted, asked = PoolingParams(task="embed"), {"prompt_token_ids": prompt}
-        async for output in self._engine.encode(asked, wanted, self._name(), lora_request=self._lora):
+        params, prompt_tokens = PoolingParams(task="embed"), {"prompt_token_ids": prompt}
+        async for output in self._engine.encode(prompt_tokens, params, self._name(), lora_request=self._lora):
             last = output
         return [float(value) for value in last.outputs.data.flatten().tolist()]
 
@@ -126,6 +128,6 @@ def _deviation(expected: list[float], seen: list[float]) -> float:
     """The largest difference; infinite where a number is missing or is none."""
     if len(expected) != len(seen):
         return float("inf")
-    differences = [abs(one - other) for one, other in zip(expected, seen, strict=True)]
+    differences = [abs(value - other) for value, other in zip(expected, seen, strict=True)]
     worst = max(differences)
     return worst if all(difference == difference for difference in differences) else float("inf")

@@ -34,7 +34,7 @@ class Turn:
         self.prefix = prefix
         self.lora = lora
         self._batch = batch
-        self._asked = asyncio.Event()
+        self._opened = asyncio.Event()
         self._sent = asyncio.Event()
         self._verdict: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -47,13 +47,13 @@ class Turn:
 
     def open(self) -> None:
         """Nothing more is to be waited for."""
-        self._asked.set()
+        self._opened.set()
 
     def close(self, *, passed: bool) -> None:
         """The canary has answered, or will not."""
         if self._batch is not None:
             self._batch.remove(self)
-        self._asked.set()
+        self._opened.set()
         self._sent.set()
         if not self._verdict.done():
             self._verdict.set_result(passed)
@@ -81,17 +81,17 @@ class Turn:
 
     async def join(self) -> None:
         """Wait, as a request that depends on it, until the canary is before it in the core's queue."""
-        self._asked.set()
+        self._opened.set()
         await self._sent.wait()
 
     async def take(self) -> None:
         """Wait, as the canary, for a request that depends on it: for a moment, or while one is expected."""
-        while not self._asked.is_set():
+        while not self._opened.is_set():
             try:
-                await asyncio.wait_for(self._asked.wait(), _PATIENCE_S)
+                await asyncio.wait_for(self._opened.wait(), _PATIENCE_S)
             except TimeoutError:
                 if self._batch is None or not self._batch.expecting:
-                    self._asked.set()
+                    self._opened.set()
 
     def sent(self) -> None:
         """The canary is in the core's queue."""

@@ -12,7 +12,7 @@
 ``POST /torpor/wake``
     After a restore: new seeds for every random number generator (replicas of one image share their state).
     The canary of the body, where there is one, is asked from then on, in one batch with the first requests,
-    whose answers are held back meanwhile. The process ends when it is not fit.
+    whose answers are held back until then. The process ends if the canary differs.
 ``GET /torpor/proof``
     Answers when the canary has: ``{"deviation", "ms"}``.
 ``POST /torpor/canary``

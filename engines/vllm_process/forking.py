@@ -1,8 +1,8 @@
 """The engine core as a fork of the API server's process, which has imported most of what it needs.
 
-vLLM forks its engine core on a GPU, but spawns it on the CPU, where it imports everything anew. A forked core
-is there six seconds earlier, and holds much of its memory at the same addresses and with the same content as
-the process that it came from: a snapshot has it once (`coldstart.criu.memory_file`).
+vLLM forks its engine core on a GPU, but spawns it on the CPU, where it imports everything again. A forked
+core is there six seconds earlier, and holds much of its memory at the same addresses and with the same
+content as the process that it came from: a snapshot has it once (`coldstart.criu.memory_file`).
 """
 
 import gc

@@ -38,8 +38,8 @@ def limited(structural_tag: Any) -> Any:
     if not isinstance(structural_tag, dict):
         return structural_tag
     if structural_tag.get("type") == "json_schema":
-        own = structural_tag.get("max_whitespace_cnt")
-        return {**structural_tag, "max_whitespace_cnt": LIMIT if own is None else own}
+        own_limit = structural_tag.get("max_whitespace_cnt")
+        return {**structural_tag, "max_whitespace_cnt": LIMIT if own_limit is None else own_limit}
     return {name: limited(part) for name, part in structural_tag.items()}
 
 

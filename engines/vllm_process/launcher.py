@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     """Serve until SIGTERM."""
-    # Here and not above: the engine core and its workers import the main module anew, and need no server.
+    # Here and not above: the engine core and its workers import the main module again, and need no server.
     from engines.vllm_process.server import serve
 
     serve(sys.argv[1:])

@@ -42,13 +42,15 @@ def _with_the_likeliest(gather: Callable[..., Any]) -> Callable[..., Any]:
 def merged(named: LogprobsTensors, likeliest: LogprobsTensors, rows: list[int]) -> LogprobsTensors:
     """``likeliest``, but for the ``rows`` that named tokens. Each is [requests, columns]."""
     width = max(named.logprobs.shape[1], likeliest.logprobs.shape[1])
-    tokens, chances = (_widened(one, width) for one in (likeliest.logprob_token_ids, likeliest.logprobs))
+    tokens, chances = (
+        _widened(columns, width) for columns in (likeliest.logprob_token_ids, likeliest.logprobs)
+    )
     tokens[rows] = _widened(named.logprob_token_ids, width)[rows]
     chances[rows] = _widened(named.logprobs, width)[rows]
     return LogprobsTensors(tokens, chances, likeliest.selected_token_ranks)
 
 
 def _widened(tensor: torch.Tensor, width: int) -> torch.Tensor:
-    """More columns, which repeat the first: nobody reads beyond those that were asked for."""
+    """Add columns that repeat the first: only those that were requested are read."""
     more = tensor[:, :1].expand(-1, width - tensor.shape[1])
     return torch.cat([tensor, more], dim=1)

@@ -37,8 +37,8 @@ _MOST_MASKED = 64 * 128
 def install() -> None:
     """vLLM takes these ops on the CPU from now on. Raises RuntimeError for another version of vLLM."""
     if tuple(__version_tuple__[:2]) != MENDED:
-        known = ".".join(map(str, MENDED))
-        raise RuntimeError(f"the LoRA ops of vLLM {known} are mended; this is {__version_tuple__}")
+        versions = ".".join(map(str, MENDED))
+        raise RuntimeError(f"the LoRA ops of vLLM {versions} are mended; this is {__version_tuple__}")
     LoRAModelManager.activate_adapter = _noting_rank(LoRAModelManager.activate_adapter)
     CpuPlatform.get_punica_wrapper = classmethod(lambda _: f"{__name__}.{MaskedPunica.__name__}")
 
@@ -50,7 +50,7 @@ def _noting_rank(activate: Callable[[Any, int], bool]) -> Callable[[Any, int], b
         activated = activate(self, lora_id)
         if activated:
             weights = self._registered_adapters[lora_id].loras.values()
-            rank = max((one.rank for one in weights), default=1)
+            rank = max((weight.rank for weight in weights), default=1)
             for punica in self.punica_wrapper_mapping.values():
                 punica.ranks[self.lora_index_to_id.index(lora_id)] = rank
         return activated
@@ -94,10 +94,10 @@ class Plan:
     def parts(self, slots: int, most: int, dtype: torch.dtype) -> list[_Part]:
         """For weights of so many slots and ranks."""
         key = (slots, most, dtype)
-        found = self._parts.get(key)
-        if found is None:
-            found = self._parts[key] = self._divide(slots, self.rank(most), dtype)
-        return found
+        parts = self._parts.get(key)
+        if parts is None:
+            parts = self._parts[key] = self._divide(slots, self.rank(most), dtype)
+        return parts
 
     def _divide(self, slots: int, rank: int, dtype: torch.dtype) -> list[_Part]:
         rows, used = self._rows, self._used
@@ -113,7 +113,7 @@ class Weights:
     """The slots of one layer as matrices that the ops can use, in the very memory that vLLM loads into.
 
     ``a`` and ``b`` are vLLM's, for each slice of the output: [slots, 1, rank, in] and [slots, 1, out, rank].
-    Their memory is laid out anew; the tensors stay, so that vLLM goes on writing adapters into them.
+    Their memory gets another layout; the tensors stay, so vLLM goes on writing adapters into them.
     """
 
     def __init__(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> None:
@@ -121,13 +121,13 @@ class Weights:
         self.slots, _, self.rank, _ = a[0].shape
         with torch.inference_mode(mode=False):  # adapters are written into them outside of it
             # [rank, slots, slices, in]
-            self._a = torch.stack([one.squeeze(1).transpose(0, 1) for one in a], dim=2).contiguous()
-            for number, one in enumerate(a):
-                one.data = self._a[:, :, number].transpose(0, 1).unsqueeze(1)
+            self._a = torch.stack([matrix.squeeze(1).transpose(0, 1) for matrix in a], dim=2).contiguous()
+            for number, matrix in enumerate(a):
+                matrix.data = self._a[:, :, number].transpose(0, 1).unsqueeze(1)
             # Each [rank, slots, out]
-            self._b = [one.squeeze(1).permute(2, 0, 1).contiguous() for one in b]
-            for turned, one in zip(self._b, b, strict=True):
-                one.data = turned.permute(1, 2, 0).unsqueeze(1)
+            self._b = [matrix.squeeze(1).permute(2, 0, 1).contiguous() for matrix in b]
+            for turned, matrix in zip(self._b, b, strict=True):
+                matrix.data = turned.permute(1, 2, 0).unsqueeze(1)
 
     def add(self, y: torch.Tensor, x: torch.Tensor, plan: Plan, widths: Sequence[int], scale: float) -> None:
         """``y``, shape [rows, out], += what the adapters make of ``x``, [rows, in]."""
@@ -234,8 +234,8 @@ class MaskedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """``y`` += x B, where x is the adapter's own embedding of each token; without an adapter, nothing."""
-        own = (self.token_lora_indices >= 0).unsqueeze(1)
-        super().add_lora_embedding(y, torch.where(own, x, 0), lora_b_stacked, add_inputs)
+        has_adapter = (self.token_lora_indices >= 0).unsqueeze(1)
+        super().add_lora_embedding(y, torch.where(has_adapter, x, 0), lora_b_stacked, add_inputs)
 
     def _of(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> Weights:
         weights = self._weights.get(id(a[0]))

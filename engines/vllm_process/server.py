@@ -62,7 +62,7 @@ class CountingOutputProcessor(OutputProcessor):  # type: ignore[misc]
         self, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
     ) -> None:
         if request.lora_request is not None and not self._control.attached(request.lora_request):
-            raise ValueError("the adapter was unloaded meanwhile")
+            raise ValueError("the adapter was unloaded")
         super().add_request(request, prompt, parent_req, request_index, queue)
         attempt_id = _attempt.get()
         if attempt_id is not None:
@@ -255,11 +255,11 @@ def serve(arguments: Sequence[str]) -> None:
     cli_env_setup()
     args = parse(arguments)
     counter = RequestCounter()
-    asked = Control(counter)
-    async_llm.OutputProcessor = functools.partial(CountingOutputProcessor, counter, asked)
+    control = Control(counter)
+    async_llm.OutputProcessor = functools.partial(CountingOutputProcessor, counter, control)
     async_llm.AsyncLLM._add_request = _aborting(async_llm.AsyncLLM._add_request)  # noqa: SLF001
     greedy.install()
-    entry.build_app = _counted(entry.build_app, counter, asked)
+    entry.build_app = _counted(entry.build_app, counter, control)
     entry.build_and_serve = _watched(entry.build_and_serve)
     forced_calls.install()
     json_whitespace.install()

@@ -92,8 +92,10 @@ class RequestCounter:
         attempt.output_tokens += tokens * sequence.copies
         if cached is not None:
             # A choice that starts later hits what the prompt's first one just computed: take the least.
-            known = attempt.cached[sequence.prompt_id]
-            attempt.cached[sequence.prompt_id] = cached if known is None else min(known, cached)
+            already_cached = attempt.cached[sequence.prompt_id]
+            attempt.cached[sequence.prompt_id] = (
+                cached if already_cached is None else min(already_cached, cached)
+            )
         if finished:
             attempt.running.discard(sequence_id)
             attempt.aborted.discard(sequence_id)
@@ -127,7 +129,7 @@ class RequestCounter:
             del self._sequences[sequence_id]
 
     def counts(self, attempt_id: str) -> Counts | None:
-        """What is known of the attempt so far; None when it is not known (any more)."""
+        """The counts of the attempt so far; None if it is unknown or forgotten."""
         attempt = self._attempts.get(attempt_id)
         if attempt is None:
             return None

@@ -24,7 +24,7 @@ class UnknownShapes(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BaseShapes:
-    """Of every layer the same: (inputs, outputs) by module, ``self_attn.q_proj`` and so on."""
+    """The shapes that all layers share: (inputs, outputs) by module, ``self_attn.q_proj`` and so on."""
 
     layers: int
     modules: Mapping[str, tuple[int, int]]

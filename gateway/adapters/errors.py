@@ -2,7 +2,7 @@
 
 
 class InvalidAdapter(Exception):
-    """The files are no adapter that can be served. ``message`` is fit to show to a client.
+    """The files are not an adapter that can be served. ``message`` may be shown to a client.
 
     ``param`` names the part of the upload: ``file`` or ``config``.
     """
@@ -14,5 +14,5 @@ class InvalidAdapter(Exception):
 
 
 def shown(text: str, most: int = 128) -> str:
-    """Somebody else's text as a message may show it: printable, and not long."""
+    """Make a stranger's text printable and short enough for a message."""
     return repr(text if len(text) <= most else text[:most] + "...")[1:-1]

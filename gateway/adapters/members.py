@@ -14,7 +14,7 @@ class Unpacking:
     """Takes the two wanted files out of an archive, by the names that it gives them and under our own.
 
     No name of the archive becomes a path. The two must lie in one folder of it; other files are passed over,
-    but count for ``most_bytes`` all the same, as they are really unpacked.
+    but count for ``most_bytes`` too, since they are unpacked.
     """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
@@ -48,7 +48,7 @@ class Unpacking:
             raise InvalidAdapter(f"The archive has more than {MAX_MEMBERS} entries.")
 
     def unpacked(self, size: int) -> None:
-        """So many bytes more have been unpacked."""
+        """Count unpacked bytes."""
         self._left -= size
         if self._left < 0:
             raise InvalidAdapter(f"The archive unpacks to more than {self._most_bytes} bytes.")

@@ -57,7 +57,7 @@ async def receive(request: Request, form: Form, folder: Path) -> Upload:
     """Read the whole body; files go to the folder, under the names of their parts.
 
     Raises `ApiError`: 415 for another content type or any content encoding, 413 for what is too large, 408
-    for what is too slow, 400 for a body that is no such form; ``ClientDisconnect``; and OSError where the
+    for what is too slow, 400 for a body that is not such a form; ``ClientDisconnect``; and OSError where the
     disk fails. What is wrong with single parts is told when all of the body has been read. Where it is not,
     what still comes is passed over for a while: a client that is sending when the connection is closed would
     not see the answer.
@@ -113,7 +113,10 @@ async def _pass_over(stream: AsyncGenerator[bytes]) -> None:
 
 
 class _Reader:
-    """What the parser calls. It only collects; `write` writes, in a thread."""
+    """What the parser calls. It only collects; `write` writes, in a thread.
+
+    It has many attributes because the parser's callbacks share the state of the part that is being read.
+    """
 
     def __init__(self, form: Form, folder: Path, stack: ExitStack) -> None:
         self._form = form
@@ -172,9 +175,11 @@ class _Reader:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        name, shown = self._name, self._name[:64]
+        name, excerpt = self._name, self._name[:64]
         if name in self._upload.fields or name in self._upload.files:
-            self._found(invalid_request(f"There are two parts named '{shown}'.", shown, "invalid_multipart"))
+            self._found(
+                invalid_request(f"There are two parts named '{excerpt}'.", excerpt, "invalid_multipart")
+            )
         elif name in self._form.fields:
             self._text = bytearray()
             self._upload.fields[name] = ""
@@ -183,9 +188,9 @@ class _Reader:
             self._file = self._stack.enter_context(path.open("xb"))
             self._file_bytes = 0
         else:
-            known = ", ".join([*sorted(self._form.fields), *self._form.files])
-            message = f"Unknown parameter: '{shown}'. Known are {known}."
-            self._found(invalid_request(message, shown, "unknown_parameter"))
+            parts = ", ".join([*sorted(self._form.fields), *self._form.files])
+            message = f"Unknown parameter: '{excerpt}'. Known are {parts}."
+            self._found(invalid_request(message, excerpt, "unknown_parameter"))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         size = end - start
@@ -223,12 +228,12 @@ def _boundary(request: Request) -> bytes:
     given = request.headers.get("content-type", "")
     kind, options = parse_options_header(given)
     if kind != b"multipart/form-data":
-        shown = given.partition(";")[0][:80] or "none"
+        excerpt = given.partition(";")[0][:80] or "none"
         raise ApiError(
             415,
             "invalid_request_error",
             "unsupported_media_type",
-            f"The body must be sent with 'Content-Type: multipart/form-data', not {shown!r}.",
+            f"The body must be sent with 'Content-Type: multipart/form-data', not {excerpt!r}.",
             headers={"connection": "close"},
         )
     boundary = options.get(b"boundary", b"")

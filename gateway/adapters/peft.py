@@ -1,7 +1,7 @@
 """``adapter_config.json`` as PEFT writes it: what of it can be served, and the form in which it is kept.
 
 PEFT's options are those of ``peft.LoraConfig`` (https://huggingface.co/docs/peft). One that changes what the
-adapter computes, and that the engine would pass over, is refused by name; so is one that nobody here knows.
+adapter computes, and that the engine would ignore, is refused by name; so is an unknown one.
 """
 
 import json

@@ -80,11 +80,11 @@ class Adapters:
 
     def for_engine(self, adapter: RegisteredAdapter) -> Adapter:
         """The adapter as an engine is handed it."""
-        place = self._store.place(adapter.digest)
-        return Adapter(adapter.name, adapter.digest, place, adapter.rank, adapter.canary)
+        folder = self._store.place(adapter.digest)
+        return Adapter(adapter.name, adapter.digest, folder, adapter.rank, adapter.canary)
 
     def usable(self, project_id: str, name: str) -> bool:
-        """Whether anybody of the project may use the adapter."""
+        """Whether any user of the project may use the adapter."""
         return self.registry.index.usable(project_id, name)
 
     async def register(self, request: Request, principal: Principal, catalog: Catalog) -> RegisteredAdapter:
@@ -113,26 +113,26 @@ class Adapters:
         config = self._config
         files = {"file": config.max_upload_bytes, "config": MAX_CONFIG_BYTES}
         upload = await receive(request, Form(_FIELDS, files, config.upload_timeout_s), folder)
-        wanted = _wanted(upload, principal, catalog)
-        place = folder / "adapter"
+        new = _wanted(upload, principal, catalog)
+        adapter_folder = folder / "adapter"
         async with self._checks:
-            checked = await asyncio.to_thread(_check, upload, wanted, place, config.max_upload_bytes)
+            checked = await asyncio.to_thread(_check, upload, new, adapter_folder, config.max_upload_bytes)
         self.registry.check_quota(principal.project_id or "", checked.size_bytes)
-        return await _unbroken(self._examined(principal, wanted, place, checked))
+        return await _unbroken(self._examined(principal, new, adapter_folder, checked))
 
     async def _examined(
-        self, principal: Principal, wanted: _Wanted, place: Path, checked: Checked
+        self, principal: Principal, request: _Wanted, folder: Path, checked: Checked
     ) -> RegisteredAdapter:
         """Take what is at the place into the store and, when an engine serves it, into the registry."""
-        async with self._store.kept(place, checked.digest, self.registry.index.uses) as kept:
-            new = Adapter(f"examined {wanted.suffix}", checked.digest, kept, checked.rank)
-            canary = await self._host.examine(wanted.base.id, new)
+        async with self._store.kept(folder, checked.digest, self.registry.index.uses) as kept:
+            new = Adapter(f"examined {request.suffix}", checked.digest, kept, checked.rank)
+            canary = await self._host.examine(request.base.id, new)
             return await self.registry.add(
                 NewAdapter(
                     principal=principal,
-                    private=wanted.private,
-                    base_model=wanted.base.id,
-                    suffix=wanted.suffix,
+                    private=request.private,
+                    base_model=request.base.id,
+                    suffix=request.suffix,
                     digest=checked.digest,
                     rank=checked.rank,
                     size_bytes=checked.size_bytes,
@@ -142,14 +142,14 @@ class Adapters:
 
     @asynccontextmanager
     async def _slot(self, project_id: str) -> AsyncIterator[None]:
-        """One of the uploads that the project may have at once."""
+        """Hold one of the uploads that the project may have at once."""
         most = self._config.uploads_at_once
         if self._uploads[project_id] >= most:
             raise ApiError(
                 429,
                 "rate_limit_error",
                 "rate_limit_exceeded",
-                f"{most} uploads of your project are being received already, as many as may be.",
+                f"Your project already has {most} uploads in progress, the maximum. Retry when one ends.",
                 headers={"retry-after": "2"},
             )
         self._uploads[project_id] += 1
@@ -161,9 +161,10 @@ class Adapters:
                 del self._uploads[project_id]
 
     async def delete(self, adapter: RegisteredAdapter) -> None:
-        """Nobody is served by it from now on; its content goes with the last adapter that has it.
+        """Delete the adapter; no request may use it from now on. Its content goes with the last adapter that
+        has it.
 
-        Raises `NotFound` where it has been deleted already.
+        Raises `NotFound` if it was deleted before.
         """
         await self.registry.delete(adapter)
         if not self.registry.index.uses(adapter.digest):
@@ -172,7 +173,7 @@ class Adapters:
 
 
 async def _unbroken(work: Coroutine[Any, Any, T]) -> T:
-    """Awaits the work, to its end also where the caller is cancelled meanwhile.
+    """Await the work to its end, even if the caller is cancelled.
 
     A commit on its way cannot be recalled: the content must not go before it is known what came of it.
     """
@@ -219,15 +220,15 @@ def _refusal(error: AdapterRejected) -> str:
     return f"The engine refuses the adapter: {_PATH.sub('...', str(error))[:_MAX_REASON]}"
 
 
-def _check(upload: Upload, wanted: _Wanted, place: Path, most_bytes: int) -> Checked:
+def _check(upload: Upload, request: _Wanted, folder: Path, most_bytes: int) -> Checked:
     """In a thread: lays both files out at the place, and checks them."""
-    if wanted.base.source is None:
+    if request.base.source is None:
         raise InvalidAdapter("The base model's own files are not here.", "base_model")
     try:
-        shapes = read_shapes(wanted.base.source)
+        shapes = read_shapes(request.base.source)
     except UnknownShapes as error:
-        message = f"The model `{wanted.base.id}` takes no adapters: {error}."
+        message = f"The model `{request.base.id}` takes no adapters: {error}."
         raise InvalidAdapter(message, "base_model") from None
-    place.mkdir(mode=0o700)
-    lay_out(upload.files["file"], upload.files.get("config"), place, most_bytes)
-    return check_adapter(place, shapes, wanted.lora.max_rank)
+    folder.mkdir(mode=0o700)
+    lay_out(upload.files["file"], upload.files.get("config"), folder, most_bytes)
+    return check_adapter(folder, shapes, request.lora.max_rank)

@@ -60,8 +60,8 @@ def _unpack(file: _Readable, unpacking: Unpacking) -> None:
         kind, size = block[156:157], _number(block[124:136])
         if kind in (_PAX, _PAX_OF_ALL):
             unpacking.count("")
-            found = _pax_records(_padded(file, size, unpacking))
-            pax = found if kind == _PAX else pax
+            pax_records = _pax_records(_padded(file, size, unpacking))
+            pax = pax_records if kind == _PAX else pax
             continue
         name = pax.pop("path", None) or _name(block)
         pax = {}
@@ -83,8 +83,8 @@ def _padded(file: _Readable, size: int, unpacking: Unpacking) -> bytes:
 
 
 def _pax_records(raw: bytes) -> dict[str, str]:
-    """Of ``length key=value`` lines, those that change what an entry is."""
-    found: dict[str, str] = {}
+    """Read the ``length key=value`` lines that change what an entry is."""
+    records: dict[str, str] = {}
     while raw:
         length, space, _ = raw.partition(b" ")
         if not space or not length.isdigit() or len(length) > 5 or not len(length) < int(length) <= len(raw):
@@ -96,9 +96,9 @@ def _pax_records(raw: bytes) -> dict[str, str]:
                 f"The archive has a header {shown(key.decode('latin-1'), 32)}, not taken here."
             )
         if key == b"path":
-            found["path"] = value.decode("utf-8", "replace")
+            records["path"] = value.decode("utf-8", "replace")
         raw = raw[int(length) :]
-    return found
+    return records
 
 
 def _pieces(file: _Readable, size: int) -> Iterator[bytes]:
@@ -132,7 +132,7 @@ def _number(field: bytes) -> int:
 
 def _check_sum(block: bytes) -> None:
     # The field itself counts as spaces.
-    told = block[148:156].strip(b" \0")
+    recorded = block[148:156].strip(b" \0")
     actual = b"%o" % (sum(block) - sum(block[148:156]) + 8 * ord(" "))
-    if told.lstrip(b"0") != actual:
+    if recorded.lstrip(b"0") != actual:
         raise InvalidAdapter("The file is not a tar archive, or is damaged: a header's checksum is wrong.")

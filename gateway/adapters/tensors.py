@@ -81,11 +81,11 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    items = dict(pairs)
+    if len(items) < len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise InvalidAdapter(f"The header of the safetensors file names `{shown(twice)}` twice.")
-    return found
+    return items
 
 
 def _no_constant(name: str) -> Any:
@@ -103,7 +103,7 @@ def _tensor(name: str, entry: Any, begin: int, data_bytes: int) -> Tensor:
         )
     if (
         not isinstance(shape, list)
-        or not all(_is_whole(one, _MAX_DIMENSION) for one in shape)
+        or not all(_is_whole(dimension, _MAX_DIMENSION) for dimension in shape)
         or len(shape) > 8
     ):
         raise InvalidAdapter(f"{which}: its shape must be a list of at most 8 whole numbers.")

@@ -68,9 +68,9 @@ def _check_shapes(tensors: Sequence[Tensor], config: PeftConfig, shapes: BaseSha
         names.add(module.rpartition(".")[2])
     if not halves:
         raise InvalidAdapter("The safetensors file holds no tensors.")
-    for module, found in halves.items():
-        if len(found) < 2:
-            has, lacks = ("A", "B") if "A" in found else ("B", "A")
+    for module, found_halves in halves.items():
+        if len(found_halves) < 2:
+            has, lacks = ("A", "B") if "A" in found_halves else ("B", "A")
             raise InvalidAdapter(f"`{module}` has lora_{has} but no lora_{lacks}.")
     return names
 
@@ -78,13 +78,13 @@ def _check_shapes(tensors: Sequence[Tensor], config: PeftConfig, shapes: BaseSha
 def _check_tensor(tensor: Tensor, config: PeftConfig, shapes: BaseShapes) -> tuple[str, str]:
     """The module, with its layer, and which half of the pair it is."""
     which = f"Tensor `{shown(tensor.name)}`"
-    found = _NAME.fullmatch(tensor.name)
-    if found is None:
+    match = _NAME.fullmatch(tensor.name)
+    if match is None:
         raise InvalidAdapter(
             f"{which} is none that PEFT gives a LoRA adapter of this base model, such as "
             "`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`."
         )
-    layer, module, half = found.groups()
+    layer, module, half = match.groups()
     if int(layer) >= shapes.layers:
         raise InvalidAdapter(f"{which}: the base model has layers 0 to {shapes.layers - 1}.")
     if module not in shapes.modules:
@@ -95,11 +95,11 @@ def _check_tensor(tensor: Tensor, config: PeftConfig, shapes: BaseShapes) -> tup
     if config.targets is not None and not any(_ends(module, layer, target) for target in config.targets):
         raise InvalidAdapter(f"{which}: 'target_modules' of adapter_config.json does not name {name}.")
     inputs, outputs = shapes.modules[module]
-    wanted = (config.rank, inputs) if half == "A" else (outputs, config.rank)
-    if tensor.shape != wanted:
+    expected = (config.rank, inputs) if half == "A" else (outputs, config.rank)
+    if tensor.shape != expected:
         raise InvalidAdapter(
             f"{which} has the shape {list(tensor.shape)}; with r = {config.rank} and this base model it "
-            f"must be {list(wanted)}."
+            f"must be {list(expected)}."
         )
     return f"model.layers.{layer}.{module}", half
 

@@ -72,11 +72,11 @@ def _directory(file: BinaryIO, size: int) -> list[_Entry]:
         raise InvalidAdapter(f"The archive has more than {MAX_MEMBERS} entries, or more than one part.")
     file.seek(offset)
     raw = file.read(length)
-    found: list[_Entry] = []
+    members: list[_Entry] = []
     for _ in range(entries):
         entry, raw = _entry(raw)
-        found.append(entry)
-    return found
+        members.append(entry)
+    return members
 
 
 def _entry(raw: bytes) -> tuple[_Entry, bytes]:

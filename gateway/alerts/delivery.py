@@ -28,7 +28,7 @@ _GRACE_S = 5.0
 
 
 class Channel(Protocol):
-    """A way to tell somebody."""
+    """A way to deliver a notification."""
 
     async def deliver(self, notification: Notification) -> None:
         """Raises `DeliveryFailed`."""

@@ -13,7 +13,7 @@ from gateway.config.alerts import AlertsConfig
 from tenants.alerts.outbox import Notification
 
 _MAILS = 8
-"""At once, whoever's: they all go to the operator's own server."""
+"""Mails sent at once for all organizations, since they all go to the operator's own server."""
 
 
 class MailChannel:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.alerts.delivery import Channel, Deliveries
 from gateway.alerts.loop import Loop
 from gateway.alerts.mail import MailChannel
-from gateway.alerts.transport import LateTransport
+from gateway.alerts.transport import LazyTransport
 from gateway.alerts.webhooks import WebhookChannel, shown_secret, webhook_secret
 from gateway.config.alerts import AlertsConfig
 from tenants.alerts.outbox import Outbox
@@ -152,7 +152,7 @@ async def open_alerts(
     storage = Storage(database)
     outbox = Outbox(storage)
     password = environment.get(config.smtp_password_env) if config.smtp_password_env else None
-    transport = LateTransport(_transport)
+    transport = LazyTransport(_transport)
     async with httpx.AsyncClient(trust_env=False, transport=transport, timeout=config.timeout_s) as client:
         channels: dict[str, Channel] = {
             "email": MailChannel(config, password),

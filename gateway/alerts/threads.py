@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class BoundedThreads:
-    """Runs each call in a daemon thread of its own: at most ``most`` at once, ``most_of_one`` of one owner.
+    """Runs each call in its own daemon thread: at most ``most`` at once, ``most_of_one`` of one owner.
 
-    A call that nobody waits for any more keeps its place until it returns, so calls that hang are bounded
-    too. They do not hold up the end of the process. For one event loop.
+    A call whose caller has given up counts until it returns, so calls that hang are bounded
+    too. They do not delay the end of the process. For one event loop.
     """
 
     def __init__(self, name: str, *, most: int, most_of_one: int) -> None:
@@ -69,7 +69,7 @@ class BoundedThreads:
         return self.running < self._most and self._running[owner] < self._most_of_one
 
     def _ended(self, loop: asyncio.AbstractEventLoop, owner: str, _: "Future[Any]") -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: no caller waits
             loop.call_soon_threadsafe(self._leave, owner)
 
     def _leave(self, owner: str) -> None:
@@ -88,5 +88,5 @@ class BoundedThreads:
 def _work(call: Callable[[], T], done: "Future[T]") -> None:
     try:
         done.set_result(call())
-    except Exception as error:  # noqa: BLE001 - handed to whoever waits
+    except Exception as error:  # noqa: BLE001 - raised where the call is awaited
         done.set_exception(error)

@@ -23,7 +23,7 @@ _MAX_URL = 2048
 _GONE = 410
 _LOOKUPS = 16
 _LOOKUPS_OF_ONE = 2
-"""Of one organization: names whose servers are silent take its own lookups, and nobody else's."""
+"""Lookups of one organization at once, so names whose servers are silent delay no other organization."""
 
 
 def webhook_secret(pepper: bytes, alert_id: str) -> bytes:

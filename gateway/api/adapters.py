@@ -55,8 +55,8 @@ async def list_adapters(request: Request) -> Response:
     """``GET``: the project's and the user's own, the oldest first; the organization's for its admin key."""
     principal = await authenticate(request, KeyKind.PROJECT, KeyKind.ADMIN, scope=_READ)
     after, limit = paging(request)
-    found = await services_of(request).adapters.registry.listed(principal, after=after, limit=limit)
-    return page([adapter_object(adapter) for adapter in found.items], found.has_more)
+    adapters = await services_of(request).adapters.registry.listed(principal, after=after, limit=limit)
+    return page([adapter_object(adapter) for adapter in adapters.items], adapters.has_more)
 
 
 async def retrieve_adapter(request: Request) -> Response:
@@ -67,7 +67,7 @@ async def retrieve_adapter(request: Request) -> Response:
 
 
 async def delete_adapter(request: Request) -> Response:
-    """``DELETE .../{adapter}``: nobody is served by it from now on."""
+    """``DELETE .../{adapter}``: no request may use it from now on."""
     principal = await authenticate(request, KeyKind.PROJECT, KeyKind.ADMIN, scope=FINE_TUNING)
     services = services_of(request)
     adapter = await _found(services, principal, request.path_params["adapter"])
@@ -89,13 +89,13 @@ async def delete_owned(
 
 
 async def _found(services: Services, principal: Principal, name: str) -> RegisteredAdapter:
-    """Raises 404 ``model_not_found``, for what is somebody else's as for what does not exist."""
+    """Raises 404 ``model_not_found``, for another tenant's adapter as for one that does not exist."""
     registry = services.adapters.registry
     if principal.kind is KeyKind.PROJECT:
-        found = registry.index.find(principal, name)
-        if found is None or not principal.may_use(name, found.base_model):
+        adapter = registry.index.find(principal, name)
+        if adapter is None or not principal.may_use(name, adapter.base_model):
             raise model_not_found(name)
-        return found
+        return adapter
     if len(name) > _MAX_NAME or not name.isprintable():
         raise model_not_found(name)
     try:
@@ -107,10 +107,10 @@ async def _found(services: Services, principal: Principal, name: str) -> Registe
 def adapter_routes() -> list[Route]:
     """The routes of this module."""
     every = "/v1/torpor/adapters"
-    one = f"{every}/{{adapter}}"
+    path = f"{every}/{{adapter}}"
     return [
         Route(every, create_adapter, methods=["POST"]),
         Route(every, list_adapters, methods=["GET"]),
-        Route(one, retrieve_adapter, methods=["GET"]),
-        Route(one, delete_adapter, methods=["DELETE"]),
+        Route(path, retrieve_adapter, methods=["GET"]),
+        Route(path, delete_adapter, methods=["DELETE"]),
     ]

@@ -13,7 +13,7 @@ from tenants.types import ApiKey, KeyKind
 
 
 def admin_key_object(key: ApiKey) -> dict[str, Any]:
-    """OpenAI's ``organization.admin_api_key`` object. Admin keys belong to nobody but the organization."""
+    """OpenAI's ``organization.admin_api_key`` object. Admin keys belong to the organization alone."""
     return {
         "id": key.id,
         "object": "organization.admin_api_key",
@@ -47,14 +47,14 @@ async def list_keys(request: Request) -> Response:
     """``GET``, the oldest first, or with ``order=desc`` the newest."""
     services, organization_id = await admin_of(request)
     after, limit = paging(request)
-    found = await services.tenants.list_keys(
+    keys = await services.tenants.list_keys(
         organization_id,
         kind=KeyKind.ADMIN,
         after=after,
         limit=limit,
         newest_first=choice(request, "order", ("asc", "desc")) == "desc",
     )
-    return page([admin_key_object(item) for item in found.items], found.has_more)
+    return page([admin_key_object(item) for item in keys.items], keys.has_more)
 
 
 async def retrieve_key(request: Request) -> Response:
@@ -86,7 +86,7 @@ async def rotate_key(request: Request) -> Response:
         organization_id, path_id(request, "key"), overlap_s=overlap_s
     )
     key, old = rotation.key, rotation.old
-    # Before anybody has the secret, so that it never opens more than the old one.
+    # Before the secret is sent, so it never opens more than the old one.
     await services.control.limits.read_subject(organization_id, SubjectType.KEY, key.id)
     return secret(
         {

@@ -27,7 +27,7 @@ def entry_object(entry: AuditEntry) -> dict[str, Any]:
 
     ``actor.session`` says from where the key was used; ``actor`` is null for a command on the host itself.
     """
-    shown: dict[str, Any] = {
+    result: dict[str, Any] = {
         "id": entry.id,
         "object": "organization.audit_log",
         "type": entry.type,
@@ -36,8 +36,8 @@ def entry_object(entry: AuditEntry) -> dict[str, Any]:
         entry.type: _details(entry),
     }
     if entry.project_id is not None:
-        shown["project"] = {"id": entry.project_id, "name": entry.project_name}
-    return shown
+        result["project"] = {"id": entry.project_id, "name": entry.project_name}
+    return result
 
 
 def _actor_object(actor: Actor) -> dict[str, Any]:
@@ -64,17 +64,17 @@ async def list_audit_logs(request: Request) -> Response:
     query = _query(request)
     # Who acts has a key and no address of mail, and no act is of a tenant in OpenAI's sense.
     if values_of(request, "actor_emails") or flag(request, "tenant_only"):
-        found = _NOTHING
+        entries = _NOTHING
     else:
-        found = await services.tenants.audit.listed(organization_id, query)
-    return page([entry_object(item) for item in found.items], found.has_more)
+        entries = await services.tenants.audit.listed(organization_id, query)
+    return page([entry_object(item) for item in entries.items], entries.has_more)
 
 
 async def list_host_logs(request: Request) -> Response:
-    """``GET /v1/torpor/audit_logs``: acts on the host itself, for whoever has the root key."""
+    """``GET /v1/torpor/audit_logs``: acts on the host itself, for the root key."""
     services = await root_of(request)
-    found = await services.tenants.audit.listed(None, _query(request))
-    return page([entry_object(item) for item in found.items], found.has_more)
+    entries = await services.tenants.audit.listed(None, _query(request))
+    return page([entry_object(item) for item in entries.items], entries.has_more)
 
 
 def _query(request: Request) -> AuditQuery:
@@ -98,7 +98,7 @@ def _query(request: Request) -> AuditQuery:
 
 def _effective_at(request: Request) -> tuple[int | None, int | None]:
     """``effective_at[gt|gte|lt|lte]`` as the first and the last second."""
-    found: dict[str, int] = {}
+    bounds: dict[str, int] = {}
     for name, raw in request.query_params.multi_items():
         if not name.startswith("effective_at"):
             continue
@@ -109,9 +109,9 @@ def _effective_at(request: Request) -> tuple[int | None, int | None]:
         if not (raw.isascii() and raw.isdecimal() and len(raw) < 13) or int(raw) > _MAX_TIME:
             message = f"'effective_at[{bound}]' must be in unix seconds."
             raise invalid_request(message, "effective_at", "invalid_value")
-        found[bound] = int(raw)
-    firsts = [found[name] + more for name, more in (("gt", 1), ("gte", 0)) if name in found]
-    lasts = [found[name] - less for name, less in (("lt", 1), ("lte", 0)) if name in found]
+        bounds[bound] = int(raw)
+    firsts = [bounds[name] + more for name, more in (("gt", 1), ("gte", 0)) if name in bounds]
+    lasts = [bounds[name] - less for name, less in (("lt", 1), ("lte", 0)) if name in bounds]
     return max(firsts, default=None), min(lasts, default=None)
 
 

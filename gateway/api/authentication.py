@@ -90,9 +90,9 @@ async def _principal(request: Request, services: Services, authorization: str) -
         raise InvalidCredential("missing")
     if len(secret) > MAX_TOKEN_CHARACTERS:
         raise too_long()
-    known = services.tenants.known(secret)
-    if known is not None:
-        return known
+    cached = services.tenants.known(secret)
+    if cached is not None:
+        return cached
     address = _address(request)
     blocked_s = services.failures.blocked_s(address)
     if blocked_s > 0:
@@ -100,7 +100,7 @@ async def _principal(request: Request, services: Services, authorization: str) -
     try:
         return await services.tenants.authenticate(secret)
     except InvalidCredential as error:
-        # What has expired was good once: nobody guesses it, and no database is asked for it.
+        # An expired key was valid once: it was not guessed, and costs no query.
         if error.reason != "expired":
             services.failures.failed(address)
         raise

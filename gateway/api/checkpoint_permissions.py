@@ -30,17 +30,17 @@ async def create_permissions(request: Request) -> Response:
     if not project_ids:
         message = "Missing required parameter: 'project_ids'."
         raise invalid_request(message, "project_ids", "missing_required_parameter")
-    if not all(len(one) <= _MAX_ID and one.isprintable() for one in project_ids):
+    if not all(len(project_id) <= _MAX_ID and project_id.isprintable() for project_id in project_ids):
         raise invalid_request("'project_ids' must be ids of projects.", "project_ids", "invalid_value")
     name = path_id(request, "checkpoint")
-    made = await services.adapters.permissions.share(organization_id, name, project_ids)
-    return page([permission_object(one) for one in made], has_more=False)
+    permissions = await services.adapters.permissions.share(organization_id, name, project_ids)
+    return page([permission_object(project_id) for project_id in permissions], has_more=False)
 
 
 async def list_permissions(request: Request) -> Response:
     """``GET``, the newest first; also the deprecated ``retrieve`` of the official client."""
     services, organization_id = await admin_of(request)
-    found = await services.adapters.permissions.listed(
+    permissions = await services.adapters.permissions.listed(
         organization_id,
         path_id(request, "checkpoint"),
         project_id=cursor_of(request, "project_id"),
@@ -48,11 +48,11 @@ async def list_permissions(request: Request) -> Response:
         limit=limit_of(request),
         newest_first=choice(request, "order", ("descending", "ascending")) == "descending",
     )
-    return page([permission_object(one) for one in found.items], found.has_more)
+    return page([permission_object(permission) for permission in permissions.items], permissions.has_more)
 
 
 async def delete_permission(request: Request) -> Response:
-    """``DELETE .../{permission}``: the project may not use the adapter any more."""
+    """``DELETE .../{permission}``: revokes the project's permission to use the adapter."""
     services, organization_id = await admin_of(request)
     permission_id = path_id(request, "permission")
     await services.adapters.permissions.revoke(organization_id, path_id(request, "checkpoint"), permission_id)

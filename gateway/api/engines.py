@@ -39,7 +39,9 @@ def engine_object(status: EngineStatus, sizing: Sizing | None, *, for_operator: 
                 "state": replica.state,
                 "memory_bytes": replica.memory_bytes,
                 "in_flight": replica.in_flight,
-                **({"adapters": [_resident(one) for one in replica.adapters]} if for_operator else {}),
+                **(
+                    {"adapters": [_resident(adapter) for adapter in replica.adapters]} if for_operator else {}
+                ),
                 **({"project_id": replica.pool} if for_operator and replica.pool else {}),
             }
             for replica in status.replicas

@@ -1,4 +1,4 @@
-"""Liveness and readiness, for whoever watches the process. No key."""
+"""Liveness and readiness, for monitoring. They need no key."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

@@ -12,7 +12,7 @@ from gateway.api.resolving import resolve_model
 from gateway.http.context import RequestRecord, record_of
 from gateway.http.errors import not_supported, shutting_down
 from gateway.http.json_body import read_json
-from gateway.inference.admission import Asking, admit
+from gateway.inference.admission import AdmissionDemand, admit
 from gateway.inference.call_checks import check_call, without_nulls
 from gateway.inference.calls import (
     ENGINE_FIELDS,
@@ -31,7 +31,7 @@ from gateway.inference.exchange import MOST_ENGINES, Exchange, Plan, UnmeteredEx
 from gateway.inference.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.inference.model_fit import check_fit, fitted
 from gateway.inference.openai_fields import OPENAI_FIELDS
-from gateway.inference.queues import Ask
+from gateway.inference.queues import QueueRequest
 from gateway.inference.service_tiers import tier_of, used_tier
 from gateway.inference.tools import check_tools
 from gateway.services import Services, services_of
@@ -41,7 +41,7 @@ from tenants.scopes import MODEL_REQUEST
 from tenants.types import KeyKind, Principal
 
 
-class _Asked(msgspec.Struct, frozen=True):
+class ParsedCall(msgspec.Struct, frozen=True):
     """A call that has been read and found good, but for the length of its prompt."""
 
     services: Services
@@ -52,7 +52,7 @@ class _Asked(msgspec.Struct, frozen=True):
     record: RequestRecord
 
 
-async def _read(request: Request, kind: type[Call], task: Task | None = None) -> _Asked:
+async def _read(request: Request, kind: type[Call], task: Task | None = None) -> ParsedCall:
     """Who asks what of which model. Raises 503 while the gateway drains, and what the steps raise."""
     services = services_of(request)
     principal = await authenticate(request, KeyKind.PROJECT, scope=MODEL_REQUEST)
@@ -68,7 +68,7 @@ async def _read(request: Request, kind: type[Call], task: Task | None = None) ->
     record = record_of(request.scope)
     record.model = model.id
     record.adapter = model.adapter_name
-    return _Asked(services, principal, body, call, model, record)
+    return ParsedCall(services, principal, body, call, model, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,100 +81,100 @@ class Endpoint:
     task: Task
 
     async def __call__(self, request: Request) -> Exchange:
-        asked = await _read(request, self.kind, self.task)
-        call = asked.call
-        plan = self._plan(asked)
-        asking = Asking(
-            principal=asked.principal,
-            model=asked.model,
+        parsed = await _read(request, self.kind, self.task)
+        call = parsed.call
+        plan = self._plan(parsed)
+        demand = AdmissionDemand(
+            principal=parsed.principal,
+            model=parsed.model,
             call=call,
-            body=asked.body,
+            body=parsed.body,
             body_bytes=len(plan.body),
             estimate=plan.estimate,
-            record=asked.record,
+            record=parsed.record,
         )
-        admitted = await admit(asked.services.control, asking)
+        admitted = await admit(parsed.services.control, demand)
         streamed = isinstance(call, Generation) and bool(call.stream)
         return (StreamExchange if streamed else PlainExchange)(
-            asked.services.door, plan, asked.record, admitted
+            parsed.services.relay, plan, parsed.record, admitted
         )
 
-    def _plan(self, asked: _Asked) -> MeteredPlan:
-        principal, call = asked.principal, asked.call
+    def _plan(self, parsed: ParsedCall) -> MeteredPlan:
+        principal, call = parsed.principal, parsed.call
         options = call.stream_options if isinstance(call, Generation) else None
-        body = _engine_body(asked, asked.model.adapter)
-        adapter = asked.model.adapter
+        body = _engine_body(parsed, parsed.model.adapter)
+        adapter = parsed.model.adapter
         return MeteredPlan(
-            model_id=asked.model.id,
+            model_id=parsed.model.id,
             path=self.path,
             body=body,
-            pool=_pool(asked),
-            ask=_ask(asked, len(body)),
-            adapter=None if adapter is None else asked.services.adapters.for_engine(adapter),
-            prioritized=asked.model.spec.url is None,
+            pool=_pool(parsed),
+            queue_request=_queue_request(parsed, len(body)),
+            adapter=None if adapter is None else parsed.services.adapters.for_engine(adapter),
+            prioritized=parsed.model.spec.url is None,
             attempt=Attempt(
                 id=new_attempt_id(),
-                request_id=asked.record.request_id,
+                request_id=parsed.record.request_id,
                 organization_id=principal.organization_id or "",
                 project_id=principal.project_id or "",
                 api_key_id=principal.key_id,
                 user_id=principal.user_id,
-                model=asked.model.id,
-                adapter=asked.model.adapter_name,
+                model=parsed.model.id,
+                adapter=parsed.model.adapter_name,
                 operation=self.operation,
-                started_at=asked.record.started_at,
+                started_at=parsed.record.started_at,
                 service_tier=call.service_tier,
             ),
-            wake_timeout_s=_wake_timeout_s(asked),
-            longest_wait_s=asked.services.queues.timeout_s(asked.model.id)
-            + MOST_ENGINES * _wake_timeout_s(asked),
+            wake_timeout_s=_wake_timeout_s(parsed),
+            longest_wait_s=parsed.services.queues.timeout_s(parsed.model.id)
+            + MOST_ENGINES * _wake_timeout_s(parsed),
             constraint=_constraint(call),
-            prefix=_prefix(asked),
-            service_tier=None if asked.model.spec.url else used_tier(call.service_tier),
+            prefix=_prefix(parsed),
+            service_tier=None if parsed.model.spec.url else used_tier(call.service_tier),
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
-            estimate=Estimate(asked.model, call, asked.body),
-            remote=asked.model.spec.url is not None,
+            estimate=Estimate(parsed.model, call, parsed.body),
+            remote=parsed.model.spec.url is not None,
         )
 
 
-def _engine_body(asked: _Asked, adapter: RegisteredAdapter | None = None) -> bytes:
+def _engine_body(parsed: ParsedCall, adapter: RegisteredAdapter | None = None) -> bytes:
     """What the engine is sent, without ``model`` where its own name for the adapter is still to be added.
 
     The salt keeps a project's prefix cache from being timed by another's.
     """
-    call, remote = asked.call, asked.model.spec.url is not None
-    known = OPENAI_FIELDS - OWN_FIELDS if remote else ENGINE_FIELDS[type(call)]
-    sent = {name: value for name, value in asked.body.items() if name in known}
+    call, remote = parsed.call, parsed.model.spec.url is not None
+    fields = OPENAI_FIELDS - OWN_FIELDS if remote else ENGINE_FIELDS[type(call)]
+    sent = {name: value for name, value in parsed.body.items() if name in fields}
     if not remote:
-        sent = fitted(sent, asked.model)
+        sent = fitted(sent, parsed.model)
     sent.pop("model", None)
     if adapter is None:
-        sent["model"] = asked.model.id
+        sent["model"] = parsed.model.id
     if isinstance(call, Generation) and call.stream:
         sent["stream_options"] = {"include_usage": True}
         if not remote:
             sent["stream_options"]["continuous_usage_stats"] = True
     if isinstance(call, Generation) and not remote:
-        sent["cache_salt"] = asked.principal.project_id
+        sent["cache_salt"] = parsed.principal.project_id
     return msgspec.json.encode(sent)
 
 
 _PREFIX_BYTES = 1024
 
 
-def _prefix(asked: _Asked) -> int:
+def _prefix(parsed: ParsedCall) -> int:
     """The same for conversations of one project that begin alike: an engine's prefix cache knows them."""
-    body = asked.body
+    body = parsed.body
     said = body.get("messages") or body.get("prompt") or body.get("input")
     beginning = said[:2] if isinstance(said, list) else said
     return hash(
-        (asked.principal.project_id, asked.model.name, msgspec.json.encode(beginning)[:_PREFIX_BYTES])
+        (parsed.principal.project_id, parsed.model.name, msgspec.json.encode(beginning)[:_PREFIX_BYTES])
     )
 
 
-def _wake_timeout_s(asked: _Asked) -> float:
-    return asked.model.spec.wake_timeout_s or asked.services.config.limits.wake_timeout_s
+def _wake_timeout_s(parsed: ParsedCall) -> float:
+    return parsed.model.spec.wake_timeout_s or parsed.services.config.limits.wake_timeout_s
 
 
 def _constraint(call: Call) -> str | None:
@@ -188,25 +188,25 @@ def _constraint(call: Call) -> str | None:
     return "tools" if isinstance(call, ChatCall) and call.tools else None
 
 
-def _pool(asked: _Asked) -> str | None:
-    return asked.services.queues.pool(asked.model.id, asked.principal.project_id)
+def _pool(parsed: ParsedCall) -> str | None:
+    return parsed.services.queues.pool(parsed.model.id, parsed.principal.project_id)
 
 
 _BYTES_A_TOKEN = 4
 
 
-def _ask(asked: _Asked, body_bytes: int) -> Ask:
+def _queue_request(parsed: ParsedCall, body_bytes: int) -> QueueRequest:
     """What the request wants of the model, as far as that is known before."""
-    call, project_id = asked.call, asked.principal.project_id or ""
+    call, project_id = parsed.call, parsed.principal.project_id or ""
     most, sequences = (None, call.n or 1) if isinstance(call, Generation) else (0, 1)
     if isinstance(call, Generation):
         most = call.answer_limit
     if isinstance(call, CompletionCall) and isinstance(call.prompt, list):
         sequences *= 1 if isinstance(call.prompt[0], int) else len(call.prompt)
-    return Ask(
-        model_id=asked.model.id,
+    return QueueRequest(
+        model_id=parsed.model.id,
         project_id=project_id,
-        weight=asked.services.weights.of(project_id),
+        weight=parsed.services.weights.of(project_id),
         tier=tier_of(call.service_tier),
         input_tokens=-(-body_bytes // _BYTES_A_TOKEN),
         sequences=sequences,
@@ -227,17 +227,17 @@ class Unmetered:
     kind: type[Call]
 
     async def __call__(self, request: Request) -> Exchange:
-        asked = await _read(request, self.kind)
-        if asked.model.spec.url is not None:
+        parsed = await _read(request, self.kind)
+        if parsed.model.spec.url is not None:
             raise not_supported(f"{self.path} for a model that another server runs")
         plan = Plan(
-            model_id=asked.model.id,
+            model_id=parsed.model.id,
             path=self.path,
-            body=_engine_body(asked),
-            wake_timeout_s=_wake_timeout_s(asked),
-            pool=_pool(asked),
+            body=_engine_body(parsed),
+            wake_timeout_s=_wake_timeout_s(parsed),
+            pool=_pool(parsed),
         )
-        return UnmeteredExchange(asked.services.door, plan, asked.record)
+        return UnmeteredExchange(parsed.services.relay, plan, parsed.record)
 
 
 tokenize = Unmetered("/tokenize", TokenizeCall)

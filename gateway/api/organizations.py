@@ -1,4 +1,4 @@
-"""``/v1/torpor/organizations``: the tenants of an installation, for whoever has the root key."""
+"""``/v1/torpor/organizations``: the tenants of an installation, for the root key."""
 
 from typing import Any
 
@@ -51,17 +51,17 @@ async def list_organizations(request: Request) -> Response:
     """``GET``; archived ones with ``include_archived=true``."""
     services = await root_of(request)
     after, limit = paging(request)
-    found = await services.tenants.list_organizations(
+    organizations = await services.tenants.list_organizations(
         after=after, limit=limit, include_archived=flag(request, "include_archived")
     )
-    return page([organization_object(item) for item in found.items], found.has_more)
+    return page([organization_object(item) for item in organizations.items], organizations.has_more)
 
 
 async def retrieve_organization(request: Request) -> Response:
     """``GET .../{id or slug}``."""
     services = await root_of(request)
-    found = await services.tenants.get_organization(path_id(request, "organization"))
-    return JSONResponse(organization_object(found))
+    organization = await services.tenants.get_organization(path_id(request, "organization"))
+    return JSONResponse(organization_object(organization))
 
 
 async def update_organization(request: Request) -> Response:
@@ -93,12 +93,12 @@ async def create_admin_key(request: Request) -> Response:
 def organization_routes() -> list[Route]:
     """The routes of this module."""
     every = "/v1/torpor/organizations"
-    one = f"{every}/{{organization}}"
+    path = f"{every}/{{organization}}"
     return [
         Route(every, create_organization, methods=["POST"]),
         Route(every, list_organizations, methods=["GET"]),
-        Route(one, retrieve_organization, methods=["GET"]),
-        Route(one, update_organization, methods=["POST"]),
-        Route(f"{one}/archive", archive_organization, methods=["POST"]),
-        Route(f"{one}/admin_api_keys", create_admin_key, methods=["POST"]),
+        Route(path, retrieve_organization, methods=["GET"]),
+        Route(path, update_organization, methods=["POST"]),
+        Route(f"{path}/archive", archive_organization, methods=["POST"]),
+        Route(f"{path}/admin_api_keys", create_admin_key, methods=["POST"]),
     ]

@@ -99,10 +99,10 @@ async def list_accounts(request: Request) -> Response:
     """``GET``."""
     services, organization_id = await admin_of(request)
     after, limit = paging(request)
-    found = await services.tenants.service_accounts.listed(
+    accounts = await services.tenants.service_accounts.listed(
         organization_id, path_id(request, "project"), after=after, limit=limit
     )
-    return page([account_object(item) for item in found.items], found.has_more)
+    return page([account_object(item) for item in accounts.items], accounts.has_more)
 
 
 async def retrieve_account(request: Request) -> Response:
@@ -157,11 +157,11 @@ async def list_keys(request: Request) -> Response:
     services, organization_id = await admin_of(request)
     after, limit = paging(request)
     project = await services.tenants.get_project(organization_id, path_id(request, "project"))
-    wanted = choice(request, "owner_project_access", ("any", "active", "inactive"))
-    found = await services.tenants.list_keys(organization_id, project_id=project.id, after=after, limit=limit)
-    if wanted not in ("any", _access(project)):
+    owner_access = choice(request, "owner_project_access", ("any", "active", "inactive"))
+    keys = await services.tenants.list_keys(organization_id, project_id=project.id, after=after, limit=limit)
+    if owner_access not in ("any", _access(project)):
         return page([], has_more=False)
-    return page([key_object(item, project) for item in found.items], found.has_more)
+    return page([key_object(item, project) for item in keys.items], keys.has_more)
 
 
 async def retrieve_key(request: Request) -> Response:

@@ -44,8 +44,8 @@ async def update_weight(request: Request) -> Response:
     most = MOST_WEIGHT if principal.kind is KeyKind.ROOT else STANDARD_WEIGHT
     project_id = path_id(request, "project")
     try:
-        asked = float(weight)
+        value = float(weight)
     except OverflowError:
-        asked = float("inf")
-    held = await services.weights.set(project_id, asked, principal.organization_id, most=most)
+        value = float("inf")
+    held = await services.weights.set(project_id, value, principal.organization_id, most=most)
     return JSONResponse(weight_object(project_id, held))

@@ -48,10 +48,10 @@ async def list_projects(request: Request) -> Response:
     """``GET``; archived ones with ``include_archived=true``."""
     services, organization_id = await admin_of(request)
     after, limit = paging(request)
-    found = await services.tenants.list_projects(
+    projects = await services.tenants.list_projects(
         organization_id, after=after, limit=limit, include_archived=flag(request, "include_archived")
     )
-    return page([project_object(item) for item in found.items], found.has_more)
+    return page([project_object(item) for item in projects.items], projects.has_more)
 
 
 async def retrieve_project(request: Request) -> Response:
@@ -92,10 +92,10 @@ def permissions_object(permissions: ModelPermissions) -> dict[str, Any]:
 async def retrieve_permissions(request: Request) -> Response:
     """``GET .../model_permissions``; 404 where the project may use every model."""
     services, organization_id = await admin_of(request)
-    found = await services.tenants.model_permissions.get(organization_id, path_id(request, "project"))
-    if found is None:
+    permissions = await services.tenants.model_permissions.get(organization_id, path_id(request, "project"))
+    if permissions is None:
         raise NotFound("The project has no model permissions: it may use every model.")
-    return JSONResponse(permissions_object(found))
+    return JSONResponse(permissions_object(permissions))
 
 
 async def update_permissions(request: Request) -> Response:
@@ -107,8 +107,8 @@ async def update_permissions(request: Request) -> Response:
     body = await fields_of(request, ("mode", "model_ids"))
     mode, models = body.get("mode"), texts(body, "model_ids", _MAX_MODELS)
     if mode not in tuple(PermissionMode):
-        known = ", ".join(PermissionMode)
-        raise invalid_request(f"'mode' must be one of {known}.", "mode", "invalid_value")
+        modes = ", ".join(PermissionMode)
+        raise invalid_request(f"'mode' must be one of {modes}.", "mode", "invalid_value")
     if models is None:
         raise invalid_request(
             "Missing required parameter: 'model_ids'.", "model_ids", "missing_required_parameter"
@@ -132,14 +132,14 @@ async def delete_permissions(request: Request) -> Response:
 def project_routes() -> list[Route]:
     """The routes of this module."""
     every = "/v1/organization/projects"
-    one = f"{every}/{{project}}"
-    permissions = f"{one}/model_permissions"
+    path = f"{every}/{{project}}"
+    permissions = f"{path}/model_permissions"
     return [
         Route(every, create_project, methods=["POST"]),
         Route(every, list_projects, methods=["GET"]),
-        Route(one, retrieve_project, methods=["GET"]),
-        Route(one, update_project, methods=["POST"]),
-        Route(f"{one}/archive", archive_project, methods=["POST"]),
+        Route(path, retrieve_project, methods=["GET"]),
+        Route(path, update_project, methods=["POST"]),
+        Route(f"{path}/archive", archive_project, methods=["POST"]),
         Route(permissions, retrieve_permissions, methods=["GET"]),
         Route(permissions, update_permissions, methods=["POST"]),
         Route(permissions, delete_permissions, methods=["DELETE"]),

@@ -50,10 +50,10 @@ def _sizes(body: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int |
         if name in _NOT_HERE:
             continue
         if name not in names:
-            shown = name[:64]
-            known = ", ".join(names)
-            message = f"Unknown parameter: '{shown}'. The limits are {known}."
-            raise invalid_request(message, shown, "unknown_parameter")
+            excerpt = name[:64]
+            allowed = ", ".join(names)
+            message = f"Unknown parameter: '{excerpt}'. The limits are {allowed}."
+            raise invalid_request(message, excerpt, "unknown_parameter")
         if value is not None and (type(value) is not int or not 1 <= value <= MOST):
             message = f"'{name}' must be a whole number from 1 to {MOST}, or null."
             raise invalid_request(message, name, "invalid_value")
@@ -70,12 +70,12 @@ def _limit_parameter(request: Request, default: int) -> int:
 
 def rate_limit_object(model: str, limit: RateLimit) -> dict[str, Any]:
     """OpenAI's ``project.rate_limit`` object."""
-    shown: dict[str, Any] = {"id": _ID_PREFIX + model, "object": "project.rate_limit", "model": model}
+    result: dict[str, Any] = {"id": _ID_PREFIX + model, "object": "project.rate_limit", "model": model}
     for wire, name in MODEL_SIZES.items():
         size = getattr(limit, name)
         if size is not None or wire in _ALWAYS_SHOWN:
-            shown[wire] = MOST if size is None else size
-    return shown
+            result[wire] = MOST if size is None else size
+    return result
 
 
 async def list_rate_limits(request: Request) -> Response:
@@ -88,9 +88,9 @@ async def list_rate_limits(request: Request) -> Response:
     await services.tenants.get_project(organization_id, project_id)
     named = services.control.limits.adapters(project_id, PREFIX)
     adapters = [name for name in named if services.adapters.usable(project_id, name)]
-    shown, has_more = _window([*services.catalog.ids(), *adapters], request)
-    limits = [await services.control.limits.of_model(organization_id, project_id, model) for model in shown]
-    return page([rate_limit_object(*pair) for pair in zip(shown, limits, strict=True)], has_more)
+    models, has_more = _window([*services.catalog.ids(), *adapters], request)
+    limits = [await services.control.limits.of_model(organization_id, project_id, model) for model in models]
+    return page([rate_limit_object(*pair) for pair in zip(models, limits, strict=True)], has_more)
 
 
 def _window(models: list[str], request: Request) -> tuple[list[str], bool]:
@@ -117,32 +117,32 @@ async def update_rate_limit(request: Request) -> Response:
     sizes = _sizes(await body_of(request), MODEL_SIZES)
     model = limit_id.removeprefix(_ID_PREFIX)
     await services.tenants.get_project(organization_id, project_id)
-    known = model in services.catalog.ids() or services.adapters.usable(project_id, model)
-    if not limit_id.startswith(_ID_PREFIX) or not known:
+    exists = model in services.catalog.ids() or services.adapters.usable(project_id, model)
+    if not limit_id.startswith(_ID_PREFIX) or not exists:
         raise NotFound("No such rate limit.")
     limit = await services.control.limits.update_model(organization_id, project_id, model, sizes)
     return JSONResponse(rate_limit_object(model, limit))
 
 
-def subject_limit_object(one: SubjectLimit) -> dict[str, Any]:
+def subject_limit_object(limit: SubjectLimit) -> dict[str, Any]:
     """Torpor's ``torpor.limit`` object; what is null is not limited."""
     return {
-        "id": one.id,
+        "id": limit.id,
         "object": "torpor.limit",
-        "subject_type": one.subject_type.value,
-        "subject_id": one.subject_id,
-        **{wire: getattr(one.limit, name) for wire, name in SUBJECT_SIZES.items()},
-        "created_at": one.created_at,
+        "subject_type": limit.subject_type.value,
+        "subject_id": limit.subject_id,
+        **{wire: getattr(limit.limit, name) for wire, name in SUBJECT_SIZES.items()},
+        "created_at": limit.created_at,
     }
 
 
 async def list_limits(request: Request) -> Response:
     """``GET /v1/torpor/limits``."""
     services, organization_id = await admin_of(request)
-    found = await services.control.limits.list_subjects(
+    limits = await services.control.limits.list_subjects(
         organization_id, after=cursor_of(request), limit=_limit_parameter(request, 20)
     )
-    return page([subject_limit_object(one) for one in found.items], found.has_more)
+    return page([subject_limit_object(limit) for limit in limits.items], limits.has_more)
 
 
 async def set_limit(request: Request) -> Response:
@@ -151,8 +151,8 @@ async def set_limit(request: Request) -> Response:
     body = await body_of(request)
     kind, subject_id = body.pop("subject_type", None), body.pop("subject_id", None)
     if kind not in tuple(SubjectType):
-        known = ", ".join(SubjectType)
-        raise invalid_request(f"'subject_type' must be one of {known}.", "subject_type", "invalid_value")
+        kinds = ", ".join(SubjectType)
+        raise invalid_request(f"'subject_type' must be one of {kinds}.", "subject_type", "invalid_value")
     if not _is_subject(subject_id):
         message = f"'subject_id' must be a string of 1 to {_MAX_SUBJECT} printable characters."
         raise invalid_request(message, "subject_id", "invalid_value")
@@ -160,8 +160,8 @@ async def set_limit(request: Request) -> Response:
     if not sizes:
         message = f"Name at least one limit: {', '.join(SUBJECT_SIZES)}."
         raise invalid_request(message, code="missing_required_parameter")
-    made = await services.control.limits.set_subject(organization_id, SubjectType(kind), subject_id, sizes)
-    return JSONResponse(subject_limit_object(made))
+    limit = await services.control.limits.set_subject(organization_id, SubjectType(kind), subject_id, sizes)
+    return JSONResponse(subject_limit_object(limit))
 
 
 def _is_subject(value: Any) -> bool:
@@ -171,8 +171,8 @@ def _is_subject(value: Any) -> bool:
 async def retrieve_limit(request: Request) -> Response:
     """``GET /v1/torpor/limits/{id}``."""
     services, organization_id = await admin_of(request)
-    found = await services.control.limits.get_subject(organization_id, path_id(request, "limit"))
-    return JSONResponse(subject_limit_object(found))
+    limit = await services.control.limits.get_subject(organization_id, path_id(request, "limit"))
+    return JSONResponse(subject_limit_object(limit))
 
 
 async def delete_limit(request: Request) -> Response:

@@ -34,7 +34,7 @@ async def admin_of(request: Request) -> tuple[Services, str]:
 
 
 async def root_of(request: Request) -> Services:
-    """The services, for whoever has the root key."""
+    """The services, for requests with the root key."""
     await authenticate(request, KeyKind.ROOT)
     return services_of(request)
 
@@ -52,19 +52,19 @@ def project_of(request: Request) -> str | None:
     return path_id(request, "project") if "project" in request.path_params else None
 
 
-async def fields_of(request: Request, known: Sequence[str], not_here: Sequence[str] = ()) -> dict[str, Any]:
+async def fields_of(request: Request, allowed: Sequence[str], not_here: Sequence[str] = ()) -> dict[str, Any]:
     """The body, which may hold the known fields; those of OpenAI's that are ``not_here`` must be null."""
     config = services_of(request).config
     body = await read_json(request, config.limits, config.server.body_timeout_s)
     for name, value in body.items():
-        shown = name[:64]
+        excerpt = name[:64]
         if name in not_here:
             if value is not None:
-                message = f"'{shown}' is not supported by this gateway."
-                raise invalid_request(message, shown, "unsupported_parameter")
-        elif name not in known:
-            message = f"Unknown parameter: '{shown}'. Known are {', '.join(known)}."
-            raise invalid_request(message, shown, "unknown_parameter")
+                message = f"'{excerpt}' is not supported by this gateway."
+                raise invalid_request(message, excerpt, "unsupported_parameter")
+        elif name not in allowed:
+            message = f"Unknown parameter: '{excerpt}'. Known are {', '.join(allowed)}."
+            raise invalid_request(message, excerpt, "unknown_parameter")
     return body
 
 
@@ -83,7 +83,7 @@ def optional_text(body: Mapping[str, Any], name: str, most: int = MAX_NAME) -> s
         return None
     if not isinstance(value, str):
         raise invalid_request(f"'{name}' must be a string.", name, "invalid_type")
-    if not value.strip() or len(value) > most or any(category(one) in _CONTROLS for one in value):
+    if not value.strip() or len(value) > most or any(category(character) in _CONTROLS for character in value):
         message = f"'{name}' must be 1 to {most} characters, and no control characters."
         raise invalid_request(message, name, "invalid_value")
     return value
@@ -133,11 +133,11 @@ def scopes(body: Mapping[str, Any], *, empty_is_all: bool = False) -> frozenset[
         return None
     if not named and empty_is_all:
         return ALL_SCOPES
-    found = frozenset(_OPENAI_SCOPES.get(name, name) for name in named)
-    if not found or not found <= SCOPES:
-        known = ", ".join(sorted(SCOPES))
-        raise invalid_request(f"'scopes' must be some of {known}.", "scopes", "invalid_value")
-    return found
+    result = frozenset(_OPENAI_SCOPES.get(name, name) for name in named)
+    if not result or not result <= SCOPES:
+        allowed = ", ".join(sorted(SCOPES))
+        raise invalid_request(f"'scopes' must be some of {allowed}.", "scopes", "invalid_value")
+    return result
 
 
 def limit_of(request: Request) -> int:
@@ -170,7 +170,7 @@ def flag(request: Request, name: str) -> bool:
 
 
 def choice(request: Request, name: str, choices: Sequence[str]) -> str:
-    """One of several values of the query, the first where it is missing; raises 400."""
+    """A value of the query from a list, the first if it is missing; raises 400."""
     value = request.query_params.get(name, choices[0])
     if value not in choices:
         raise invalid_request(f"'{name}' must be one of {', '.join(choices)}.", name, "invalid_value")
@@ -180,11 +180,13 @@ def choice(request: Request, name: str, choices: Sequence[str]) -> str:
 def values_of(request: Request, name: str) -> list[str]:
     """The values of an array in the query, ``name[]=a&name[]=b`` or ``name=a&name=b``; raises 400."""
     query = request.query_params
-    found = [*query.getlist(f"{name}[]"), *query.getlist(name)]
-    if len(found) > _MAX_VALUES or not all(value.isprintable() and len(value) <= _MAX_ID for value in found):
+    values = [*query.getlist(f"{name}[]"), *query.getlist(name)]
+    if len(values) > _MAX_VALUES or not all(
+        value.isprintable() and len(value) <= _MAX_ID for value in values
+    ):
         message = f"'{name}' must be at most {_MAX_VALUES} printable strings."
         raise invalid_request(message, name, "invalid_value")
-    return found
+    return values
 
 
 def page(items: list[dict[str, Any]], has_more: bool) -> Response:
@@ -201,5 +203,5 @@ def page(items: list[dict[str, Any]], has_more: bool) -> Response:
 
 
 def secret(body: dict[str, Any]) -> Response:
-    """An answer with a secret in it, which nobody on the way may keep."""
+    """A response that holds a secret, which no cache may keep."""
     return JSONResponse(body, headers={"cache-control": "no-store"})

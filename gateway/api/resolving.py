@@ -1,4 +1,4 @@
-"""The model that a name means for whoever asks: a base model, or an adapter on one."""
+"""The model that a name means for the caller: a base model, or an adapter on one."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,9 @@ from tenants.types import Principal
 
 
 def resolve_model(services: Services, principal: Principal, name: str, task: Task | None = None) -> Model:
-    """Raises 404 where the caller has no such model, 400 where it cannot do the task.
+    """Raises 404 if the caller has no such model, 400 if it cannot do the task.
 
-    An adapter of somebody else's takes the same steps as one that does not exist.
+    Another tenant's adapter takes the same steps as one that does not exist.
     """
     if not name.startswith(PREFIX):
         return services.catalog.resolve(principal, name, task)

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from coldstart.snapshots.store import Snapshot
 from engines.errors import UnknownModel
-from engines.lifecycle.snapshots import Snapshots
+from engines.lifecycle.snapshots import EngineSnapshots
 from engines.spec import ModelSpec
 from gateway.api.authentication import authenticate
 from gateway.api.engines import record_engine_act
@@ -32,12 +32,12 @@ def _object(snapshot: Snapshot, stale: str | None) -> dict[str, Any]:
     }
 
 
-def _every(snapshots: Snapshots, specs: list[ModelSpec]) -> list[dict[str, Any]]:
+def _every(snapshots: EngineSnapshots, specs: list[ModelSpec]) -> list[dict[str, Any]]:
     """Read much: call it in a thread."""
     return [
-        _object(found, snapshots.stale(found, spec))
+        _object(snapshot, snapshots.stale(snapshot, spec))
         for spec in specs
-        for found in snapshots.store.list(spec.id)
+        for snapshot in snapshots.store.list(spec.id)
     ]
 
 
@@ -52,10 +52,10 @@ async def verify_snapshot(request: Request) -> Response:
     """``POST /v1/torpor/snapshots/{model}``: reads every byte of the model's snapshot."""
     services, snapshots = await _root(request)
     spec = _spec(services, request.path_params["model"])
-    found = await snapshots.verify(spec)
-    if found.newest is None:
+    result = await snapshots.verify(spec)
+    if result.newest is None:
         return JSONResponse({"object": "list", "data": []})
-    read = await asyncio.to_thread(_object, found.newest, found.stale)
+    read = await asyncio.to_thread(_object, result.newest, result.stale)
     return JSONResponse({"object": "list", "data": [read]})
 
 
@@ -71,7 +71,7 @@ async def remove_snapshots(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": removed})
 
 
-async def _root(request: Request) -> tuple[Services, Snapshots]:
+async def _root(request: Request) -> tuple[Services, EngineSnapshots]:
     await authenticate(request, KeyKind.ROOT)
     services = services_of(request)
     snapshots = services.host.snapshots

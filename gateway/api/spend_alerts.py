@@ -55,10 +55,10 @@ class SpendAlerts:
         project_id = project_of(request)
         alert = await services.alerts.store.create(organization_id, project_id, cents, channel)
         services.alerts.changed(alert.subject_id)
-        shown = alert_object(alert)
+        result = alert_object(alert)
         if channel["type"] == "webhook":
-            shown[_CHANNEL]["secret"] = services.alerts.secret(alert.id)
-        return secret(shown)
+            result[_CHANNEL]["secret"] = services.alerts.secret(alert.id)
+        return secret(result)
 
     async def listed(self, request: Request) -> Response:
         """``GET``, in order of creation or, with ``order=desc``, the newest first."""
@@ -69,8 +69,8 @@ class SpendAlerts:
             limit=limit_of(request),
             newest_first=choice(request, "order", ("asc", "desc")) == "desc",
         )
-        found = await services.alerts.store.listed(organization_id, project_of(request), query)
-        return page([alert_object(alert) for alert in found.items], found.has_more)
+        alerts = await services.alerts.store.listed(organization_id, project_of(request), query)
+        return page([alert_object(alert) for alert in alerts.items], alerts.has_more)
 
     async def retrieve(self, request: Request) -> Response:
         """``GET .../{alert}``."""
@@ -114,10 +114,10 @@ async def _wanted(request: Request, config: AlertsConfig) -> tuple[int, dict[str
     kind = channel.get("type") if isinstance(channel, dict) else None
     if not isinstance(channel, dict) or kind not in ("email", "webhook"):
         raise _bad(_CHANNEL, "an object with the 'type' email or webhook")
-    known = _CHANNEL_FIELDS[kind]
+    allowed = _CHANNEL_FIELDS[kind]
     for name in channel:
-        if name not in known:
-            message = f"Unknown parameter: '{_CHANNEL}.{name[:64]}'. Known are {', '.join(known)}."
+        if name not in allowed:
+            message = f"Unknown parameter: '{_CHANNEL}.{name[:64]}'. Known are {', '.join(allowed)}."
             raise invalid_request(message, f"{_CHANNEL}.{name[:64]}", "unknown_parameter")
     return cents, _email(channel, config) if kind == "email" else _webhook(channel, config)
 
@@ -125,7 +125,7 @@ async def _wanted(request: Request, config: AlertsConfig) -> tuple[int, dict[str
 def _email(channel: Mapping[str, Any], config: AlertsConfig) -> dict[str, Any]:
     named = {f"{_CHANNEL}.{name}": value for name, value in channel.items()}
     recipients = texts(named, f"{_CHANNEL}.recipients", _MAX_RECIPIENTS)
-    if not recipients or not all(is_address(one) for one in recipients):
+    if not recipients or not all(is_address(address) for address in recipients):
         raise _bad(f"{_CHANNEL}.recipients", f"1 to {_MAX_RECIPIENTS} addresses of email")
     prefix = optional_text(named, f"{_CHANNEL}.subject_prefix", _MAX_PREFIX)
     if config.smtp_host is None:
@@ -144,8 +144,8 @@ def _webhook(channel: Mapping[str, Any], config: AlertsConfig) -> dict[str, Any]
     return {"type": "webhook", "url": url}
 
 
-def _bad(name: str, wanted: str) -> ApiError:
-    return invalid_request(f"'{name}' must be {wanted}.", name, "invalid_value")
+def _bad(name: str, requirement: str) -> ApiError:
+    return invalid_request(f"'{name}' must be {requirement}.", name, "invalid_value")
 
 
 def spend_alert_routes() -> list[Route]:

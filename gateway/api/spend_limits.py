@@ -30,14 +30,14 @@ class SpendLimit:
     """``.../spend_limit`` of the organization, or of a project where the path names one."""
 
     async def retrieve(self, request: Request) -> Response:
-        """``GET``; 404 where there is none."""
+        """``GET``; 404 if there is none."""
         services, organization_id = await admin_of(request)
         project_id = project_of(request)
         cents = await services.control.spend_limits.get(organization_id, project_id)
         return await self._shown(services, organization_id, project_id, cents)
 
     async def update(self, request: Request) -> Response:
-        """``POST``: made where there is none; holds from the next request on."""
+        """``POST``: create or change it; it holds from the next request on."""
         services, organization_id = await admin_of(request)
         project_id = project_of(request)
         body = await body_of(request)
@@ -51,7 +51,7 @@ class SpendLimit:
         return await self._shown(services, organization_id, project_id, cents)
 
     async def delete(self, request: Request) -> Response:
-        """``DELETE``; 404 where there is none."""
+        """``DELETE``; 404 if there is none."""
         services, organization_id = await admin_of(request)
         project_id = project_of(request)
         if not await services.control.spend_limits.delete(organization_id, project_id):
@@ -73,8 +73,8 @@ def _kind(project_id: str | None) -> str:
     return "organization" if project_id is None else "project"
 
 
-def _bad_spend_limit(name: str, wanted: str) -> ApiError:
-    return invalid_request(f"'{name}' must be {wanted}.", name, "invalid_value")
+def _bad_spend_limit(name: str, requirement: str) -> ApiError:
+    return invalid_request(f"'{name}' must be {requirement}.", name, "invalid_value")
 
 
 def spend_limit_routes() -> list[Route]:

@@ -18,7 +18,7 @@ UNSUPPORTED: dict[str, str] = {
     f"{_ORGANIZATION}/external_keys": "keys of other key stores are not used",
     f"{_ORGANIZATION}/external_storage": "no other storage is used",
     f"{_ORGANIZATION}/groups": "groups are the identity provider's: give its tokens scopes",
-    f"{_ORGANIZATION}/invites": "nobody logs in here: add users with POST .../projects/{id}/users",
+    f"{_ORGANIZATION}/invites": "users do not log in here: add them with POST .../projects/{id}/users",
     f"{_ORGANIZATION}/roles": "what a credential opens is said by its scopes",
     f"{_ORGANIZATION}/users/{{user}}/roles": "what a credential opens is said by its scopes",
     **{

@@ -52,10 +52,10 @@ async def list_users(request: Request) -> Response:
     """``GET``, or those with one of ``emails``."""
     services, organization_id = await admin_of(request)
     after, limit = paging(request)
-    found = await services.tenants.users.listed(
+    users = await services.tenants.users.listed(
         organization_id, emails=values_of(request, "emails"), after=after, limit=limit
     )
-    return page([user_object(item) for item in found.items], found.has_more)
+    return page([user_object(item) for item in users.items], users.has_more)
 
 
 async def retrieve_user(request: Request) -> Response:
@@ -103,30 +103,30 @@ async def list_project_users(request: Request) -> Response:
     """``GET``."""
     services, organization_id = await admin_of(request)
     after, limit = paging(request)
-    found = await services.tenants.users.listed_of_project(
+    users = await services.tenants.users.listed_of_project(
         organization_id, path_id(request, "project"), after=after, limit=limit
     )
-    return page([project_user_object(item) for item in found.items], found.has_more)
+    return page([project_user_object(item) for item in users.items], users.has_more)
 
 
 async def retrieve_project_user(request: Request) -> Response:
     """``GET .../{user}``."""
     services, organization_id = await admin_of(request)
-    found = await services.tenants.users.get_of_project(
+    user = await services.tenants.users.get_of_project(
         organization_id, path_id(request, "project"), path_id(request, "user")
     )
-    return JSONResponse(project_user_object(found))
+    return JSONResponse(project_user_object(user))
 
 
 async def update_project_user(request: Request) -> Response:
     """``POST .../{user}`` with another ``role``."""
     services, organization_id = await admin_of(request)
     role = optional_text(await fields_of(request, ("role",)), "role")
-    place = (organization_id, path_id(request, "project"), path_id(request, "user"))
+    ids = (organization_id, path_id(request, "project"), path_id(request, "user"))
     users = services.tenants.users
     if role is None:
-        return JSONResponse(project_user_object(await users.get_of_project(*place)))
-    return JSONResponse(project_user_object(await users.update_of_project(*place, role)))
+        return JSONResponse(project_user_object(await users.get_of_project(*ids)))
+    return JSONResponse(project_user_object(await users.update_of_project(*ids, role)))
 
 
 async def delete_project_user(request: Request) -> Response:

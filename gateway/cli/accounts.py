@@ -81,8 +81,13 @@ def org() -> None:
 def create_org(slug: str, name: str | None, config_file: Path, as_json: bool) -> None:
     """Create an organization and its first admin key, which is shown this once."""
     body = {"slug": slug, **({"name": name} if name else {})}
-    made = _call(config_file, _ROOT, "POST", _ORGANIZATIONS, body)
-    _told(made, as_json, f"{made['id']} {made['slug']}", f"export {_ADMIN}={made['admin_api_key']['value']}")
+    organization = _call(config_file, _ROOT, "POST", _ORGANIZATIONS, body)
+    _told(
+        organization,
+        as_json,
+        f"{organization['id']} {organization['slug']}",
+        f"export {_ADMIN}={organization['admin_api_key']['value']}",
+    )
 
 
 @org.command("list")
@@ -115,8 +120,8 @@ def project() -> None:
 @json_option
 def create_project(name: str, config_file: Path, as_json: bool) -> None:
     """Create a project and print its id."""
-    made = _call(config_file, _ADMIN, "POST", _PROJECTS, {"name": name})
-    _told(made, as_json, made["id"])
+    created = _call(config_file, _ADMIN, "POST", _PROJECTS, {"name": name})
+    _told(created, as_json, created["id"])
 
 
 @project.command("list")
@@ -170,8 +175,8 @@ def create_key(
         body["expires_at"] = expires_at
     if scopes:
         body["scopes"] = list(scopes)
-    made = _call(config_file, _ADMIN, "POST", f"{_PROJECTS}/{_segment(project_id)}/service_accounts", body)
-    _told(made["api_key"], as_json, made["api_key"]["value"])
+    created = _call(config_file, _ADMIN, "POST", f"{_PROJECTS}/{_segment(project_id)}/service_accounts", body)
+    _told(created["api_key"], as_json, created["api_key"]["value"])
 
 
 @key.command("list")
@@ -204,8 +209,8 @@ def revoke_key(key_id: str, project_id: str, config_file: Path, as_json: bool) -
 def rotate_key(key_id: str, overlap_seconds: int, config_file: Path, as_json: bool) -> None:
     """Replace a key of a project, or an admin key, and print the new one alone, this once."""
     path = f"/v1/torpor/keys/{_segment(key_id)}/rotate"
-    made = _call(config_file, _ADMIN, "POST", path, {"overlap_seconds": overlap_seconds})
-    _told(made, as_json, made["value"])
+    created = _call(config_file, _ADMIN, "POST", path, {"overlap_seconds": overlap_seconds})
+    _told(created, as_json, created["value"])
 
 
 @key.command("rotate-root")

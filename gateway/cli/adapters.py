@@ -55,18 +55,18 @@ def add_adapter(
             async with installation.api(key, engines=True, timeout_s=_UPLOAD_TIMEOUT_S) as client:
                 return answer(await client.post(_ADAPTERS, data=fields, files=files))
 
-    made = run(work)
-    click.echo(json.dumps(made, indent=2) if as_json else made["id"])
+    created = run(work)
+    click.echo(json.dumps(created, indent=2) if as_json else created["id"])
 
 
 def _parts(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {"file": path}
-    found = {"file": path / WEIGHTS, "config": path / CONFIG}
-    for file in found.values():
+    files = {"file": path / WEIGHTS, "config": path / CONFIG}
+    for file in files.values():
         if not file.is_file():
             raise CommandError(f"there is no {file.name} in {path}; PEFT's save_pretrained writes one")
-    return found
+    return files
 
 
 @adapter.command("list")
@@ -105,11 +105,11 @@ async def _all(client: httpx.AsyncClient) -> list[dict[str, Any]]:
 @json_option
 def show_adapter(name: str, config_file: Path, as_json: bool) -> None:
     """Show what is known of an adapter."""
-    shown = _call(config_file, _PROJECT, "GET", f"{_ADAPTERS}/{quote(name, safe='')}")
+    fields = _call(config_file, _PROJECT, "GET", f"{_ADAPTERS}/{quote(name, safe='')}")
     if as_json:
-        click.echo(json.dumps(shown, indent=2))
+        click.echo(json.dumps(fields, indent=2))
     else:
-        print_table(("", ""), [(key, str(value)) for key, value in shown.items() if value is not None])
+        print_table(("", ""), [(key, str(value)) for key, value in fields.items() if value is not None])
 
 
 @adapter.command("delete")
@@ -117,7 +117,7 @@ def show_adapter(name: str, config_file: Path, as_json: bool) -> None:
 @config_option
 @json_option
 def delete_adapter(name: str, config_file: Path, as_json: bool) -> None:
-    """Delete an adapter: nobody is served by it from now on."""
+    """Delete an adapter. No request may use it from now on."""
     gone = _call(config_file, _PROJECT, "DELETE", f"{_ADAPTERS}/{quote(name, safe='')}")
     click.echo(json.dumps(gone, indent=2) if as_json else f"{gone['id']} deleted")
 
@@ -130,11 +130,14 @@ def delete_adapter(name: str, config_file: Path, as_json: bool) -> None:
 def share_adapter(name: str, project_ids: tuple[str, ...], config_file: Path, as_json: bool) -> None:
     """Let other projects of the organization use an adapter (with the admin key)."""
     path = f"/v1/fine_tuning/checkpoints/{quote(name, safe='')}/permissions"
-    made = _call(config_file, _ADMIN, "POST", path, {"project_ids": list(project_ids)})
+    permissions = _call(config_file, _ADMIN, "POST", path, {"project_ids": list(project_ids)})
     if as_json:
-        click.echo(json.dumps(made["data"], indent=2))
+        click.echo(json.dumps(permissions["data"], indent=2))
     else:
-        print_table(("id", "project_id"), [(one["id"], one["project_id"]) for one in made["data"]])
+        print_table(
+            ("id", "project_id"),
+            [(permission["id"], permission["project_id"]) for permission in permissions["data"]],
+        )
 
 
 def _call(

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.cli.common import Installation, config_option, json_option, print_table, run
 from gateway.cli.errors import CommandError
 from gateway.cli.reports import ledger_database
-from metering.reports.advice import Advice, Rates, advise, work_between
+from metering.reports.advice import Advice, PriceAssumptions, advise, work_between
 
 _HOUR_S = 3_600
 _HEADS = (
@@ -64,20 +64,20 @@ def advise_command(
 
     Utilisation, costs, and the keep-warm setting that would cost least, from the ledger.
     """
-    rates = Rates(
+    rates = PriceAssumptions(
         hardware_hour=hardware_hour,
         reserved_hour=reserved_hour,
         hosted_input=hosted_input,
         hosted_output=hosted_output,
     )
     installation = Installation.load(config_file)
-    found = [advise(work, rates) for work in run(lambda: _work(installation, days))]
+    advice = [advise(work, rates) for work in run(lambda: _work(installation, days))]
     if as_json:
-        click.echo(json.dumps([_object(one) for one in found], indent=2))
+        click.echo(json.dumps([_object(item) for item in advice], indent=2))
         return
-    print_table(_HEADS, [_what(one) for one in found])
+    print_table(_HEADS, [_what(item) for item in advice])
     click.echo()
-    print_table(_COSTS, [_costs(one) for one in found])
+    print_table(_COSTS, [_costs(item) for item in advice])
 
 
 async def _work(installation: Installation, days: int) -> list[Any]:
@@ -92,35 +92,35 @@ async def _work(installation: Installation, days: int) -> list[Any]:
         await database.dispose()
 
 
-def _object(one: Advice) -> dict[str, Any]:
-    found = asdict(one)
-    del found["work"]["gaps_s"]
-    costs = {"as_run": one.as_run, "always_on": one.always_on, "hosted": one.hosted}
-    return found | {"per_million": {name: one.per_million(cost) for name, cost in costs.items()}}
+def _object(advice: Advice) -> dict[str, Any]:
+    result = asdict(advice)
+    del result["work"]["gaps_s"]
+    costs = {"as_run": advice.as_run, "always_on": advice.always_on, "hosted": advice.hosted}
+    return result | {"per_million": {name: advice.per_million(cost) for name, cost in costs.items()}}
 
 
-def _what(one: Advice) -> tuple[Any, ...]:
-    keep = one.keep_warm
+def _what(advice: Advice) -> tuple[Any, ...]:
+    keep = advice.keep_warm
     return (
-        one.work.model,
-        one.work.requests,
-        one.work.tokens,
-        _percent(one.utilisation),
-        _percent(one.wake_share),
-        _percent(one.idle_share),
+        advice.work.model,
+        advice.work.requests,
+        advice.work.tokens,
+        _percent(advice.utilisation),
+        _percent(advice.wake_share),
+        _percent(advice.idle_share),
         "-" if keep is None else f"{keep.seconds:.1f}",
         "-" if keep is None else f"{keep.idle_s:.0f}",
     )
 
 
-def _costs(one: Advice) -> tuple[Any, ...]:
+def _costs(advice: Advice) -> tuple[Any, ...]:
     return (
-        one.work.model,
-        _dollars(one.per_million(one.as_run)),
-        _dollars(one.per_million(one.always_on)),
-        _dollars(one.per_million(one.hosted)),
-        _percent(one.reserved_above),
-        _percent(one.own_above),
+        advice.work.model,
+        _dollars(advice.per_million(advice.as_run)),
+        _dollars(advice.per_million(advice.always_on)),
+        _dollars(advice.per_million(advice.hosted)),
+        _percent(advice.reserved_above),
+        _percent(advice.own_above),
     )
 
 

@@ -96,7 +96,7 @@ class Installation:
     def http(self, key: str | None, timeout_s: float = _TIMEOUT_S) -> httpx.AsyncClient:
         """A client of the running gateway, through the socket in its data directory.
 
-        So no other program gets the key, whoever listens on the gateway's port. Raises `CommandError` if
+        So no other program gets the key, even if it listens on the gateway's port. Raises `CommandError` if
         no gateway of this data directory runs, and `DataDirectoryError`.
         """
         self.require_running()
@@ -112,9 +112,9 @@ class Installation:
     async def api(
         self, key: str, *, engines: bool = False, timeout_s: float = _TIMEOUT_S
     ) -> AsyncIterator[httpx.AsyncClient]:
-        """The API of the running gateway; where none runs, the same routes on the database itself.
+        """The API of the running gateway; if none runs, the same routes on the database itself.
 
-        The data directory is held meanwhile, so that no gateway starts in between. ``engines``: with the
+        The data directory is locked then, so no gateway starts in between. ``engines``: with the
         models of the configuration, none of which starts by itself.
         """
         if self.data.running() is not None:

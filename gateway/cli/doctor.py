@@ -69,8 +69,8 @@ def _vllm() -> Finding:
 
 def _cpu() -> Finding:
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^flags\s*:(.*)$", info.read_text() if info.exists() else "", re.M)
-    flags = set(found[1].split()) if found else set()
+    match = re.search(r"^flags\s*:(.*)$", info.read_text() if info.exists() else "", re.M)
+    flags = set(match[1].split()) if match else set()
     count = os.cpu_count() or 1
     if "avx512f" in flags:
         return Finding("CPU", "ok", f"{count} cores, AVX-512{' with bf16' if 'avx512_bf16' in flags else ''}")
@@ -84,10 +84,10 @@ def _memory() -> Finding:
         total, available = host_memory.total_bytes(), host_memory.available_bytes()
     except OSError as error:
         return Finding("memory", "lacks", "unknown", str(error))
-    shown = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available"
+    text = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available"
     if available < 4 * _GIB:
-        return Finding("memory", "lacks", shown, "an engine of the default model takes about 3 GiB")
-    return Finding("memory", "ok", shown)
+        return Finding("memory", "lacks", text, "an engine of the default model takes about 3 GiB")
+    return Finding("memory", "ok", text)
 
 
 def _namespaces() -> Finding:
@@ -111,24 +111,24 @@ def _snapshots(installation: Installation) -> Finding:
     if not config.snapshots:
         return Finding("snapshots", "lacks", "switched off", "set [engines] snapshots = true")
     try:
-        found = program.find(config.criu or installation.data.criu_folder)
+        criu = program.find(config.criu or installation.data.criu_folder)
     except CriuMissing as error:
         return Finding("snapshots", "lacks", str(error), "run `make criu`, or install CRIU 4.2 or newer")
     try:
-        run(lambda: _try_criu(found))
+        run(lambda: _try_criu(criu))
     except CommandError as error:
         return Finding(
             "snapshots", "lacks", str(error), "needs root with CAP_SYS_ADMIN and a kernel of 5.14 or newer"
         )
-    return Finding("snapshots", "ok", f"CRIU {found.version}, `criu check` passes in a sandbox")
+    return Finding("snapshots", "ok", f"CRIU {criu.version}, `criu check` passes in a sandbox")
 
 
-async def _try_criu(found: Criu) -> None:
+async def _try_criu(criu: Criu) -> None:
     with tempfile.TemporaryDirectory(prefix="torpor-doctor-") as scratch:
         folders = RunFolders(Path(scratch))
         folders.open()
         try:
-            await criu_check.check(found, await namespaces.probe(), folders)
+            await criu_check.check(criu, await namespaces.probe(), folders)
         except CriuMissing as error:
             raise CommandError(str(error)) from None
         finally:
@@ -138,12 +138,12 @@ async def _try_criu(found: Criu) -> None:
 def _disk(installation: Installation) -> Finding:
     installation.data.create()
     free = shutil.disk_usage(installation.data.path).free
-    shown = f"{free / _GIB:.1f} GiB free for snapshots"
+    text = f"{free / _GIB:.1f} GiB free for snapshots"
     if free < 4 * _GIB:
         return Finding(
-            "disk", "lacks", shown, "a snapshot of the default model takes 1.4 GB, twice while it is made"
+            "disk", "lacks", text, "a snapshot of the default model takes 1.4 GB, twice while it is made"
         )
-    return Finding("disk", "ok", shown)
+    return Finding("disk", "ok", text)
 
 
 def _port(installation: Installation) -> Finding:
@@ -162,20 +162,20 @@ def _port(installation: Installation) -> Finding:
 def _database(installation: Installation) -> Finding:
     """Only looked at: a gateway may be running, and no lock is held."""
     url = installation.config.storage.database_url()
-    shown = url.partition(":")[0].partition("+")[0]
+    kind = url.partition(":")[0].partition("+")[0]
     try:
         migrated = run(lambda: is_migrated(url))
     except CommandError as error:
         return Finding("database", "fails", str(error), "check [storage] database")
     except (SQLAlchemyError, OSError) as error:
         reason = type(error).__name__
-        return Finding("database", "fails", f"{shown}: {reason}", "check [storage] database and its server")
+        return Finding("database", "fails", f"{kind}: {reason}", "check [storage] database and its server")
     if migrated is None:
-        return Finding("database", "lacks", f"{shown}: not made yet", "the gateway makes it when it starts")
+        return Finding("database", "lacks", f"{kind}: not made yet", "the gateway makes it when it starts")
     if not migrated:
         advice = "start the gateway, or start it again: it brings the schema up to date"
-        return Finding("database", "lacks", f"{shown}: its schema is of an earlier version", advice)
-    return Finding("database", "ok", shown)
+        return Finding("database", "lacks", f"{kind}: its schema is of an earlier version", advice)
+    return Finding("database", "ok", kind)
 
 
 def _models(installation: Installation) -> Finding:
@@ -186,7 +186,7 @@ def _models(installation: Installation) -> Finding:
 
 
 def _sizes(installation: Installation) -> list[Finding]:
-    """Of each model that Torpor runs: the arithmetic of its memory, and the data type."""
+    """The memory arithmetic and the data type of each model that Torpor runs."""
     types = DataTypes(installation.data.data_types_file)
     findings = []
     for model in installation.config.models:

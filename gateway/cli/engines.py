@@ -45,14 +45,14 @@ def engines(once: bool, config_file: Path, as_json: bool) -> None:
     installation.require_running()
     key = installation.credential("TORPOR_ROOT_KEY")
     while True:
-        found = run(lambda: engine_objects(installation, key))
+        objects = run(lambda: engine_objects(installation, key))
         if as_json:
-            click.echo(json.dumps(found, indent=2))
+            click.echo(json.dumps(objects, indent=2))
             return
         if not once:
             click.clear()
-        print_table(_ENGINE_HEADS, [_engine_row(engine) for engine in found])
-        for engine in found:
+        print_table(_ENGINE_HEADS, [_engine_row(engine) for engine in objects])
+        for engine in objects:
             if failure := first_line(engine):
                 click.echo(f"{engine['id']}: {failure}")
         if once:
@@ -84,11 +84,13 @@ def snapshot() -> None:
 @click.option("--missing", is_flag=True, help="Only if there is no usable one.")
 @config_option
 def create(models: tuple[str, ...], missing: bool, config_file: Path) -> None:
-    """Take new snapshots of MODELS, or of all. Engines go on serving meanwhile.
+    """Take new snapshots of MODELS, or of all. Engines go on serving.
 
-    A small model takes half a minute, one of 1.7 B parameters a whole one.
+    A small model takes half a minute, one of 1.7 B parameters a minute.
     """
-    logging.getLogger("torpor.engine").setLevel(logging.CRITICAL)  # the engine's own output is no progress
+    logging.getLogger("torpor.engine").setLevel(
+        logging.CRITICAL
+    )  # only progress is shown, not the engine's output
     installation = Installation.load(config_file)
     run(lambda: _create(installation, models, missing))
 
@@ -138,8 +140,8 @@ async def _create_one(client: httpx.AsyncClient, name: str, turns: asyncio.Semap
 @json_option
 def list_snapshots(config_file: Path, as_json: bool) -> None:
     """The snapshots on disk, and whether a wake would use them."""
-    found = _ask(Installation.load(config_file), "GET", "/v1/torpor/snapshots")
-    _show(found, as_json)
+    snapshots = _ask(Installation.load(config_file), "GET", "/v1/torpor/snapshots")
+    _show(snapshots, as_json)
 
 
 @snapshot.command("verify")
@@ -148,12 +150,12 @@ def list_snapshots(config_file: Path, as_json: bool) -> None:
 @json_option
 def verify(model: str, config_file: Path, as_json: bool) -> None:
     """Read every byte of MODEL's snapshot. Exit code 1 where it is missing or must not be used."""
-    found = _ask(Installation.load(config_file), "POST", f"/v1/torpor/snapshots/{model}")
-    _show(found, as_json)
-    if not found:
+    snapshots = _ask(Installation.load(config_file), "POST", f"/v1/torpor/snapshots/{model}")
+    _show(snapshots, as_json)
+    if not snapshots:
         raise CommandError(f"there is no snapshot of {model}")
-    if not found[0]["usable"]:
-        raise CommandError(f"the snapshot of {model} will be made anew: {found[0]['stale']}")
+    if not snapshots[0]["usable"]:
+        raise CommandError(f"the snapshot of {model} will be made again: {snapshots[0]['stale']}")
 
 
 @snapshot.command("rm")
@@ -175,18 +177,18 @@ def _ask(installation: Installation, method: str, path: str) -> list[dict[str, A
     return run(ask)
 
 
-def _show(found: list[dict[str, Any]], as_json: bool) -> None:
+def _show(snapshots: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(snapshots, indent=2))
         return
     rows: list[tuple[Any, ...]] = [
         (
-            one["model"],
-            one["id"],
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created_at"])),
-            one["disk_bytes"] // _MB,
-            "yes" if one["usable"] else f"no: {one['stale']}",
+            snapshot["model"],
+            snapshot["id"],
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(snapshot["created_at"])),
+            snapshot["disk_bytes"] // _MB,
+            "yes" if snapshot["usable"] else f"no: {snapshot['stale']}",
         )
-        for one in found
+        for snapshot in snapshots
     ]
     print_table(_SNAPSHOT_HEADS, rows)

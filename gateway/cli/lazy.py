@@ -20,11 +20,11 @@ class LazyGroup(click.Group):
         return sorted({*self._places, *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported; None where there is none of this name."""
-        place = self._places.get(cmd_name)
-        if place is None:
+        """The command, imported; None if there is none of this name."""
+        location = self._places.get(cmd_name)
+        if location is None:
             return super().get_command(ctx, cmd_name)
-        module, _, attribute = place.partition(":")
+        module, _, attribute = location.partition(":")
         gc.disable()  # nothing that is imported is garbage: to look for it takes a fifth of the time
         try:
             command: click.Command = getattr(import_module(module), attribute)

@@ -57,13 +57,13 @@ def report(days: int, config_file: Path) -> None:
 def verify(config_file: Path) -> None:
     """Recomputes every rollup from the entries; exit code 1 where anything differs."""
     installation = Installation.load(config_file)
-    found = run(lambda: _differences(installation))
-    for one in found:
-        key = " ".join(f"{name}={value}" for name, value in one.key.items())
-        missing = " ".join(f"{name}{value:+}" for name, value in one.missing.items())
-        click.echo(f"{one.rollup} {key}: {missing}")
-    if found:
-        raise CommandError(f"{len(found)} rows of the rollups differ from the entries")
+    differing = run(lambda: _differences(installation))
+    for difference in differing:
+        key = " ".join(f"{name}={value}" for name, value in difference.key.items())
+        missing = " ".join(f"{name}{value:+}" for name, value in difference.missing.items())
+        click.echo(f"{difference.rollup} {key}: {missing}")
+    if differing:
+        raise CommandError(f"{len(differing)} rows of the rollups differ from the entries")
     click.echo("every rollup is what the entries say")
 
 
@@ -107,7 +107,7 @@ def _day(bucket: dict[str, Any]) -> str:
 async def _differences(installation: Installation) -> list[Any]:
     database = await ledger_database(installation)
     try:
-        return [one async for one in differences(database)]
+        return [difference async for difference in differences(database)]
     except SQLAlchemyError as error:
         raise CommandError(f"the ledger cannot be read: {type(error).__name__}") from None
     finally:

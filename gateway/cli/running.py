@@ -99,7 +99,7 @@ def start(timeout_s: float, config_file: Path) -> None:
 
 
 def _check_ports(installation: Installation) -> None:
-    """Whoever answers on a port that is in use, it is not the gateway that would be started."""
+    """Raise `CommandError` if the port is in use: the answer there would not be the new gateway's."""
     try:
         check_ports(installation.config)
     except CannotListen as error:
@@ -132,7 +132,7 @@ def _launched(
 
 
 def _opened(log: LogFile) -> BinaryIO:
-    """The log, begun anew."""
+    """The log, emptied."""
     try:
         log.begin()
         return log.path.open("ab")
@@ -249,7 +249,7 @@ async def _until_ready(
 ) -> RunningGateway:
     """The gateway, once it takes requests.
 
-    It is known by what it wrote into the data directory, and asked through its socket there. Whoever answers
+    It is known by what it wrote into the data directory, and queried through its socket there: an answer
     on its port proves nothing.
     """
     expected = pid if process is None else process.pid

@@ -54,11 +54,11 @@ def _fetch_criu(installation: Installation) -> None:
     if not engines.snapshots:
         return
     try:
-        found = fetch(engines.criu or installation.data.criu_folder)
+        criu = fetch(engines.criu or installation.data.criu_folder)
     except CriuMissing as error:
         click.echo(f"CRIU: {error}; engines cannot sleep in snapshots")
     else:
-        click.echo(f"CRIU: {found.version}")
+        click.echo(f"CRIU: {criu.version}")
 
 
 async def _make_demo(installation: Installation) -> dict[str, str]:

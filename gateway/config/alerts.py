@@ -44,6 +44,6 @@ def is_address(text: str) -> bool:
     local, at, domain = text.rpartition("@")
     if not at or not 0 < len(local) <= 64 or not 0 < len(domain) <= 253:
         return False
-    return all("!" <= one <= "~" and one not in _SPECIAL for one in local) and all(
-        one.isascii() and (one.isalnum() or one in ".-") for one in domain
+    return all("!" <= character <= "~" and character not in _SPECIAL for character in local) and all(
+        character.isascii() and (character.isalnum() or character in ".-") for character in domain
     )

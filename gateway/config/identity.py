@@ -54,7 +54,7 @@ class IssuerConfig:
     leeway_s: float = 30.0
 
     def fixed_keys(self, environment: Mapping[str, str]) -> KeySet | None:
-        """Those that are at hand; ``None`` for those of a URL. Raises `InvalidKeys` and OSError."""
+        """The keys in the configuration or a file; ``None`` for a URL. Raises `InvalidKeys` and OSError."""
         if self.jwks_file is not None:
             return from_jwks(self.jwks_file.read_bytes(), secrets=True)
         if self.pem_file is not None:
@@ -91,21 +91,21 @@ def make_issuers(
     """What `issuer_faults` found nothing wrong with."""
     return [
         Issuer(
-            id=one.id,
-            issuer=one.issuer,
-            audience=one.audience,
-            algorithms=frozenset(one.algorithms),
-            keys=one.source(environment, client),
-            organizations=frozenset(one.organizations),
-            project=one.project,
-            project_claim=one.project_claim,
-            organization_claim=one.organization_claim,
-            user_claim=one.user_claim,
-            scope_claim=one.scope_claim,
-            default_scopes=frozenset(one.default_scopes),
-            leeway_s=one.leeway_s,
+            id=issuer.id,
+            issuer=issuer.issuer,
+            audience=issuer.audience,
+            algorithms=frozenset(issuer.algorithms),
+            keys=issuer.source(environment, client),
+            organizations=frozenset(issuer.organizations),
+            project=issuer.project,
+            project_claim=issuer.project_claim,
+            organization_claim=issuer.organization_claim,
+            user_claim=issuer.user_claim,
+            scope_claim=issuer.scope_claim,
+            default_scopes=frozenset(issuer.default_scopes),
+            leeway_s=issuer.leeway_s,
         )
-        for one in configured
+        for issuer in configured
     ]
 
 
@@ -146,10 +146,10 @@ def _faults(issuer: IssuerConfig, environment: Mapping[str, str]) -> Iterator[tu
     yield from _source_faults(issuer, environment)
 
 
-def _unknown(key: str, given: Sequence[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
-    for one in given:
-        if one not in known:
-            yield key, f"must be of {', '.join(known)}, not {one!r}"
+def _unknown(key: str, given: Sequence[str], allowed: Collection[str]) -> Iterator[tuple[str, str]]:
+    for name in given:
+        if name not in allowed:
+            yield key, f"must be of {', '.join(allowed)}, not {name!r}"
 
 
 def _source_faults(issuer: IssuerConfig, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:

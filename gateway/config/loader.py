@@ -65,14 +65,14 @@ def read_source(path: Path) -> TomlSource:
 
 
 def _overrides(environment: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
-    found = []
+    overrides = []
     for name, value in sorted(environment.items()):
         if name == "TORPOR_PORT":
-            found.append(("server", "port", name, value))
+            overrides.append(("server", "port", name, value))
         elif name.startswith("TORPOR_") and "__" in name:
             section, _, key = name.removeprefix("TORPOR_").lower().partition("__")
-            found.append((section, key, name, value))
-    return found
+            overrides.append((section, key, name, value))
+    return overrides
 
 
 class Loader:
@@ -100,8 +100,8 @@ class Loader:
                 line = self._source.line(name, None) or self._source.line("", name)
                 where = f"{self._path}:{line}" if line else str(self._path)
                 raise ConfigError(f"{where}: {name}: unknown section{hint} (see {DOCUMENT})")
-            wanted = list if name in self._arrays else dict
-            if not isinstance(value, wanted):
+            kind = list if name in self._arrays else dict
+            if not isinstance(value, kind):
                 form = f"an array of tables, [[{name}]]" if name in self._arrays else f"a table, [{name}]"
                 raise self.fault(name, None, f"must be {form}")
 
@@ -109,15 +109,15 @@ class Loader:
         if not isinstance(values, dict):
             raise self.fault(section, None, "must be a table", index)
         hints = get_type_hints(kind)
-        known = {item.name: item for item in fields(kind)}
+        known_fields = {item.name: item for item in fields(kind)}
         result = {}
         for key, value in values.items():
-            if key not in known:
+            if key not in known_fields:
                 variable = f"{value.variable}: " if isinstance(value, _Override) else ""
-                fault = self.fault(section, key, f"unknown key{_hint(key, known)}", index)
+                fault = self.fault(section, key, f"unknown key{_hint(key, known_fields)}", index)
                 raise ConfigError(f"{variable}{fault}")
             result[key] = self._value(section, key, hints[key], value, index)
-        for item in known.values():
+        for item in known_fields.values():
             required = item.default is MISSING and item.default_factory is MISSING
             if required and item.name not in result:
                 raise self.fault(section, item.name, "is required", index)
@@ -143,6 +143,6 @@ class Loader:
             raise self.fault(section, key, str(error), index) from None
 
 
-def _hint(name: str, known: Collection[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
+def _hint(name: str, names: Collection[str]) -> str:
+    close = get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsConfig:
-    """``[metrics]``: a listener of its own, which nobody but this machine reaches by default."""
+    """``[metrics]``: a separate listener, on loopback by default."""
 
     enabled: bool = True
     host: str = "127.0.0.1"

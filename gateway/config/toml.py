@@ -33,7 +33,7 @@ class TomlSource:
 
 def _lines(text: str) -> dict[tuple[str, int, str | None], int]:
     """Where tables and keys stand. A look-alike inside a multi-line string can only misplace a message."""
-    found: dict[tuple[str, int, str | None], int] = {}
+    lines: dict[tuple[str, int, str | None], int] = {}
     table, occurrence = "", 0
     seen: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -42,7 +42,7 @@ def _lines(text: str) -> dict[tuple[str, int, str | None], int]:
             parent = table.rpartition(".")[0]
             occurrence = seen[parent] - 1 if parent in seen else seen.get(table, 0)
             seen[table] = seen.get(table, 0) + 1
-            found.setdefault((table, occurrence, None), number)
+            lines.setdefault((table, occurrence, None), number)
         elif key := _KEY.match(line):
-            found.setdefault((table, occurrence, key[1]), number)
-    return found
+            lines.setdefault((table, occurrence, key[1]), number)
+    return lines

@@ -37,9 +37,9 @@ def tool_fault(model: ModelTools) -> tuple[str, str] | None:
         ("tool_parser", model.tool_parser, TOOL_PARSERS),
         ("reasoning_parser", model.reasoning_parser, REASONING_PARSERS),
     )
-    for key, name, known in names:
-        if name is not None and name not in known and not _has_plugin(model, key):
-            return key, f"vLLM has no {key.replace('_', ' ')} {name!r}; {_hint(name, known)}"
+    for key, name, allowed in names:
+        if name is not None and name not in allowed and not _has_plugin(model, key):
+            return key, f"vLLM has no {key.replace('_', ' ')} {name!r}; {_hint(name, allowed)}"
     return None if model.chat_template is None else _template_fault(model)
 
 
@@ -49,9 +49,9 @@ def _has_plugin(model: ModelTools, key: str) -> bool:
     return any(word.partition("=")[0] == option for word in model.engine_args)
 
 
-def _hint(name: str, known: Collection[str]) -> str:
-    close = get_close_matches(name, sorted(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(known))}"
+def _hint(name: str, names: Collection[str]) -> str:
+    close = get_close_matches(name, sorted(names), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(names))}"
 
 
 def _template_fault(model: ModelTools) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """What a connection tells an exchange beyond ASGI, where the server is the gateway's own.
 
-ASGI tells that the client is gone to whoever waits in ``receive``, which takes a task for each request, and
-does not tell whether a ``send`` may have to wait.
+ASGI reports a client that has left only to a task that waits in ``receive``, which takes a task for each
+request, and does not say whether a ``send`` may have to wait.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ _LINGER_S = 2.0
 """How long a client that is still sending may do so after its answer."""
 
 
-class ClientLink(Protocol):
+class ClientConnection(Protocol):
     """The connection that a request came on. ``on_gone`` is called once, when it is lost."""
 
     on_gone: Callable[[], None] | None
@@ -36,11 +36,11 @@ class ClientLink(Protocol):
         """
 
     @property
-    def body_here(self) -> bool:
+    def body_complete(self) -> bool:
         """Whether all of the request has arrived, so that ``receive`` does not wait."""
 
 
-class JoiningTransport:
+class HeadCoalescingTransport:
     """A transport that sends an answer's head with the first of its body, and closes gently.
 
     uvicorn writes the head and then the body. A client that is still sending when the connection is closed
@@ -96,12 +96,12 @@ class JoiningTransport:
         self._loop.call_later(_LINGER_S, self._transport.close)
 
 
-def put_link(scope: Scope, link: ClientLink) -> None:
-    """For `link_of`, in the request's scope."""
+def put_connection(scope: Scope, link: ClientConnection) -> None:
+    """For `connection_of`, in the request's scope."""
     scope["extensions"] = {_NAME: link}
 
 
-def link_of(scope: Scope) -> ClientLink | None:
+def connection_of(scope: Scope) -> ClientConnection | None:
     """The connection of a request, where its server has told."""
-    link: ClientLink | None = scope.get("extensions", {}).get(_NAME)
+    link: ClientConnection | None = scope.get("extensions", {}).get(_NAME)
     return link

@@ -60,13 +60,13 @@ class RequestRecord:
 
     def server_timing(self) -> str:
         """The value of ``Server-Timing``: what is known by now."""
-        known = (
+        durations = (
             ("auth", self.auth_ms),
             ("queue", self.queue_ms),
             ("wake", self.wake_ms),
             ("ttft", self.ttft_ms),
         )
-        return ", ".join(f"{name};dur={value:.2f}" for name, value in known if value is not None)
+        return ", ".join(f"{name};dur={value:.2f}" for name, value in durations if value is not None)
 
     def headers(self) -> dict[str, str]:
         """What every answer carries, as far as it is known by now."""
@@ -76,8 +76,8 @@ class RequestRecord:
             "server-timing": self.server_timing(),
             "x-torpor-engine": self.tier,
         }
-        known = {name: value for name, value in headers.items() if value}
-        return known if self.standings is None else known | rate_headers(self.standings())
+        present = {name: value for name, value in headers.items() if value}
+        return present if self.standings is None else present | rate_headers(self.standings())
 
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """The same in ASGI's form."""

@@ -87,12 +87,12 @@ def invalid_request(message: str, param: str | None = None, code: str | None = N
 
 def model_not_found(name: str) -> ApiError:
     """404: the same answer for a model that does not exist and for one that the caller may not use."""
-    shown = name if len(name) <= 128 else name[:128] + "..."
+    excerpt = name if len(name) <= 128 else name[:128] + "..."
     return ApiError(
         404,
         "invalid_request_error",
         "model_not_found",
-        f"The model `{shown}` does not exist or you do not have access to it.",
+        f"The model `{excerpt}` does not exist or you do not have access to it.",
         "model",
     )
 
@@ -207,7 +207,11 @@ _CREDENTIAL_MESSAGES = {
 
 def _credential(error: InvalidCredential) -> ApiError:
     """With the challenge of RFC 6750, section 3, which has no error where there was no credential."""
-    message = _CREDENTIAL_MESSAGES[error.reason] if error.told is None else f"Invalid token: {error.told}."
+    message = (
+        _CREDENTIAL_MESSAGES[error.reason]
+        if error.shown_detail is None
+        else f"Invalid token: {error.shown_detail}."
+    )
     challenge = "Bearer" if error.reason == "missing" else 'Bearer error="invalid_token"'
     headers = {"www-authenticate": challenge}
     return ApiError(401, "authentication_error", "invalid_api_key", message, headers=headers)
@@ -238,12 +242,12 @@ def _too_large(error: RequestTooLarge) -> ApiError:
 
 def _over_budget(error: BudgetExceeded) -> ApiError:
     """The organization's own figures are not for each of its projects to see."""
-    known = ""
+    reset = ""
     if error.whose == "project":
         running = f" and {_dollars(error.reserved)} set aside for running requests" if error.reserved else ""
-        known = f" of {_dollars(error.limit_cents * CENT)}, with {_dollars(error.spent)} spent{running}"
+        reset = f" of {_dollars(error.limit_cents * CENT)}, with {_dollars(error.spent)} spent{running}"
     message = (
-        f"The monthly spend limit of the {error.whose}{known} does not cover this request, which may cost up "
+        f"The monthly spend limit of the {error.whose}{reset} does not cover this request, which may cost up "
         f"to {_dollars(error.requested)}. Please raise the limit, or ask for fewer tokens with max_tokens."
     )
     return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=NO_RETRY)
@@ -339,6 +343,6 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for everything that an endpoint raises."""
-    told = translate(error)
-    record_of(request.scope).code = told.code
-    return told.response()
+    api_error = translate(error)
+    record_of(request.scope).code = api_error.code
+    return api_error.response()

@@ -15,7 +15,7 @@ from gateway.http.errors import answer_error
 Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 
-class DirectRoutes:
+class FastPath:
     """ASGI: a POST of one of these routes at once, everything else through the application."""
 
     def __init__(self, app: Starlette, endpoints: Iterable[tuple[Route, Endpoint]]) -> None:
@@ -23,12 +23,12 @@ class DirectRoutes:
         self._endpoints = {route.path: (route, endpoint) for route, endpoint in endpoints}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
-        if found is None or scope["method"] != "POST":
+        handler = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
+        if handler is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         scope["app"] = self._app
-        scope["route"], endpoint = found
+        scope["route"], endpoint = handler
         request, record = Request(scope, receive), record_of(scope)
         try:
             answer = await endpoint(request)
@@ -38,7 +38,7 @@ class DirectRoutes:
         except Exception as error:
             if record.status:
                 raise
-            told = await answer_error(request, error)
-            await told(scope, receive, send)
-            if told.status_code == 500:
+            response = await answer_error(request, error)
+            await response(scope, receive, send)
+            if response.status_code == 500:
                 raise

@@ -7,7 +7,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.config.sections import LimitsConfig
-from gateway.http.connection import link_of
+from gateway.http.connection import connection_of
 from gateway.http.content_encoding import content_encodings, decode
 from gateway.http.errors import ApiError, invalid_request
 from gateway.http.json_numbers import deeper_than, infinite_number, large_integer
@@ -25,12 +25,12 @@ async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) ->
     headers: dict[bytes, bytes] = dict(request.scope["headers"])
     content_type = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if content_type != "application/json":
-        shown = content_type[:80] or "none"
+        excerpt = content_type[:80] or "none"
         raise ApiError(
             415,
             "invalid_request_error",
             "unsupported_media_type",
-            f"The body must be sent with 'Content-Type: application/json', not {shown!r}.",
+            f"The body must be sent with 'Content-Type: application/json', not {excerpt!r}.",
             headers={"connection": "close"},
         )
     encodings = content_encodings(request.scope) if b"content-encoding" in headers else ()
@@ -46,8 +46,8 @@ async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) ->
 
 
 async def _read(request: Request, limit: int, timeout_s: float) -> bytes:
-    link = link_of(request.scope)
-    if link is not None and link.body_here:
+    link = connection_of(request.scope)
+    if link is not None and link.body_complete:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect

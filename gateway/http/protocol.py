@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.http.answer_framing import closing_unless_continued, until_close
-from gateway.http.connection import JoiningTransport, put_link
+from gateway.http.connection import HeadCoalescingTransport, put_connection
 from gateway.http.context import RequestContext, RequestRecord, log_request, record_of, request_id
 from gateway.http.errors import JSON, ApiError, invalid_request
 from gateway.http.request_head import CODE, framing_error, head_error, without_upgrade
@@ -33,7 +33,10 @@ class _Refused(Exception):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. The limits come as class attributes of a subclass made by `guarded_protocol`."""
+    """A client's connection. The limits are class attributes of a subclass made by `guarded_protocol`.
+
+    It has many attributes because uvicorn's protocol has them, and the callbacks of asyncio share its state.
+    """
 
     max_header_bytes: int
     header_timeout_s: float
@@ -66,11 +69,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def congested(self) -> bool:
-        """As `ClientLink.congested`."""
+        """As `ClientConnection.congested`."""
         return self.flow.write_paused
 
     def push(self, body: bytes) -> bool:
-        """As `ClientLink.push`: what uvicorn's ``send`` would write, without a coroutine."""
+        """As `ClientConnection.push`: what uvicorn's ``send`` would write, without a coroutine."""
         cycle = self._running
         if (
             cycle is None
@@ -83,14 +86,16 @@ class GuardedProtocol(HttpToolsProtocol):
         return True
 
     @property
-    def body_here(self) -> bool:
-        """As `ClientLink.body_here`; a client that waits for 100 Continue has sent nothing yet."""
+    def body_complete(self) -> bool:
+        """As `ClientConnection.body_complete`; a client that waits for 100 Continue has sent nothing yet."""
         cycle = self._running
         return cycle is not None and not cycle.more_body and not cycle.waiting_for_100_continue
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = cast(asyncio.Transport, JoiningTransport(transport, self.loop, self._stop_reading))
+        self.transport = cast(
+            asyncio.Transport, HeadCoalescingTransport(transport, self.loop, self._stop_reading)
+        )
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -150,7 +155,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise _Refused
         self._unset_keepalive_if_required()
         super().on_message_begin()
-        put_link(cast(Scope, self.scope), self)
+        put_connection(cast(Scope, self.scope), self)
         self._in_head = self._in_message = True
         self._head_bytes = 0
         self._head_bound = self._arrived
@@ -161,7 +166,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:
             super().on_header(name, value)
-        # What comes after the head is a trailer of a chunked body. Nobody reads it, so that it is not kept.
+        # What comes after the head is a trailer of a chunked body. It is not read, so it is not kept.
 
     def on_headers_complete(self) -> None:
         self._unwatch_head()

@@ -46,8 +46,10 @@ def head_error(version: str, headers: Headers) -> ApiError | None:
     names = [name for name, _ in headers]
     for name in _SINGLE:
         if names.count(name) > 1:
-            shown = name.decode().title()
-            return invalid_request(f"The request has more than one {shown} header. Send one.", code=CODE)
+            display_name = name.decode().title()
+            return invalid_request(
+                f"The request has more than one {display_name} header. Send one.", code=CODE
+            )
     if b"host" not in names:
         if version == "1.0":
             return None

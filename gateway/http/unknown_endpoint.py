@@ -84,5 +84,5 @@ class UnknownEndpoints:
 
 def _printable(method: str, path: str) -> str:
     """Method and path in ASCII, of bounded length, with nothing in them that a page or terminal acts on."""
-    shown = quote(path if len(path) <= _SHOWN else path[:_SHOWN] + "...", safe="/:@~+,=*", errors="replace")
-    return f"{method} {shown}".strip()
+    quoted = quote(path if len(path) <= _SHOWN else path[:_SHOWN] + "...", safe="/:@~+,=*", errors="replace")
+    return f"{method} {quoted}".strip()

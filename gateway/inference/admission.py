@@ -30,7 +30,7 @@ from tenants.types import Principal
 _COMPLETION_TOKENS = 16
 """What OpenAI and vLLM generate for a text completion that does not say how many."""
 _UNKNOWN_CONTEXT = 8192
-"""Tokens of output set aside where nobody knows what the context leaves: of another server's model."""
+"""Output tokens reserved if the room in the context is unknown: for a model behind a ``url``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class Admitted:
         self._price = price
 
     def generated(self, output_tokens: int) -> None:
-        """So many tokens have been generated so far."""
+        """Charge the tokens generated so far."""
         self._admission.generated(output_tokens)
 
     def settle(self, usage: Usage, outcome: Outcome) -> None:
@@ -111,7 +111,7 @@ class Admitted:
         self._admission.withdraw()
 
 
-class Asking(msgspec.Struct, frozen=True, kw_only=True):
+class AdmissionDemand(msgspec.Struct, frozen=True, kw_only=True):
     """A request that wants to be let in. ``body_bytes`` is the size of what an engine is sent."""
 
     principal: Principal
@@ -123,53 +123,53 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
     record: RequestRecord
 
 
-async def admit(control: AdmissionControl, asking: Asking) -> Admitted:
+async def admit(control: AdmissionControl, demand: AdmissionDemand) -> Admitted:
     """Charges the request, after the length of its prompt has been found good.
 
     The caller settles or withdraws it, whatever the ending. Raises what `Admissions.admit` and
     `check_prompt_length` raise, and `metering.errors.StorageUnavailable` if the spend of the month cannot be
     read; then nothing has been charged.
     """
-    principal, model = asking.principal, asking.model
+    principal, model = demand.principal, demand.model
     admissions = control.admissions
     adapter = model.adapter_name
-    asking.record.standings = partial(admissions.standings, principal, model.id, adapter)
-    price = control.prices.price(model.id, adapter, asking.record.started_at)
+    demand.record.standings = partial(admissions.standings, principal, model.id, adapter)
+    price = control.prices.price(model.id, adapter, demand.record.started_at)
     matters = price != FREE or admissions.counts_tokens(principal, model.id, adapter)
-    prompts = await check_prompt_length(model, asking.call, asking.body, asking.body_bytes, count=matters)
+    prompts = await check_prompt_length(model, demand.call, demand.body, demand.body_bytes, count=matters)
     input_tokens = cost = 0
     if matters:
-        prompts = prompts if prompts is not None and prompts.total else _estimated(asking)
+        prompts = prompts if prompts is not None and prompts.total else _estimated(demand)
         input_tokens = prompts.total
-        cost = price.most(input_tokens, _most_output(asking, prompts.longest))
+        cost = price.most(input_tokens, _most_output(demand, prompts.longest))
     # When the request began, by the clock of the budgets: the ledger enters it into the same month.
-    at = control.budgets.clock() - asking.record.elapsed_ms() / 1000
+    at = control.budgets.clock() - demand.record.elapsed_ms() / 1000
     if price != FREE:
         await control.spend.ready(at)
     admission = admissions.admit(principal, model.id, input_tokens, cost=cost, adapter=adapter, at=at)
     return Admitted(admission, price)
 
 
-def _estimated(asking: Asking) -> PromptTokens:
+def _estimated(demand: AdmissionDemand) -> PromptTokens:
     """Where the gateway cannot count: what the ledger would enter, within what the request allows itself."""
-    tokens = asking.estimate(RelayedText()).input_tokens
-    truncated = asking.body.get("truncate_prompt_tokens")
+    tokens = demand.estimate(RelayedText()).input_tokens
+    truncated = demand.body.get("truncate_prompt_tokens")
     if isinstance(truncated, int) and truncated > 0:
-        tokens = min(tokens, truncated * _number_of_prompts(asking.call))
+        tokens = min(tokens, truncated * _number_of_prompts(demand.call))
     return PromptTokens(tokens, tokens)
 
 
-def _most_output(asking: Asking, prompt_tokens: int) -> int:
+def _most_output(demand: AdmissionDemand, prompt_tokens: int) -> int:
     """The most tokens that can be generated: for each prompt and choice what was asked for, or fits."""
-    call, context = asking.call, asking.model.max_model_len
+    call, context = demand.call, demand.model.max_model_len
     if not isinstance(call, Generation):
         return 0
     fits = _UNKNOWN_CONTEXT if context is None else max(0, context - prompt_tokens)
     if isinstance(call, CompletionCall):
-        wanted = _COMPLETION_TOKENS if call.max_tokens is None else call.max_tokens
+        limit = _COMPLETION_TOKENS if call.max_tokens is None else call.max_tokens
     else:
-        wanted = fits if call.answer_limit is None else call.answer_limit
-    each = wanted if context is None else min(wanted, fits)
+        limit = fits if call.answer_limit is None else call.answer_limit
+    each = limit if context is None else min(limit, fits)
     return each * (call.n or 1) * _number_of_prompts(call)
 
 

@@ -99,8 +99,8 @@ def check_call(body: dict[str, Any], kind: type[T]) -> T:
 
 def _type_fault(message: str, body: dict[str, Any], kind: type[Call]) -> ApiError:
     """msgspec says ``Expected `int`, got `str` - at `$.max_tokens```."""
-    what, _, place = message.partition(" - at `$")
-    param = place.rstrip("`").lstrip(".").replace("[...]", "") or None
+    what, _, path = message.partition(" - at `$")
+    param = path.rstrip("`").lstrip(".").replace("[...]", "") or None
     if match := re.search(r"missing required field `([^`]+)`", what):
         param = f"{param}.{match[1]}" if param else match[1]
         return missing(param)
@@ -113,7 +113,7 @@ def _type_fault(message: str, body: dict[str, Any], kind: type[Call]) -> ApiErro
         return wrong_type(param, expected, actual)
     if match := _BOUND.match(what):
         sign, bound = match[1], match[2]
-        value = _shown(_value_at(body, place.rstrip("`")))
+        value = _shown(_value_at(body, path.rstrip("`")))
         message = f"Invalid value for '{param}': expected a value {sign} {bound}, but got {value} instead."
         return invalid_request(message, param, "invalid_value")
     if match := _LENGTH.match(what):

@@ -21,8 +21,8 @@ _logger = logging.getLogger("torpor.catalog")
 class Model:
     """A model with what the gateway itself knows of its tokens.
 
-    ``max_model_len`` is in tokens. ``counter`` and ``template`` are ``None`` for a model that somebody else
-    runs, and ``template`` for one that has none. ``adapter`` is what is put upon the base model.
+    ``max_model_len`` is in tokens. ``counter`` and ``template`` are ``None`` for a model behind
+    a ``url``, and ``template`` for one that has none. ``adapter``: the adapter on the base model, if any.
     """
 
     spec: ModelSpec
@@ -54,13 +54,13 @@ class Model:
 
     def card_of(self, adapter: RegisteredAdapter) -> dict[str, Any]:
         """That of an adapter on this model."""
-        own = {
+        card = {
             "id": adapter.name,
             "created": adapter.created_at,
             "owned_by": adapter.name.split(":")[2],
             "parent": self.id,
         }
-        return self._base_card() | own
+        return self._base_card() | card
 
     def _base_card(self) -> dict[str, Any]:
         return {
@@ -100,9 +100,9 @@ class Catalog:
         return model
 
 
-def wrong_task(name: str, wanted: Task) -> ApiError:
+def wrong_task(name: str, task: Task) -> ApiError:
     """400: the model is there, but not for this."""
-    does = "generate text" if wanted is Task.GENERATE else "make embeddings"
+    does = "generate text" if task is Task.GENERATE else "make embeddings"
     return invalid_request(f"The model `{name}` does not {does}.", "model", "model_not_supported")
 
 

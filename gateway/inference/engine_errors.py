@@ -1,7 +1,7 @@
 """What an engine answers when it refuses or fails, turned into the gateway's own envelope.
 
-The text of an engine that the gateway runs is shown without paths. The text of somebody else's server is only
-logged: it may name hosts, accounts and keys that are none of a tenant's business.
+The text of an engine that the gateway runs is shown without paths. The text of a server behind a ``url`` is
+only logged: it may name hosts, accounts and keys that no tenant may see.
 """
 
 import logging
@@ -15,8 +15,8 @@ from gateway.http.errors import ApiError, engine_failed, invalid_request, not_su
 from gateway.inference.calls import ENGINE_FIELDS, ChatCall, CompletionCall
 from gateway.inference.openai_fields import OPENAI_FIELDS
 from gateway.inference.retry_after import retry_after_s
-from gateway.inference.stream_tap import error_in
 from gateway.inference.upstream_json import loads
+from gateway.inference.usage_extractor import error_in
 from gateway.inference.validation_errors import described, described_details
 
 _logger = logging.getLogger("torpor.exchange")

@@ -121,7 +121,7 @@ def index_of(choice: Any) -> int:
 
 
 def _texts_of(part: Any) -> Iterable[str]:
-    """Of a message or of what is added to one. Servers may send the same reasoning under several names."""
+    """The text of a message, or of a delta. Servers may send the same reasoning under several names."""
     texts: list[str] = []
     if not isinstance(part, dict):
         return texts

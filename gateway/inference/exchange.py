@@ -21,12 +21,12 @@ from engines.client import probe
 from engines.client.engine_client import EngineClient, EngineClients
 from engines.errors import AdapterUnfit, EngineBroken
 from engines.host import EngineHost
-from gateway.http.connection import ClientLink, link_of
+from gateway.http.connection import ClientConnection, connection_of
 from gateway.http.context import RequestRecord
 from gateway.http.errors import JSON, ApiError, request_failed, shutting_down, translate
 from gateway.inference.engine_errors import EngineFault, refusal
-from gateway.inference.queues import Ask, ModelQueues, Place
-from gateway.telemetry.request_metrics import ServedCounts
+from gateway.inference.queues import ModelQueues, QueueRequest, QueueSlot
+from gateway.telemetry.request_metrics import RequestMetrics
 from metering.ledger.service import Ledger
 
 _logger = logging.getLogger("torpor.exchange")
@@ -42,7 +42,7 @@ _MOST_LOADS = 2
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be asked of which engine, and what turn it wants there; without ``ask`` it needs none."""
+    """What is sent to which engine, and how it queues there; without ``queue_request`` it does not queue."""
 
     model_id: str
     path: str
@@ -50,7 +50,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     wake_timeout_s: float
     prefix: int | None = None
     pool: str | None = None
-    ask: Ask | None = None
+    queue_request: QueueRequest | None = None
     adapter: Adapter | None = None
     """If set, ``body`` omits ``model``; the adapter's engine-side name is inserted on sending."""
     constraint: str | None = None
@@ -58,7 +58,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class RelayContext:
     """What an exchange goes through: the models' queues, the host's engines, their clients, the ledger.
 
     ``served`` is told of a stream's tokens.
@@ -70,60 +70,64 @@ class Door:
     queues: ModelQueues
     running: "set[Exchange]"
     send_timeout_s: float
-    served: ServedCounts = field(default_factory=ServedCounts)
+    served: RequestMetrics = field(default_factory=RequestMetrics)
 
 
 class KeepAlive:
     """What is done while a request waits for its engine: nothing."""
 
     async def end(self) -> None:
-        """It waits no more. May be called again."""
+        """Stop waiting. May be called again."""
 
 
 class Exchange:
-    """An ASGI response that works at an engine until it is over or its client is gone."""
+    """An ASGI response that an engine produces, until it is complete or the client has left.
 
-    def __init__(self, door: Door, plan: Plan, record: RequestRecord) -> None:
-        self._door = door
+    It has many attributes because it holds the state of one request at every stage: queued, leased,
+    answering.
+    """
+
+    def __init__(self, context: RelayContext, plan: Plan, record: RequestRecord) -> None:
+        self._context = context
         self._plan = plan
         self._record = record
         self._task: asyncio.Task[None] | None = None
-        self._link: ClientLink | None = None
+        self._link: ClientConnection | None = None
         self._ended = False
         self._expired = False
         self._fresh = False  # the engine was restored and its canary has not answered yet
-        self._asked = 0
+        self._engines_tried = 0
         self._served_name = plan.model_id
-        self._place: Place | None = None
-        self._queued = plan.ask is not None  # it has not had its turn yet
+        self._slot: QueueSlot | None = None
+        self._queued = plan.queue_request is not None  # it has not had its turn yet
         self._queue_ms = 0.0
         self.started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = self._task = asyncio.current_task()
-        link = self._link = link_of(scope)
+        link = self._link = connection_of(scope)
         watcher = None
         if link is not None:
             link.on_gone = self._gone
-            if link.gone:  # while it was admitted, when nobody was to be told
+            if link.gone:  # the client left during admission, before `on_gone` was set
                 self._gone()
         else:
             watcher = asyncio.create_task(_tell_when_gone(receive, self._gone))
-        self._door.running.add(self)
+        self._context.running.add(self)
         try:
             await self._serve(self._bounded(send))
         except asyncio.CancelledError:
             if not self._ended or (task is not None and task.cancelling() and task.uncancel()):
                 raise
         finally:
-            self._door.running.discard(self)
+            self._context.running.discard(self)
             if link is not None:
                 link.on_gone = None
             if watcher is not None:
                 watcher.cancel()
 
     def _gone(self) -> None:
-        """The client has left: nobody wants what is being done."""
+        """End the exchange because the client has left."""
         self._record.client_gone = True
         self._end()
 
@@ -146,7 +150,7 @@ class Exchange:
                 await send(message)
                 return
             try:
-                async with asyncio.timeout(self._door.send_timeout_s):
+                async with asyncio.timeout(self._context.send_timeout_s):
                     await send(message)
             except TimeoutError:
                 self._record.client_gone = self._ended = True
@@ -177,7 +181,7 @@ class Exchange:
         """
         try:
             while True:
-                self._asked += 1
+                self._engines_tried += 1
                 try:
                     return await self._with_engine(send, work)
                 except EngineBroken as error:
@@ -185,8 +189,8 @@ class Exchange:
                         raise
                 _logger.warning("%s: an engine or an adapter was not fit, asking again", self._plan.model_id)
         finally:
-            if self._place is not None:
-                self._place.leave()
+            if self._slot is not None:
+                self._slot.leave()
 
     def _body(self) -> bytes:
         """What the engine is sent."""
@@ -195,35 +199,40 @@ class Exchange:
         return b'{"model":%s,%s' % (msgspec.json.encode(self._served_name), self._plan.body[1:])
 
     def _unfit(self, error: BaseException | None) -> bool:
-        """Whether an engine that was just restored broke off before it answered; or an adapter was not fit.
+        """Whether a restored engine broke off before it answered, or the canary of an adapter failed.
 
-        It held its answer back until its canary had passed: nothing of it was seen, or is to be paid for. An
-        adapter is loaded anew once.
+        The answer was held back until the canary had passed, so the client saw and pays nothing. An adapter
+        is loaded once more.
         """
         if isinstance(error, AdapterUnfit):
-            return self._asked < _MOST_LOADS
+            return self._engines_tried < _MOST_LOADS
         answered = self._record.ttft_ms is not None
-        return isinstance(error, EngineBroken) and self._fresh and not answered and self._asked < MOST_ENGINES
+        return (
+            isinstance(error, EngineBroken)
+            and self._fresh
+            and not answered
+            and self._engines_tried < MOST_ENGINES
+        )
 
     async def _with_engine(self, send: Send, work: Callable[[EngineClient], Awaitable[T]]) -> T:
         """Do the work with an awake engine. A stream is kept alive until there is one."""
-        plan, record, host = self._plan, self._record, self._door.host
+        plan, record, host = self._plan, self._record, self._context.host
         waiting = self._keep_alive(send)
         try:
             await self._queue()
-            asked = time.perf_counter()
+            began = time.perf_counter()
             async with host.acquire(
                 plan.model_id, plan.adapter, timeout_s=plan.wake_timeout_s, prefix=plan.prefix, pool=plan.pool
             ) as lease:
                 await waiting.end()
-                waited_ms = (time.perf_counter() - asked) * 1000
+                waited_ms = (time.perf_counter() - began) * 1000
                 record.tier = record.tier if self.started else lease.tier
                 self._fresh = lease.unverified
                 self._served_name = lease.served_model_name
                 record.wake_ms = lease.wake_s * 1000
                 record.queue_ms = self._queue_ms + max(0.0, waited_ms - record.wake_ms)
                 try:
-                    return await work(self._door.clients.get(lease.address))
+                    return await work(self._context.clients.get(lease.address))
                 except Exception as error:
                     if translate(error).code == "engine_failed":
                         host.report_broken(lease)
@@ -255,13 +264,13 @@ class Exchange:
 
     async def _queue(self) -> None:
         """Wait for the turn, unless it has come already."""
-        if not self._queued or self._plan.ask is None:
+        if not self._queued or self._plan.queue_request is None:
             return
-        asked = time.perf_counter()
+        began = time.perf_counter()
         try:
-            self._place = await self._door.queues.enter(self._plan.ask)
+            self._slot = await self._context.queues.enter(self._plan.queue_request)
         finally:
-            self._record.queue_ms = self._queue_ms = (time.perf_counter() - asked) * 1000
+            self._record.queue_ms = self._queue_ms = (time.perf_counter() - began) * 1000
         self._queued = False
 
     def _keep_alive(self, send: Send) -> "KeepAlive":
@@ -272,11 +281,11 @@ class Exchange:
         """Before the answer has begun the error is the answer; afterwards a stream ends with it."""
         if not self.started:
             raise error
-        told = translate(error)
-        self._record.code = told.code
-        if told.status == 500:
+        api_error = translate(error)
+        self._record.code = api_error.code
+        if api_error.status == 500:
             _logger.error("an exchange failed", exc_info=error)
-        await send({"type": "http.response.body", "body": told.event(), "more_body": False})
+        await send({"type": "http.response.body", "body": api_error.event(), "more_body": False})
 
     async def _answer(self, body: bytes, send: Send) -> None:
         """The whole answer, as JSON."""

@@ -1,4 +1,4 @@
-"""When a stream that waits for its engine sends a comment, so that nobody closes the connection."""
+"""When a stream that waits for its engine sends a comment, so no proxy closes the connection."""
 
 MOST_COMMENTS = 100
 """In the longest wait. go-openai gives up after 300 lines without data; a comment takes two, with the empty
@@ -22,7 +22,7 @@ class Heartbeats:
     def next_s(self, waited_s: float) -> float | None:
         """Count a comment that is sent after ``waited_s`` seconds; returns how long to wait for the next.
 
-        None where there is to be none any more.
+        None if no further comment is to be sent.
         """
         self._sent += 1
         left = MOST_COMMENTS - self._sent

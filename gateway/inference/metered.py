@@ -24,13 +24,13 @@ from gateway.http.errors import ApiError, translate
 from gateway.inference.admission import Admitted
 from gateway.inference.engine_errors import engine_error, refusal
 from gateway.inference.estimates import Estimate, RelayedText
-from gateway.inference.exchange import Door, Exchange, KeepAlive, Plan
+from gateway.inference.exchange import Exchange, KeepAlive, Plan, RelayContext
 from gateway.inference.heartbeats import Heartbeats
 from gateway.inference.plain_answer import PlainAnswer
 from gateway.inference.reported_usage import NOTHING, ReportedUsage
 from gateway.inference.service_tiers import with_tier
 from gateway.inference.sse import DONE, EventTooLarge, StreamFilter
-from gateway.inference.stream_tap import StreamTap
+from gateway.inference.usage_extractor import UsageExtractor
 from metering.ledger.service import Meter
 from metering.types import Attempt, Operation, Outcome, Usage
 
@@ -43,9 +43,9 @@ ABORTED_COUNTS_TIMEOUT_S = 60.0
 
 
 class MeteredPlan(Plan, frozen=True, kw_only=True):
-    """What the ledger is to be told, and what of the answer the client wants to see.
+    """What the ledger records, and what of the answer the client requested.
 
-    ``estimate`` counts tokens where no engine could say. ``remote``: somebody else runs the engine.
+    ``estimate`` counts tokens if no engine has. ``remote``: a server behind a ``url``.
     ``prioritized``: the engine is told the request's place in the model's queue; ``body`` is a JSON object
     with at least one field then.
     ``longest_wait_s``: in the queue and for engines, until one answers or the client gets an error.
@@ -81,8 +81,10 @@ class MeteredExchange(Exchange):
     _patient = False
     """Nothing of the answer leaves before the settlement is durable."""
 
-    def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord, admitted: Admitted) -> None:
-        super().__init__(door, plan, record)
+    def __init__(
+        self, context: RelayContext, plan: MeteredPlan, record: RequestRecord, admitted: Admitted
+    ) -> None:
+        super().__init__(context, plan, record)
         self._admitted = admitted
         self._meter: Meter | None = None
         self._relayed = RelayedText()
@@ -94,7 +96,7 @@ class MeteredExchange(Exchange):
             self._admitted.withdraw()  # where it never came to an entry in the ledger
 
     async def _attempt(self, send: Send) -> None:
-        meter = self._meter = self._door.ledger.open(self._plan.attempt, patient=self._patient)
+        meter = self._meter = self._context.ledger.open(self._plan.attempt, patient=self._patient)
         ending = _Ending(Outcome.FAILED, 500)
         try:
             await self._ask(send, lambda client: self._work_at(client, meter, send))
@@ -120,9 +122,9 @@ class MeteredExchange(Exchange):
     def _body(self) -> bytes:
         """What the engine is sent: with its own scheduler's share of the turn's order, where it is ours."""
         body = super()._body()
-        if self._place is None or not self._plan.prioritized:
+        if self._slot is None or not self._plan.prioritized:
             return body
-        return b'%s,"priority":%d}' % (body[:-1], self._place.priority)
+        return b'%s,"priority":%d}' % (body[:-1], self._slot.priority)
 
     def _ending(self, error: BaseException) -> "_Ending":
         if isinstance(error, asyncio.CancelledError):
@@ -137,9 +139,9 @@ class MeteredExchange(Exchange):
         if meter.settled:
             return
         usage = meter.usage
-        # Nobody waits for what an aborted request has cost, and a busy engine answers between two steps only.
+        # The cost of an aborted request is not urgent, and a busy engine answers only between two steps.
         patience_s = ABORTED_COUNTS_TIMEOUT_S if ending.outcome is Outcome.ABORTED else COUNTS_TIMEOUT_S
-        told = not self._plan.remote
+        reports_exactly = not self._plan.remote
         try:
             async with asyncio.timeout(patience_s):
                 counts = await client.counts(self._plan.attempt.id)
@@ -150,10 +152,10 @@ class MeteredExchange(Exchange):
                     output_tokens=counts.output_tokens,
                 )
         except (EngineBroken, TimeoutError):
-            told = False
+            reports_exactly = False
             _logger.info("no count from the engine; settled with what was relayed, or estimated")
         charged = ending.outcome is not Outcome.FAILED or self._relayed
-        if not told and charged and (self._plan.remote or usage == _NOTHING):
+        if not reports_exactly and charged and (self._plan.remote or usage == _NOTHING):
             usage = await self._usage_of(self._reported())
         await self._settle_with(meter, ending, usage)
 
@@ -175,8 +177,8 @@ class MeteredExchange(Exchange):
     async def _settle_with(self, meter: Meter, ending: "_Ending", usage: Usage) -> None:
         self._record.usage, self._record.outcome = usage, ending.outcome
         self._admitted.settle(usage, ending.outcome)
-        if self._place is not None:
-            self._place.end(usage)  # the engine has done its work: the next one need not wait for the ledger
+        if self._slot is not None:
+            self._slot.end(usage)  # the engine has done its work: the next one need not wait for the ledger
         await meter.settle(ending.outcome, usage, self._record.timings(), ending.status)
 
     def _close(self, meter: Meter, ending: "_Ending") -> None:
@@ -218,16 +220,20 @@ class PlainExchange(MeteredExchange):
 class StreamExchange(MeteredExchange):
     """Relays whole events as they come; only the last one waits, for the ledger."""
 
-    def __init__(self, door: Door, plan: MeteredPlan, record: RequestRecord, admitted: Admitted) -> None:
-        super().__init__(door, plan, record, admitted)
-        self._choices = plan.ask.sequences if plan.ask is not None else 1
-        tap = StreamTap(
+    def __init__(
+        self, context: RelayContext, plan: MeteredPlan, record: RequestRecord, admitted: Admitted
+    ) -> None:
+        super().__init__(context, plan, record, admitted)
+        self._choices = plan.queue_request.sequences if plan.queue_request is not None else 1
+        extractor = UsageExtractor(
             self._relayed,
             include_usage=plan.include_usage,
             continuous=plan.continuous_usage,
             remote=plan.remote,
         )
-        self._filter = StreamFilter(tap, several=plan.ask is None or self._choices > 1)
+        self._filter = StreamFilter(
+            extractor, multiple_choices=plan.queue_request is None or self._choices > 1
+        )
         self._heartbeats = Heartbeats(plan.longest_wait_s)
         self._began: float | None = None  # when it was found to wait, for a stream that did
         self._onward = b""  # what could not be pushed to the client, and is to be sent
@@ -240,22 +246,22 @@ class StreamExchange(MeteredExchange):
             await self._relay(upstream, meter, send)
         usage = await self._usage_of(self._reported())
         await self._settle_with(meter, _COMPLETED, usage)
-        last = with_tier(self._filter.tap.closing(usage, self._head()), plan.service_tier) + DONE
+        last = with_tier(self._filter.extractor.closing(usage, self._head()), plan.service_tier) + DONE
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _relay(self, upstream: EngineStream, meter: Meter, send: Send) -> None:
-        tap, flow = self._filter.tap, self._flow(meter)
+        extractor, flow = self._filter.extractor, self._flow(meter)
         going_on = True
-        while going_on and not tap.done:
+        while going_on and not extractor.done:
             going_on = await upstream.pour(flow)
-            if not going_on and not tap.done:
+            if not going_on and not extractor.done:
                 self._onward += self._filtered()
             await self._send_on(send)
-            if tap.error is not None:
-                raise engine_error(tap.error, remote=self._plan.remote)
-        if tap.done:
+            if extractor.error is not None:
+                raise engine_error(extractor.error, remote=self._plan.remote)
+        if extractor.done:
             upstream.over()
-        elif not tap.has_finished(self._choices):
+        elif not extractor.has_finished(self._choices):
             raise EngineBroken("the engine's stream ended before every choice was finished")
         await self._open(send)
 
@@ -267,14 +273,14 @@ class StreamExchange(MeteredExchange):
 
     def _flow(self, meter: Meter) -> Callable[[bytes], bool]:
         """What takes each piece of the engine's stream; False when something is left for `_relay` to do."""
-        tap, record, admitted = self._filter.tap, self._record, self._admitted
+        extractor, record, admitted = self._filter.extractor, self._record, self._admitted
         push = self._link.push if self._link is not None else _never
-        served, told_at = self._door.served.of(self._plan.model_id, record.tier), 0.0
+        served, told_at = self._context.served.of(self._plan.model_id, record.tier), 0.0
 
         def flow(chunk: bytes) -> bool:
             nonlocal told_at
             onward = self._filtered(chunk)
-            seen = tap.seen
+            seen = extractor.seen
             meter.observe(seen)
             admitted.generated(seen.output_tokens)
             if onward:
@@ -289,7 +295,7 @@ class StreamExchange(MeteredExchange):
                 if not self.started or not push(onward):
                     self._onward = onward
                     return False
-            return not tap.done and tap.error is None
+            return not extractor.done and extractor.error is None
 
         return flow
 
@@ -304,7 +310,7 @@ class StreamExchange(MeteredExchange):
         return with_tier(onward, self._plan.service_tier)
 
     def _reported(self) -> ReportedUsage:
-        return self._filter.tap.reported()
+        return self._filter.extractor.reported()
 
     def _head(self) -> dict[str, Any]:
         """The fields of a chunk before its choices, for a stream that had none."""
@@ -350,7 +356,7 @@ class StreamExchange(MeteredExchange):
 
     def _found_tier(self) -> SleepTier:
         return next(
-            (engine.tier for engine in self._door.host.status() if engine.id == self._plan.model_id),
+            (engine.tier for engine in self._context.host.status() if engine.id == self._plan.model_id),
             SleepTier.COLD,
         )
 

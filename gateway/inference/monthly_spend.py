@@ -45,7 +45,7 @@ class MonthlySpend:
             return
         following = month_of(at)[1]
         if self._budgets.loaded(month):
-            # Nobody waits for the next one: whoever needs it finds it loaded, or loads it.
+            # No request waits for the next month: the first that needs it finds it loaded, or loads it.
             self._load(following)
         else:
             self._load(following)
@@ -71,7 +71,7 @@ class MonthlySpend:
     def _loaded(self, month: int, task: "asyncio.Task[None]") -> None:
         del self._loading[month]
         if not task.cancelled():
-            task.exception()  # whoever waits gets it; for the next month nobody does
+            task.exception()  # raised where it is awaited; the next month is not awaited
 
     async def _read_month(self, month: int) -> None:
         if self._budgets.loaded(month):

@@ -27,7 +27,7 @@ OPENAI_FIELDS = frozenset(
         "input", "dimensions", "encoding_format",
     }
 )  # fmt: skip
-"""All that is sent to an engine which somebody else runs."""
+"""All fields that are sent to a server behind a ``url``."""
 
 IGNORED_FIELDS = frozenset(
     {
@@ -61,8 +61,8 @@ def check_supported(call: Call, body: Mapping[str, Any], *, takes_media: bool) -
                 raise _unsupported(name, f"Unsupported parameter: '{name}'. {remedy}")
         for name, value in _ONLY.items():
             if name in body and body[name] != value:
-                shown = msgspec.json.encode(value).decode()
-                message = f"Unsupported value for '{name}': only {shown} is supported."
+                excerpt = msgspec.json.encode(value).decode()
+                message = f"Unsupported value for '{name}': only {excerpt} is supported."
                 raise invalid_request(message, name, "unsupported_value")
     if isinstance(call, ChatCall | TokenizeCall) and not takes_media:
         _check_text_only(call)
@@ -72,11 +72,11 @@ def _check_text_only(call: ChatCall | TokenizeCall) -> None:
     for index, message in enumerate(call.messages or ()):
         if not isinstance(message.content, list):
             continue
-        for place, part in enumerate(message.content):
+        for part_index, part in enumerate(message.content):
             if isinstance(part, MediaPart):
                 kind = type(part).__struct_config__.tag
                 raise _unsupported(
-                    f"messages[{index}].content[{place}]",
+                    f"messages[{index}].content[{part_index}]",
                     f"The model takes text only, not parts of type {kind!r}.",
                 )
 

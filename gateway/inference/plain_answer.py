@@ -13,8 +13,8 @@ from gateway.inference.reported_usage import (
     take_usage,
     usage_object,
 )
-from gateway.inference.stream_tap import error_in
 from gateway.inference.upstream_json import dumps, is_utf8, loads
+from gateway.inference.usage_extractor import error_in
 from metering.types import Usage
 
 _USAGE = b'"usage"'
@@ -71,8 +71,8 @@ class PlainAnswer:
         """What the client is sent: as it came, but with the usage that was settled."""
         if is_openai_form(self._value("usage"), usage, generated=self._generated):
             return self._body
-        shown = usage_object(usage, generated=self._generated)
-        return msgspec.json.encode({**self._fields, "usage": msgspec.Raw(dumps(shown))})
+        reported = usage_object(usage, generated=self._generated)
+        return msgspec.json.encode({**self._fields, "usage": msgspec.Raw(dumps(reported))})
 
 
 def _fields(body: bytes) -> tuple[dict[str, msgspec.Raw], bool]:

@@ -1,8 +1,8 @@
 """Where requests wait for their turn at a model, before an engine is asked for.
 
 Two decisions, with an owner each. A model's turnstile decides who goes and how many at once: so many for each
-engine that is awake, or for one where none is, so that somebody wakes it. The engine host decides how many
-engines are awake; it is told how many requests wait, and tells how many engines there are.
+engine that is awake, or for one if none is, so that it is woken. The engine host decides how many
+engines are awake; it is told how many requests wait, and reports how many engines are awake.
 """
 
 from collections import OrderedDict
@@ -36,7 +36,7 @@ _SLOTS_A_RESERVED = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSettings:
-    """Of one model. ``slots`` and ``reserved`` are for each engine; None: no limit, and no queue.
+    """Settings of the queue of one model. ``slots`` and ``reserved`` are for each engine; None: no queue.
 
     ``max_queued`` is for each project. ``dedicated`` names the projects that have engines of their own.
     """
@@ -50,7 +50,7 @@ class QueueSettings:
 
 
 def queue_of(model: ModelConfig, limits: LimitsConfig) -> QueueSettings:
-    """How requests wait for the model. One that somebody else runs has no queue unless it is limited."""
+    """How requests wait for the model. A model behind a ``url`` has no queue unless it is limited."""
     slots = model.max_concurrent or (None if model.url else model.max_running)
     reserved = (slots or 0) // _SLOTS_A_RESERVED if model.reserved_slots is None else model.reserved_slots
     return QueueSettings(
@@ -63,7 +63,7 @@ def queue_of(model: ModelConfig, limits: LimitsConfig) -> QueueSettings:
     )
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class QueueRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request that wants a turn. ``input_tokens`` is an estimate, ``sequences`` how many answers it wants,
     and ``max_output`` the most tokens of one of them; None where there is no such limit."""
 
@@ -76,7 +76,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     max_output: int | None
 
 
-class Place:
+class QueueSlot:
     """A turn at a model, from the grant until `end` or `leave`."""
 
     __slots__ = ("_outputs", "_turn")
@@ -109,11 +109,13 @@ class _Outputs:
     def __init__(self) -> None:
         self._means: OrderedDict[str, float] = OrderedDict()
 
-    def expect(self, ask: Ask) -> float:
-        if ask.max_output is not None and ask.max_output <= 0:
+    def expect(self, request: QueueRequest) -> float:
+        if request.max_output is not None and request.max_output <= 0:
             return 0.0
-        mean = self._means.get(ask.project_id, _FIRST_OUTPUT * ask.sequences)
-        return mean if ask.max_output is None else min(mean, float(ask.max_output * ask.sequences))
+        mean = self._means.get(request.project_id, _FIRST_OUTPUT * request.sequences)
+        return (
+            mean if request.max_output is None else min(mean, float(request.max_output * request.sequences))
+        )
 
     def learn(self, project_id: str, output_tokens: int) -> None:
         mean = self._means.pop(project_id, None)
@@ -159,21 +161,21 @@ class ModelQueues:
         """How many requests have their turn at the model."""
         return sum(lane.turnstile.running for (name, _), lane in self._lanes.items() if name == model_id)
 
-    async def enter(self, ask: Ask) -> Place | None:
+    async def enter(self, request: QueueRequest) -> QueueSlot | None:
         """The request's turn, to be left whatever comes of it; None where the model has no queue.
 
         Raises `QueueFull` at once, and `QueueTimeout` when it has waited for too long.
         """
-        lane = self._lane(ask.model_id, self.pool(ask.model_id, ask.project_id))
+        lane = self._lane(request.model_id, self.pool(request.model_id, request.project_id))
         if lane is None:
             return None
         ticket = Ticket(
-            project_id=ask.project_id,
-            cost=token_cost(ask.input_tokens, round(lane.outputs.expect(ask))),
-            weight=ask.weight,
-            tier=ask.tier,
+            project_id=request.project_id,
+            cost=token_cost(request.input_tokens, round(lane.outputs.expect(request))),
+            weight=request.weight,
+            tier=request.tier,
         )
-        return Place(await lane.turnstile.enter(ticket, lane.settings.timeout_s), lane.outputs)
+        return QueueSlot(await lane.turnstile.enter(ticket, lane.settings.timeout_s), lane.outputs)
 
     def _lane(self, model_id: str, pool: str | None) -> _Lane | None:
         lane = self._lanes.get((model_id, pool))

@@ -44,7 +44,7 @@ def _until(value: str | None, now: str | None) -> float | None:
 
 
 def _timestamp(value: str | None) -> float | None:
-    """Of an HTTP date in any of its three forms; None if it is not one."""
+    """Parse an HTTP date in any of its three forms; None if it is not one."""
     if value is None:
         return None
     try:

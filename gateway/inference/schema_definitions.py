@@ -19,8 +19,8 @@ def definition_fault(schema: Mapping[str, Any]) -> str | None:
     newest, *older = _validators()
     error = next(newest.iter_errors(schema), None)
     if error is not None and not any(validator.is_valid(schema) for validator in older):
-        place = "".join(f"[{step!r}]" for step in error.instance_path)
-        return f"{error.message[:_MOST_SHOWN]}{f' at {place[:_MOST_SHOWN]}' if place else ''}"
+        path = "".join(f"[{step!r}]" for step in error.instance_path)
+        return f"{error.message[:_MOST_SHOWN]}{f' at {path[:_MOST_SHOWN]}' if path else ''}"
     for reference in _references(schema):
         if not isinstance(referenced(schema, reference), dict | bool):
             return f"the reference {reference[:64]!r} leads to no schema: it must be '#' or begin with '#/'"

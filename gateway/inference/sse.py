@@ -1,7 +1,7 @@
 """Server-sent events on their way through: split into whole events, read for usage, otherwise left alone.
 
-The wire format is WHATWG's (HTML, 9.2 Server-sent events); `gateway.inference.stream_tap` reads the payloads.
-Of the engines that the gateway runs itself, nothing that is only forwarded is decoded.
+The wire format is WHATWG's (HTML, 9.2 Server-sent events); `gateway.inference.usage_extractor` reads the
+payloads. Of the engines that the gateway runs itself, nothing that is only forwarded is decoded.
 """
 
 import re
@@ -9,7 +9,7 @@ import re
 import msgspec
 
 from gateway.inference.reported_usage import reported_usage
-from gateway.inference.stream_tap import ERROR, StreamTap
+from gateway.inference.usage_extractor import ERROR, UsageExtractor
 
 DONE = b"data: [DONE]\n\n"
 # Atomic, so that the two bytes of a CRLF are never taken for two ends of lines.
@@ -127,38 +127,38 @@ class StreamFilter:
     """An engine's stream on its way to the client: `feed` takes bytes as they come, and gives what goes on.
 
     Whole events only. Those of vLLM with text are dealt with together, without looking at each; for all else,
-    and where a stream is of ``several`` choices, a `StreamTap` looks at one event after the other. For a
-    server that the gateway does not run, that begins with the first event which is not simple.
+    and where a stream is of ``multiple_choices`` choices, a `UsageExtractor` looks at one event after the
+    other. For a server that the gateway does not run, that begins with the first event which is not simple.
     """
 
-    def __init__(self, tap: StreamTap, *, several: bool) -> None:
-        self.tap = tap
+    def __init__(self, extractor: UsageExtractor, *, multiple_choices: bool) -> None:
+        self.extractor = extractor
         self._splitter = EventSplitter()
         self._rest = b""
-        self._one_by_one = several
-        self._left_out = _LEFT_OUT[tap.include_usage, tap.continuous]
+        self._one_by_one = multiple_choices
+        self._left_out = _LEFT_OUT[extractor.include_usage, extractor.continuous]
         self._comments = 0
 
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now. Raises `EventTooLarge`."""
         if self._one_by_one:
-            return self._slowly(data)
+            return self._event_by_event(data)
         if self._rest:
             data = self._rest + data
         end = data.rfind(b"\n\n") + 2
         if b"\r" in data or (end < 2 and len(data) > _MAX_EVENT):
             self._one_by_one, self._rest = True, b""
-            return self._slowly(data)
+            return self._event_by_event(data)
         self._rest = data[end:] if end >= 2 else data
         if end < 2:
             return b""
         events = data[:end] if self._rest else data
-        return self._remote(events, data) if self.tap.remote else self._whole(events)
+        return self._remote(events, data) if self.extractor.remote else self._whole(events)
 
     def end(self) -> bytes:
         """What goes to the client of a last event without an empty line after it. Raises as `feed` does."""
         rest, self._rest = self._rest, b""
-        onward = self._slowly(rest) if rest else b""
+        onward = self._event_by_event(rest) if rest else b""
         return onward + b"".join([self._one(event) for event in self._splitter.end()])
 
     def _whole(self, events: bytes) -> bytes:
@@ -168,11 +168,11 @@ class StreamFilter:
         cut = len(events) if last < 0 else events.rfind(b"data:", 0, last + len(_DONE_LINE))
         text = events[:cut]
         if text.count(_TEXT) != text.count(b"\n\n"):
-            return self._slowly(events)
+            return self._event_by_event(events)
         onward = self._text(text) if text else b""
         if onward is None:
-            return self._slowly(events)
-        return onward + self._slowly(events[cut:]) if cut < len(events) else onward
+            return self._event_by_event(events)
+        return onward + self._event_by_event(events[cut:]) if cut < len(events) else onward
 
     def _remote(self, events: bytes, data: bytes) -> bytes:
         """The events, which ``data`` begins with; from the first that is not simple on, one by one."""
@@ -184,7 +184,11 @@ class StreamFilter:
         simple = events[: events.rfind(b"\n\n", 0, max(0, events.find(_FINISHED))) + 2]
         number = _simple_events(simple)
         onward = self._text(simple, number) if number else None
-        return self._slowly(data) if onward is None else onward + self._slowly(data[len(simple) :])
+        return (
+            self._event_by_event(data)
+            if onward is None
+            else onward + self._event_by_event(data[len(simple) :])
+        )
 
     def _text(self, events: bytes, number: int = 0) -> bytes | None:
         """Events with text, without usage unless asked for; None where it is not written as expected."""
@@ -198,24 +202,24 @@ class StreamFilter:
                 return None
         newest = events.rfind(_USAGE_KEY + b"{")
         if newest >= 0:
-            found = _OBJECT_USAGE.match(events, newest)
-            if found is None:
+            match = _OBJECT_USAGE.match(events, newest)
+            if match is None:
                 return None
-            self.tap.note(0, reported_usage(msgspec.json.decode(found[0][len(_USAGE_KEY) :])))
-        if self.tap.is_curious:
-            self.tap.passed(events, number)
+            self.extractor.note(0, reported_usage(msgspec.json.decode(match[0][len(_USAGE_KEY) :])))
+        if self.extractor.is_curious:
+            self.extractor.passed(events, number)
         return onward
 
-    def _slowly(self, data: bytes) -> bytes:
+    def _event_by_event(self, data: bytes) -> bytes:
         onward = b"".join([self._one(event) for event in self._splitter.feed(data)])
-        if self.tap.done or self.tap.error is not None:
-            self._one_by_one = True  # what follows is nobody's
+        if self.extractor.done or self.extractor.error is not None:
+            self._one_by_one = True  # what follows is not passed on
         return onward
 
     def _one(self, event: bytes) -> bytes:
         """The event as it goes on: the payload alone, in one line."""
-        tap = self.tap
-        if tap.done or tap.error is not None:
+        extractor = self.extractor
+        if extractor.done or extractor.error is not None:
             return b""
         if event.startswith(_DATA) and b"\n" not in event and b"\r" not in event:
             kind, data, comment = b"", event[len(_DATA) :], False
@@ -223,9 +227,9 @@ class StreamFilter:
             kind, data_or_none, comment = read_event(event)
             data = data_or_none or b""
         if not data.strip():
-            tap.take_body(event)
+            extractor.take_body(event)
             return self._comment() if comment else b""
-        payload = tap.take(kind, data)
+        payload = extractor.take(kind, data)
         if payload is None:
             return b""
         self._comments = 0

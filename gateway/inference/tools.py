@@ -109,8 +109,8 @@ def _check_function(function: Mapping[str, Any], param: str) -> None:
     if _object(parameters, f"{param}.parameters"):
         kind = parameters.get("type")
         if kind != "object":
-            shown = "None" if kind is None else kind
-            fault = f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{shown}\"'"
+            excerpt = "None" if kind is None else kind
+            fault = f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{excerpt}\"'"
         else:
             fault = definition_fault(parameters) or schema_fault(parameters)
     if fault is not None:
@@ -185,9 +185,9 @@ def _check_named(choice: Mapping[str, Any], names: set[str]) -> None:
     function = _object(_required(choice, "function", "tool_choice"), "tool_choice.function")
     name = _string(_required(function, "name", "tool_choice.function"), "tool_choice.function.name")
     if name not in names:
-        shown = name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "..."
+        excerpt = name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "..."
         raise invalid_request(
-            f"Invalid value for 'tool_choice': function '{shown}' not found in 'tools'.",
+            f"Invalid value for 'tool_choice': function '{excerpt}' not found in 'tools'.",
             "tool_choice",
             "invalid_value",
         )
@@ -253,5 +253,5 @@ def _wrong_type(value: Any, param: str, expected: str) -> ApiError:
 def _unsupported_value(value: Any, param: str, supported: str) -> ApiError:
     if not isinstance(value, str):
         return _wrong_type(value, param, "a string")
-    shown = value if len(value) <= _MAX_NAME else value[:_MAX_NAME] + "..."
-    return invalid_request(f"Invalid value for '{param}': '{shown}'. {supported}", param, "invalid_value")
+    excerpt = value if len(value) <= _MAX_NAME else value[:_MAX_NAME] + "..."
+    return invalid_request(f"Invalid value for '{param}': '{excerpt}'. {supported}", param, "invalid_value")

@@ -77,7 +77,7 @@ def _without_flags(message: str) -> str:
 
 
 def described_details(details: Sequence[Any]) -> tuple[str, str | None] | None:
-    """Likewise for the ``detail`` of FastAPI's 422: a list of objects; None where it is no such list."""
+    """Likewise for the ``detail`` of FastAPI's 422: a list of objects; None if it is not such a list."""
     faults = [
         _Fault(str(entry.get("type", "")), tuple(map(str, entry["loc"])), str(entry.get("msg", "")))
         for entry in details

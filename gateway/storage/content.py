@@ -39,9 +39,9 @@ class ContentStore:
             shutil.rmtree(left, ignore_errors=True)
         for folder in (self._incoming, self._content, self._leaving):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for found in self._content.glob("*/*"):
-            if found.name not in used:
-                shutil.rmtree(found)
+        for entry in self._content.glob("*/*"):
+            if entry.name not in used:
+                shutil.rmtree(entry)
         return [digest for digest in used if not self.place(digest).is_dir()]
 
     @asynccontextmanager
@@ -86,17 +86,17 @@ class ContentStore:
         return True
 
     def _keep(self, folder: Path, digest: str) -> None:
-        place = self.place(digest)
-        if place.is_dir():
+        target = self.place(digest)
+        if target.is_dir():
             return
         for file in folder.iterdir():
             _sync(file)
         _sync(folder)
-        if not place.parent.is_dir():
-            place.parent.mkdir(mode=0o700)
+        if not target.parent.is_dir():
+            target.parent.mkdir(mode=0o700)
             _sync(self._content)
-        folder.rename(place)
-        _sync(place.parent)
+        folder.rename(target)
+        _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

@@ -109,7 +109,7 @@ class DataDirectory:
     def held(self) -> Iterator[None]:
         """Hold the lock; raises `DataDirectoryInUse` if another process does, else `DataDirectoryError`.
 
-        The kernel gives the lock back however the process ends. Files that are made meanwhile are private.
+        The kernel releases the lock however the process ends. Files that are made until then are private.
         """
         self.create()
         try:

@@ -130,10 +130,10 @@ def _is_newest(connection: Connection) -> bool:
 
 
 def newest_revisions() -> list[str]:
-    """Of the migrations in this package: those that no other one builds on."""
+    """The newest revisions of the migrations in this package."""
     texts = [path.read_text() for path in (_MIGRATIONS / "versions").glob("*.py")]
-    made = {found[1] for each in texts if (found := _REVISION.search(each))}
-    return sorted(made - {found[1] for each in texts if (found := _BUILDS_ON.search(each))})
+    revisions = {match[1] for each in texts if (match := _REVISION.search(each))}
+    return sorted(revisions - {match[1] for each in texts if (match := _BUILDS_ON.search(each))})
 
 
 def _state(connection: Connection) -> bool | None:
@@ -180,9 +180,9 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 
 class _FileWatch:
-    """A file that was moved away or replaced is seen by the next statement, and no empty one made for it.
+    """Fail the next statement if the file was moved away or replaced; no empty file is made for it.
 
-    SQLite itself would go on working on the file that has no name any more.
+    SQLite itself would go on working on the file that no longer has a name.
     """
 
     def __init__(self, file: Path) -> None:
@@ -197,10 +197,10 @@ class _FileWatch:
 
     def _identity(self) -> tuple[int, int]:
         try:
-            found = self._file.stat()
+            status = self._file.stat()
         except OSError as error:
             raise sqlite3.OperationalError("the database file is gone") from error
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
     def _before_connect(self, *_: Any) -> None:
         if self._met:

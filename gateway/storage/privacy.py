@@ -38,7 +38,7 @@ def private_umask() -> Iterator[None]:
 
 
 def open_private(folder: Path) -> int:
-    """A descriptor (``O_PATH``) of a folder that nobody but its owner can write to, for root or that owner.
+    """A descriptor (``O_PATH``) of a folder that only its owner can write to, for root or that owner.
 
     Raises `NotPrivate` and `DataDirectoryError`.
     """
@@ -133,21 +133,23 @@ def _say(folder: Path, status: os.stat_result, closed: int) -> None:
 def _close_content(folder: Path, descriptor: int, *, trusted: bool) -> int:
     """Take the bits of the group and of others from everything below; returns from how many.
 
-    ``trusted``: nobody else could write to the folder.
+    ``trusted``: no other user could write to the folder.
     """
     closed = 0
-    for place, folders, files, place_descriptor in os.fwalk(".", dir_fd=descriptor, follow_symlinks=False):
-        if place == "." and _LOST_FOUND in folders:
+    for folder_path, folders, files, place_descriptor in os.fwalk(
+        ".", dir_fd=descriptor, follow_symlinks=False
+    ):
+        if folder_path == "." and _LOST_FOUND in folders:
             folders.remove(_LOST_FOUND)
         for name in folders + files:
-            path = folder / place / name
+            path = folder / folder_path / name
             with suppress(FileNotFoundError):  # a running gateway removes files
                 closed += _close(path, name, place_descriptor, trusted=trusted)
     return closed
 
 
 def _close(path: Path, name: str, folder: int, *, trusted: bool) -> bool:
-    """Whether the file had such bits. Works on the very file that was looked at, whoever renames others."""
+    """Whether the file had such bits. Works on the very file that was examined, whatever is renamed."""
     descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         status = os.fstat(descriptor)

@@ -37,10 +37,10 @@ def upgrade(connection: Connection) -> None:
 
 def _check_known(scripts: ScriptDirectory, revision: str) -> None:
     try:
-        known = scripts.get_revision(revision)
+        script = scripts.get_revision(revision)
     except (CommandError, ResolutionError):
-        known = None
-    if known is None:
+        script = None
+    if script is None:
         raise DatabaseError(
             f"the database has the schema {revision!r}, which this version of Torpor does not know; "
             "it was used with a later version: install that one"

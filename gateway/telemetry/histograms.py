@@ -33,7 +33,7 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """One more of that duration."""
+        """Count a duration."""
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum += seconds
 
@@ -52,10 +52,10 @@ class Histogram:
 
 
 def histogram(
-    name: str, told: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], Histogram]]
+    name: str, help_text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], Histogram]]
 ) -> Metric:
     """A family of them, each with the values of the labels."""
-    family = HistogramMetricFamily(name, told, labels=labels)
+    family = HistogramMetricFamily(name, help_text, labels=labels)
     for key, value in values:
         value.add_to(family, list(key))
     return family

@@ -19,7 +19,7 @@ from coldstart.tiers import SleepTier
 from engines.status import EngineState, EngineStatus, WakeObserver
 from gateway.http.context import RequestRecord
 from gateway.telemetry.histograms import Histogram, histogram
-from gateway.telemetry.request_metrics import ServedCounts
+from gateway.telemetry.request_metrics import RequestMetrics
 from gateway.telemetry.wake_metrics import WakeMetrics
 
 _MAX_CODES = 64
@@ -49,7 +49,7 @@ class RequestCounts:
     _projects: Counter[tuple[str, str]] = field(default_factory=Counter)
     _seen_projects: set[str] = field(default_factory=set)
     _durations: dict[str, Histogram] = field(default_factory=dict)
-    served: ServedCounts = field(default_factory=ServedCounts)
+    served: RequestMetrics = field(default_factory=RequestMetrics)
     """By model and tier; streams add their tokens' times to it as they come."""
 
     def observe(self, scope: Scope, record: RequestRecord, status: int) -> None:
@@ -164,8 +164,8 @@ class EngineMetrics:
             "torpor_adapters_resident", "Adapters that engines hold, by engine summed.", labels=["model"]
         )
         for engine in engines:
-            for one in EngineState:
-                state.add_metric([engine.id, one], float(engine.state is one))
+            for engine_state in EngineState:
+                state.add_metric([engine.id, engine_state], float(engine.state is engine_state))
             for level in SleepTier:
                 tier.add_metric([engine.id, level], float(engine.tier is level))
             memory.add_metric([engine.id], engine.memory_bytes)

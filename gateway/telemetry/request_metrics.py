@@ -30,7 +30,7 @@ _HISTOGRAMS = (
 )
 
 
-class Served:
+class ModelTierStats:
     """The requests for one model that found their engine in one tier."""
 
     __slots__ = (
@@ -50,18 +50,18 @@ class Served:
         self.wake = Histogram()
 
 
-class ServedCounts:
+class RequestMetrics:
     """All of them since the start. A stream adds its tokens' times as they come, the rest when it is over."""
 
     def __init__(self) -> None:
-        self._served: dict[tuple[str, str], Served] = {}
+        self._served: dict[tuple[str, str], ModelTierStats] = {}
 
-    def of(self, model: str, tier: str | None) -> Served:
+    def of(self, model: str, tier: str | None) -> ModelTierStats:
         """What is counted for the model and the tier."""
         key = model, tier or ""
         served = self._served.get(key)
         if served is None:
-            served = self._served[key] = Served()
+            served = self._served[key] = ModelTierStats()
         return served
 
     def observe(self, record: RequestRecord, elapsed_s: float) -> None:
@@ -99,7 +99,12 @@ class ServedCounts:
         for labels, count in tokens.items():
             family.add_metric(labels, count)
         yield family
-        for attribute, name, told in _HISTOGRAMS:
+        for attribute, name, help_text in _HISTOGRAMS:
             of = attrgetter(attribute)
-            found = ((key, of(served)) for key, served in self._served.items())
-            yield histogram(name, told, _LABELS, [(key, one) for key, one in found if not one.empty])
+            histograms = ((key, of(served)) for key, served in self._served.items())
+            yield histogram(
+                name,
+                help_text,
+                _LABELS,
+                [(key, durations) for key, durations in histograms if not durations.empty],
+            )

@@ -13,7 +13,7 @@ _logger = logging.getLogger("torpor.ledger")
 _LOGGED = ("id", "organization_id", "project_id", "model", "input_tokens", "output_tokens", "outcome")
 
 LINGER_S = 0.1
-"""Rows wait so long for others: an entry that is opened and settled meanwhile is written once."""
+"""How long rows wait for others: an entry that is opened and settled within it is written once."""
 MAX_LINGERING = 4_096
 
 
@@ -38,7 +38,7 @@ class Backlog:
             self.since, self.first = time.monotonic(), group.number
 
     def due_in(self, hurry: int) -> float:
-        """Seconds until it should be written; ``hurry`` is the number of a group that somebody waits for."""
+        """Seconds until it should be written; ``hurry`` is the number of a group that a caller waits for."""
         if self.since is None or len(self.rows) >= MAX_LINGERING or hurry >= self.first:
             return 0.0
         return max(0.0, self.since + LINGER_S - time.monotonic())

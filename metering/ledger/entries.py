@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Insert, and_, or_
 
 from metering.dialects import insert_into
 from metering.ledger.journal import Row
-from metering.ledger.tickets import Ticket
+from metering.ledger.tickets import Durability
 from metering.prices import NO_COSTS, Costs
 from metering.tables import ledger_entries
 from metering.types import Attempt, Outcome, Timings, Usage
@@ -47,7 +47,7 @@ class Write:
     attempt: Attempt
     usage: Usage
     settlement: Settlement | None = None
-    tickets: list[Ticket] = field(default_factory=list)
+    tickets: list[Durability] = field(default_factory=list)
 
     def row(self, owner: str | None = None) -> Row:
         """The values of `COLUMNS`."""
@@ -110,8 +110,8 @@ def attempt_of(row: Row) -> Attempt:
     """The attempt that a row is of."""
     values = dict(zip(COLUMNS, row, strict=True))
     names = Attempt.__struct_fields__
-    known = {name: value for name, value in values.items() if name in names}
-    return Attempt(**known, started_at=values["started_ms"] / 1000)
+    fields = {name: value for name, value in values.items() if name in names}
+    return Attempt(**fields, started_at=values["started_ms"] / 1000)
 
 
 def usage_of(row: Row) -> Usage:

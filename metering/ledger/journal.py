@@ -1,4 +1,4 @@
-"""The local journal: what the ledger was told, durable before anybody is answered, until the database has it.
+"""The local journal: keeps ledger writes durable, before a request is answered, until the database has them.
 
 A journal is a folder with a lock file, the id of its owner and segment files of a fixed size, which are
 allocated before they are needed, so that a disk that fills up does not stop what is under way. A record is
@@ -37,7 +37,7 @@ _logger = logging.getLogger("torpor.ledger")
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 MAX_BYTES = 64 * 1024 * 1024
-"""Beyond that, nothing is taken any more."""
+"""Writes beyond this size are refused."""
 _AHEAD = 1
 _MAGIC = b"TLJ1"
 _HEAD = struct.Struct(">4sI8sQI")
@@ -80,7 +80,7 @@ class Journal:
         self._lock: int | None = None
         self._owner = b""
         self._number = 0
-        self._made = 0
+        self._segments = 0
         self._current: _Segment | None = None
         self._descriptor: int | None = None
         self._full: list[_Segment] = []
@@ -103,7 +103,7 @@ class Journal:
         return self._max_segments * self._segment_bytes
 
     def claim(self) -> bool:
-        """Take the journal for this process; whether nobody else has it. The kernel gives it back."""
+        """Lock the journal until this process ends; False if another process holds it."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -129,13 +129,13 @@ class Journal:
 
     def replay(self) -> Iterator[Group]:
         """What an earlier process left, in order. To be followed by `restart` once the database has it."""
-        found: list[Group] = []
+        groups: list[Group] = []
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             try:
-                found += self._read(path.read_bytes(), path.name)
+                groups += self._read(path.read_bytes(), path.name)
             except OSError as error:
                 raise StorageUnavailable("the ledger's journal cannot be read") from error
-        yield from sorted(found, key=lambda group: group.number)
+        yield from sorted(groups, key=lambda group: group.number)
 
     def restart(self, after: int) -> None:
         """Empty the journal, whose groups go on with the number that comes next, and make it writable."""
@@ -217,8 +217,8 @@ class Journal:
         return self._current
 
     def _allocate(self) -> None:
-        self._made += 1
-        path = self._folder / f"{self._made:08}{_SUFFIX}"
+        self._segments += 1
+        path = self._folder / f"{self._segments:08}{_SUFFIX}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, self._segment_bytes)
@@ -244,19 +244,19 @@ class Journal:
             os.close(descriptor)
 
     def _read(self, data: bytes, name: str) -> list[Group]:
-        found: list[Group] = []
+        groups: list[Group] = []
         at, damaged = 0, False
         while (at := data.find(_MAGIC, at)) >= 0:
             group, length = self._record(data, at)
             if group is None:
                 damaged, at = True, at + 1
                 continue
-            if damaged and found and found[-1].number < group.number:
+            if damaged and groups and groups[-1].number < group.number:
                 _logger.error("the ledger's journal %s is damaged before group %d", name, group.number)
             damaged = False
-            found.append(group)
+            groups.append(group)
             at += length
-        return found
+        return groups
 
     def _record(self, data: bytes, at: int) -> tuple[Group | None, int]:
         if at + _HEAD.size > len(data):

@@ -1,8 +1,8 @@
-"""How long somebody who follows is behind, from numbers that rise: without a time for each of them."""
+"""Upper bound on a consumer's lag, from two increasing sequence numbers and no per-item timestamps."""
 
 
 class Lag:
-    """Of a follower, where the leader's and the follower's numbers rise. Times in seconds of one clock.
+    """The lag of a consumer behind a producer whose numbers rise. Times in seconds of one clock.
 
     One number is followed at a time. When it is reached, whatever is still behind came after the moment at
     which it was noted, and the newest number is noted next: so `seconds` is never less than the age of the

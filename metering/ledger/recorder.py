@@ -1,7 +1,7 @@
 """Makes writes durable in the local journal, in groups, and hands them on to the database.
 
-A thread of its own appends to the journal, so that a slow disk does not stop the event loop. Whoever waits
-is told when the journal has it; the database follows, at its own pace and as soon as it can.
+A separate thread appends to the journal, so a slow disk does not stop the event loop. A caller that waits is
+woken when the journal has its write; the database follows as soon as it can.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from metering.errors import InvalidEntry, MeteringError, StorageUnavailable
 from metering.ledger.entries import Write, is_storable
 from metering.ledger.journal import Group, Journal
 from metering.ledger.lag import Lag
-from metering.ledger.tickets import Ticket
+from metering.ledger.tickets import Durability
 from metering.ledger.writer import MAX_BATCH, MAX_QUEUED, RETRY_S, DatabaseWriter, Listener
 
 _logger = logging.getLogger("torpor.ledger")
@@ -35,7 +35,10 @@ _UNSTORABLE = (OverflowError, TypeError, ValueError)
 
 
 class Recorder:
-    """Writes go in, and are durable when their tickets say so. Made on the event loop."""
+    """Takes writes, and makes them durable in groups. Create it on the event loop.
+
+    It has many attributes because two threads and the event loop share the queue between them.
+    """
 
     def __init__(self, journal: Journal, database: DatabaseWriter) -> None:
         self._journal = journal
@@ -79,7 +82,7 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """Writes that somebody waits for."""
+        """The number of writes that callers wait for."""
         return self._pending
 
     @property
@@ -102,15 +105,15 @@ class Recorder:
         self._pending += len(write.tickets)
         self._queue_up(write)
 
-    def put_by(self, write: Write) -> None:
-        """Keep a write back, for `PATIENCE_S` at most, for `take_back`; then it is queued."""
+    def defer(self, write: Write) -> None:
+        """Keep a write back, for `PATIENCE_S` at most, for `undefer`; then it is queued."""
         self._pending += len(write.tickets)
         self._put_by[write.attempt.id] = write
         if self._put_by_timer is None:
             self._put_by_timer = self._loop.call_later(PATIENCE_S, self._queue_all)
 
-    def take_back(self, attempt_id: str) -> Write | None:
-        """What `put_by` was given for this attempt, if it has not been queued; it is the caller's again."""
+    def undefer(self, attempt_id: str) -> Write | None:
+        """What `defer` was given for this attempt, if it has not been queued; it is the caller's again."""
         write = self._put_by.pop(attempt_id, None)
         if write is not None:
             self._pending -= len(write.tickets)
@@ -275,7 +278,7 @@ class Recorder:
         self._tell(self._has_refused, tickets, error, len(writes if gone is None else gone))
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: no caller waits
             self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _give(self) -> None:
@@ -299,7 +302,7 @@ class Recorder:
                 ticket.resolve(None)
         self._wake(0)
 
-    def _has_refused(self, tickets: list[Ticket], error: MeteringError, gone: int) -> None:
+    def _has_refused(self, tickets: list[Durability], error: MeteringError, gone: int) -> None:
         self._recorded += gone
         self._journal_lag.follows(self._recorded, self._loop.time())
         for ticket in tickets:
@@ -320,6 +323,6 @@ class Recorder:
                 future.set_exception(StorageUnavailable("the database of the ledger is away"))
 
     def _wake(self, number: int) -> None:
-        for wanted, future in self._waiting:
-            if wanted <= number and not future.done():
+        for awaited, future in self._waiting:
+            if awaited <= number and not future.done():
                 future.set_result(None)

@@ -85,12 +85,12 @@ def increments(rows: Iterable[Row]) -> tuple[Increments, Increments]:
 
 
 def _add(sums: Increments, key: tuple[Any, ...], measures: tuple[int, ...]) -> None:
-    known = sums.get(key)
-    if known is None:
+    sums_of_key = sums.get(key)
+    if sums_of_key is None:
         sums[key] = list(measures)
         return
     for index, measure in enumerate(measures):
-        known[index] += measure
+        sums_of_key[index] += measure
 
 
 def values_of(sums: Increments) -> list[tuple[Any, ...]]:

@@ -18,7 +18,7 @@ from metering.ledger.journal import Journal
 from metering.ledger.recorder import Recorder
 from metering.ledger.sql_writer import SqlWriter
 from metering.ledger.sqlite_writer import SqliteWriter
-from metering.ledger.tickets import Ticket
+from metering.ledger.tickets import Durability
 from metering.ledger.writer import MAX_BATCH, DatabaseWriter
 from metering.prices import PriceList
 from metering.types import Attempt, Outcome, Timings, Usage
@@ -36,8 +36,8 @@ class Ledger:
     """Opens meters for attempts. An async context manager, whose exit makes everything durable.
 
     ``folder`` has the journals of the processes that share it, each in a folder of its own. Entering takes
-    one that nobody holds and brings what it has, and what other ended processes left, into the database:
-    entries that were open are settled as ``interrupted``. It raises `StorageUnavailable` where the database
+    one that no process holds and brings what it has, and what other ended processes left, into the database:
+    entries that were open are settled as ``interrupted``. It raises `StorageUnavailable` if the database
     or the folder cannot be read and written.
     """
 
@@ -92,7 +92,7 @@ class Ledger:
 
     @property
     def backlog(self) -> int:
-        """Writes that somebody waits for."""
+        """The number of writes that callers wait for."""
         return 0 if self._recorder is None else self._recorder.waiting
 
     @property
@@ -139,14 +139,14 @@ class Ledger:
         for ticket in write.tickets:
             ticket.resolve(StorageUnavailable("the ledger is closed"))
 
-    def put_by(self, write: Write) -> None:
+    def defer(self, write: Write) -> None:
         """Keep back an opening, until its settlement or for `PATIENCE_S`. The ledger is open."""
         if self._recorder is not None:
-            self._recorder.put_by(write)
+            self._recorder.defer(write)
 
-    def take_back(self, attempt_id: str) -> Write | None:
+    def undefer(self, attempt_id: str) -> Write | None:
         """The opening, if it still waits: what it was to tell is the caller's to put."""
-        return None if self._recorder is None else self._recorder.take_back(attempt_id)
+        return None if self._recorder is None else self._recorder.undefer(attempt_id)
 
     def changed(self, meter: "Meter") -> None:
         """The meter's usage is to be checkpointed when it is time."""
@@ -174,7 +174,7 @@ class Ledger:
         self._timer = None
         changed, self._changed = self._changed, {}
         for meter in changed.values():
-            opening = self.take_back(meter.attempt.id)
+            opening = self.undefer(meter.attempt.id)
             self.put(Write(meter.attempt, meter.usage, tickets=[] if opening is None else opening.tickets))
 
     async def _recover(self, journal: Journal) -> int:
@@ -201,14 +201,14 @@ class Ledger:
 
 def _unheld(folder: Path) -> Iterator[Journal]:
     """The first journal that no process holds, and all others whose process has ended."""
-    found = False
+    any_left = False
     for number in range(_MOST_JOURNALS):
         path = folder / str(number)
-        if found and not path.exists():
+        if any_left and not path.exists():
             continue
         journal = Journal(path)
         if journal.claim():
-            found = True
+            any_left = True
             yield journal
 
 
@@ -221,11 +221,11 @@ class Meter:
         self.attempt = attempt
         self._ledger = ledger
         self._usage = Usage()
-        self._settled: Ticket | None = None
-        self._opened = Ticket()
+        self._settled: Durability | None = None
+        self._opened = Durability()
         opening = Write(attempt, self._usage, tickets=[self._opened])
         if patient:
-            ledger.put_by(opening)
+            ledger.defer(opening)
         else:
             ledger.put(opening)
 
@@ -241,7 +241,7 @@ class Meter:
 
     async def opened(self) -> None:
         """Return when the opening entry is durable; raises `StorageUnavailable` where it is not."""
-        waiting = self._ledger.take_back(self.attempt.id)
+        waiting = self._ledger.undefer(self.attempt.id)
         if waiting is not None:
             self._ledger.put(waiting)
         await self._opened.wait()
@@ -273,13 +273,13 @@ class Meter:
 
     def _settle(
         self, outcome: Outcome, usage: Usage | None, timings: Timings | None, status: int | None
-    ) -> Ticket:
+    ) -> Durability:
         if self._settled is None:
             if usage is not None:
                 self._usage = usage
-            self._settled = ticket = Ticket()
+            self._settled = ticket = Durability()
             settlement = self._ledger.settlement(self.attempt, self._usage, outcome, timings, status)
-            opening = self._ledger.take_back(self.attempt.id)
+            opening = self._ledger.undefer(self.attempt.id)
             tickets = [ticket] if opening is None else [*opening.tickets, ticket]
             self._ledger.put(Write(self.attempt, self._usage, settlement, tickets))
             self._ledger.settled(self)

@@ -46,7 +46,10 @@ _UNSTORABLE = (
 
 
 class SqliteWriter:
-    """Writes to the file at ``path``, whose schema is in place."""
+    """Writes to the file at ``path``, whose schema is in place.
+
+    It has many attributes because its thread, the event loop and the open transaction share its state.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -120,7 +123,7 @@ class SqliteWriter:
         ]
 
     def _connect(self) -> sqlite3.Connection:
-        """The connection of this thread; one is made where there is none. Never makes the file."""
+        """The connection of this thread, opened if need be. Never creates the file."""
         if self._connection is None:
             uri = f"file:{quote(self._path)}?mode=rw"
             self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=32)
@@ -135,10 +138,10 @@ class SqliteWriter:
     def _identity(self) -> tuple[int, int]:
         """SQLite would go on writing to a file that was moved away."""
         try:
-            found = os.stat(self._path)
+            status = os.stat(self._path)
         except OSError as error:
             raise sqlite3.OperationalError("the database file is gone") from error
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -155,7 +158,7 @@ class SqliteWriter:
             self._disconnect()
 
     def _take(self) -> None:
-        """Wait until the backlog is due, and merge what comes meanwhile."""
+        """Wait until the backlog is due, and merge what arrives until then."""
         backlog = self._backlog
         retrying = self._broken
         while not self._ending:
@@ -227,7 +230,7 @@ class SqliteWriter:
             self._tell(self._listener.failed)
 
     def _tell(self, callback: Any, *arguments: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with suppress(RuntimeError):  # the loop is closed: no caller waits
             self._loop.call_soon_threadsafe(callback, *arguments)
 
 
@@ -235,13 +238,13 @@ class _Statements:
     """One statement, for one row and for groups of rows, in SQLite's own words."""
 
     def __init__(self, statement: Insert, columns: Sequence[str], ending: str = "") -> None:
-        one = "(" + ", ".join("?" * len(columns)) + ")"
+        row = "(" + ", ".join("?" * len(columns)) + ")"
         text = str(statement.values(dict.fromkeys(columns)).compile(dialect=sqlite.dialect()))
-        if f"VALUES {one}" not in text:
+        if f"VALUES {row}" not in text:
             raise AssertionError(text)
         self._returns = bool(ending)
         self._texts = {
-            size: text.replace(f"VALUES {one}", "VALUES " + ", ".join([one] * size), 1) + ending
+            size: text.replace(f"VALUES {row}", "VALUES " + ", ".join([row] * size), 1) + ending
             for size in _GROUPS
         }
 

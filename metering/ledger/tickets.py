@@ -5,11 +5,11 @@ import asyncio
 from metering.errors import MeteringError
 
 
-class Ticket:
+class Durability:
     """Resolved once, with or without an error, and awaited any number of times.
 
-    Unlike a future, an error that nobody awaits is not complained about, and cancelling one that waits
-    leaves the others waiting.
+    Unlike with a future, an error that is not awaited is not logged, and a waiter that is cancelled leaves
+    the others waiting.
     """
 
     __slots__ = ("_error", "_waiting", "resolved")

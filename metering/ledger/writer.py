@@ -45,7 +45,7 @@ class DatabaseWriter(Protocol):
         """Queues a group. Never fails, never waits."""
 
     def hurry(self, number: int) -> None:
-        """Somebody waits for this group: it is written without waiting for others."""
+        """Write this group, and those before it, without waiting for more: a caller waits for it."""
 
     async def close(self) -> int:
         """Try once more to write everything, and end. Returns how many rows remain."""

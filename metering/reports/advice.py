@@ -23,7 +23,7 @@ _WAKE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
+class PriceAssumptions:
     """Dollars: an hour of the hardware, reserved or not, and a million tokens of a hosted API."""
 
     hardware_hour: float
@@ -47,7 +47,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Of input and output."""
+        """The tokens of input and output together."""
         return self.input_tokens + self.output_tokens
 
 
@@ -80,7 +80,7 @@ class Advice:
         return None if dollars is None or not self.work.tokens else dollars * _A_MILLION / self.work.tokens
 
 
-def advise(work: Work, rates: Rates) -> Advice:
+def advise(work: Work, rates: PriceAssumptions) -> Advice:
     """What it costs and what would be better.
 
     ``utilisation`` is the share of the time in which an engine was busy. ``reserved_above``: the share of the
@@ -107,7 +107,7 @@ def advise(work: Work, rates: Rates) -> Advice:
     )
 
 
-def _hosted(work: Work, rates: Rates) -> float | None:
+def _hosted(work: Work, rates: PriceAssumptions) -> float | None:
     if rates.hosted_input is None and rates.hosted_output is None:
         return None
     dollars = work.input_tokens * (rates.hosted_input or 0) + work.output_tokens * (rates.hosted_output or 0)
@@ -139,11 +139,13 @@ async def work_between(connection: AsyncConnection, start: int, end: int) -> lis
     tokens: dict[str, list[int]] = {}
     measures = ("requests", "input_tokens", "output_tokens")
     for organization_id in await organizations(connection):
-        found = await sums(connection, Selection(organization_id), _DAY_S, (start, end), ["model"], measures)
-        for (_, model), summed in found.items():
-            known = tokens.setdefault(model, [0, 0, 0])
+        sums_by_hour = await sums(
+            connection, Selection(organization_id), _DAY_S, (start, end), ["model"], measures
+        )
+        for (_, model), summed in sums_by_hour.items():
+            counts = tokens.setdefault(model, [0, 0, 0])
             for index, name in enumerate(measures):
-                known[index] += summed[name]
+                counts[index] += summed[name]
     times: dict[str, EngineTime] = {}
     for (_, model), time in (await times_between(connection, start, end)).items():
         times.setdefault(model, EngineTime()).add(time)

@@ -23,7 +23,7 @@ class Width:
 
     @classmethod
     def named(cls, name: str) -> "Width":
-        """One of `WIDTHS`."""
+        """The width of a bucket, which must be in `WIDTHS`."""
         return cls(*_WIDTHS[name])
 
     def index(self, at: int) -> int:

@@ -102,7 +102,7 @@ class CostReports(Reader):
         A line item of which nothing was used and which cost nothing is left out.
         """
         span, end = self.span(query, _WIDTH)
-        found: dict[int, list[dict[str, Any]]] = {}
+        results: dict[int, list[dict[str, Any]]] = {}
         if span.buckets:
             selection = Selection(
                 query.organization_id,
@@ -123,8 +123,8 @@ class CostReports(Reader):
                 )
             for (bucket, *values), items in _by_line_item(summed, len(dimensions), query).items():
                 grouped = dict(zip(dimensions, values, strict=True))
-                found.setdefault(bucket, []).extend(_results(query, grouped, items))
-        return page_of(query, _WIDTH, span, found)
+                results.setdefault(bucket, []).extend(_results(query, grouped, items))
+        return page_of(query, _WIDTH, span, results)
 
 
 _Items = dict[tuple[str, str, int], tuple[int, int]]
@@ -134,10 +134,10 @@ def _by_line_item(
     summed: dict[tuple[Any, ...], dict[str, int]], dimensions: int, query: CostQuery
 ) -> dict[tuple[Any, ...], _Items]:
     """By bucket and group: by name, unit and parts of a unit, the picodollars and the quantity."""
-    found: dict[tuple[Any, ...], _Items] = {}
+    items_by_key: dict[tuple[Any, ...], _Items] = {}
     for key, measures in summed.items():
         model, adapter = key[1 + dimensions :]
-        items = found.setdefault(key[: 1 + dimensions], {})
+        items = items_by_key.setdefault(key[: 1 + dimensions], {})
         for item in LINE_ITEMS:
             name = f"{adapter or model}, {item.name}"
             cost, quantity = item.amounts(measures)
@@ -146,9 +146,9 @@ def _by_line_item(
                 continue
             if timed_for_nothing:
                 continue
-            known = items.get((name, item.unit, item.per_unit), (0, 0))
-            items[name, item.unit, item.per_unit] = (known[0] + cost, known[1] + quantity)
-    return {key: items for key, items in found.items() if items}
+            totals = items.get((name, item.unit, item.per_unit), (0, 0))
+            items[name, item.unit, item.per_unit] = (totals[0] + cost, totals[1] + quantity)
+    return {key: items for key, items in items_by_key.items() if items}
 
 
 def _results(query: CostQuery, grouped: dict[str, Any], items: _Items) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ _MEASURES = ("busy_ms", "idle_ms", "waking_ms", "wakes")
 
 @dataclass(slots=True)
 class EngineTime:
-    """Of one model: milliseconds, and how many wakes began."""
+    """The times of one model in milliseconds, and how many wakes began."""
 
     busy_ms: int = 0
     idle_ms: int = 0
@@ -44,8 +44,8 @@ class EngineTime:
 
     def add(self, other: "EngineTime") -> None:
         """Add another's."""
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,9 @@ class Sample:
 class EngineClock:
     """Adds up samples: between two of them, what the earlier one saw is taken to have lasted.
 
-    ``clock`` is unix time in seconds and says in which hours time belongs. ``steady``, which nobody sets,
-    says how much there was: a clock that is put right neither adds a year nor stops the count for one.
-    Without ``steady`` it is ``clock``, and time in which that goes back does not count.
+    ``clock`` is unix time in seconds and says in which hours time belongs. ``steady``, a clock that is never
+    set, says how much time there was: a clock that is put right neither adds a year nor stops the count for
+    one. Without ``steady`` it is ``clock``, and time in which that goes back does not count.
     """
 
     def __init__(self, clock: Callable[[], float], steady: Callable[[], float] | None = None) -> None:
@@ -79,15 +79,15 @@ class EngineClock:
         passed_ms = max(0, at_ms - self._at_ms)
         for model, seen in self._seen.items():
             self._spread(model, seen, now_ms - passed_ms, now_ms)
-        current = {one.model: one for one in samples if one.busy or one.idle or one.waking}
-        for model, one in current.items():
+        current = {sample.model: sample for sample in samples if sample.busy or sample.idle or sample.waking}
+        for model, sample in current.items():
             before = self._seen.get(model, Sample(model))
-            if one.waking > before.waking:
-                self._of(now_ms, model).wakes += one.waking - before.waking
+            if sample.waking > before.waking:
+                self._of(now_ms, model).wakes += sample.waking - before.waking
         self._seen, self._at_ms = current, at_ms
 
     def take(self) -> dict[tuple[int, str], EngineTime]:
-        """All that was added up since, by hour and model; it begins anew."""
+        """The sums since the last call, by hour and model; they are reset."""
         taken, self._times = self._times, {}
         return taken
 
@@ -148,7 +148,7 @@ async def shares(
     """Whose the time was: by model, organization and project, over hours from ``start`` to ``end``.
 
     Within each hour a model's time is shared by the engine time that each project's requests took, to the
-    millisecond and without a rest. What nobody used is nobody's: organization and project are ``None``.
+    millisecond and without a remainder. Unused time has ``None`` as its organization and project.
     """
     used = usage_hours.c
     statement = (
@@ -161,18 +161,18 @@ async def shares(
     for hour, model, organization_id, project_id, engine_ms in await connection.execute(statement):
         if engine_ms:
             users.setdefault((hour, model), []).append((organization_id, project_id, int(engine_ms)))
-    found: dict[tuple[str, str | None, str | None], EngineTime] = {}
+    times: dict[tuple[str, str | None, str | None], EngineTime] = {}
     for (hour, model), time in (await times_between(connection, start, end)).items():
         of_hour = users.get((hour, model))
         if of_hour is None:
-            found.setdefault((model, None, None), EngineTime()).add(time)
+            times.setdefault((model, None, None), EngineTime()).add(time)
             continue
         parts = zip(
             *[_split(getattr(time, name), [ms for *_, ms in of_hour]) for name in _MEASURES], strict=True
         )
         for (organization_id, project_id, _), part in zip(of_hour, parts, strict=True):
-            found.setdefault((model, organization_id, project_id), EngineTime()).add(EngineTime(*part))
-    return found
+            times.setdefault((model, organization_id, project_id), EngineTime()).add(EngineTime(*part))
+    return times
 
 
 def _split(amount: int, weights: list[int]) -> list[int]:

@@ -42,7 +42,7 @@ def page_start(query: PagedQuery) -> int:
         return query.start_time
     start = decode_cursor(query.page, query.identity())
     if start is None:
-        raise InvalidQuery("page", "'page' is no cursor of this query.")
+        raise InvalidQuery("page", "'page' is not a valid cursor for this query.")
     return start
 
 

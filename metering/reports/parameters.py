@@ -10,7 +10,8 @@ LAST_SECOND = 253_402_300_799
 
 
 class Parameters:
-    """Takes parameters by name; what nobody took is unknown. Lists come as ``a[]=1&a[]=2`` or ``a=1&a=2``.
+    """Reads query parameters by name; those that were not read are unknown. Lists come as ``a[]=1&a[]=2`` or
+    ``a=1&a=2``.
 
     Every method raises `InvalidQuery` with the parameter's name for a bad value.
     """
@@ -21,10 +22,10 @@ class Parameters:
             self._values.setdefault(name.removesuffix("[]"), []).append(value)
 
     def many(self, name: str) -> tuple[str, ...]:
-        """All values, empty where there are none."""
+        """All values; empty if there are none."""
         values = tuple(self._values.pop(name, ()))
         if any("\0" in value for value in values):
-            raise InvalidQuery(name, f"'{name}' must hold no NUL.")
+            raise InvalidQuery(name, f"'{name}' must not contain NUL characters.")
         return values
 
     def one(self, name: str) -> str | None:
@@ -35,7 +36,7 @@ class Parameters:
         return values[0] if values else None
 
     def choice(self, name: str, allowed: Sequence[str], default: str) -> str:
-        """One of the allowed values."""
+        """The value, which must be among those allowed."""
         value = self.one(name) or default
         if value not in allowed:
             raise InvalidQuery(name, f"'{name}' must be one of {listed(allowed)}.")
@@ -77,8 +78,8 @@ class Parameters:
     def refuse_others(self) -> None:
         """Ignoring a mistyped filter would answer with more than was asked for."""
         for name in self._values:
-            shown = name[:64]
-            raise InvalidQuery(shown, f"There is no parameter {shown!r}.")
+            excerpt = name[:64]
+            raise InvalidQuery(excerpt, f"There is no parameter {excerpt!r}.")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The ledger's entries as Apache Parquet, for whoever analyses them with other tools."""
+"""The ledger's entries as Apache Parquet, for analysis with other tools."""
 
 from collections.abc import Sequence
 from typing import Any, BinaryIO

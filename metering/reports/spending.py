@@ -32,8 +32,8 @@ async def spent_since(
         async with database.connect() as connection:
             for every in statements:
                 its = every.selected_columns.organization_id
-                wanted = every if organization_ids is None else every.where(its.in_(organization_ids))
-                for organization_id, project_id, *costs in await connection.execute(wanted):
+                statement = every if organization_ids is None else every.where(its.in_(organization_ids))
+                for organization_id, project_id, *costs in await connection.execute(statement):
                     for subject_id in (project_id, organization_id):
                         spent[subject_id] = spent.get(subject_id, 0) + sum(map(int, costs))
     except (DBAPIError, PoolTimeoutError, OSError) as error:

@@ -83,16 +83,16 @@ async def sums(
     measures: Sequence[str] = MEASURES,
 ) -> Sums:
     """By bucket (a multiple of ``width_s``) and group. Null is an empty string."""
-    found: Sums = {}
+    totals: Sums = {}
     for piece in pieces(*span, width_s, details=selection.needs(group_by)):
         statement = statement_of(piece, selection, width_s, group_by, measures)
         for row in (await connection.execute(statement)).mappings():
             key = (row["bucket"], *(row[name] for name in group_by))
-            known = found.setdefault(key, dict.fromkeys(measures, 0))
+            values = totals.setdefault(key, dict.fromkeys(measures, 0))
             for name in measures:
                 high = int(row[f"{name}_high"]) * _MICRO if name in _MONEY else 0
-                known[name] += int(row[f"sum_{name}"]) + high
-    return dict(sorted(found.items()))
+                values[name] += int(row[f"sum_{name}"]) + high
+    return dict(sorted(totals.items()))
 
 
 def statement_of(
@@ -107,21 +107,21 @@ def statement_of(
     width = literal(width_s * 1000 // unit_ms, BigInteger, literal_execute=True)
     bucket = (time if width_s * 1000 == unit_ms else time // width).label("bucket")
     groups = [_group(table, name).label(name) for name in group_by]
-    wanted = [
+    selected = [
         table.c.organization_id == selection.organization_id,
         time >= piece.start * 1000 // unit_ms,
         time < piece.end * 1000 // unit_ms,
     ]
     if selection.operations:
-        wanted.append(table.c.operation.in_(selection.operations))
-    wanted += [_group(table, name).in_(values) for name, values in selection.filters.items() if values]
+        selected.append(table.c.operation.in_(selection.operations))
+    selected += [_group(table, name).in_(values) for name, values in selection.filters.items() if values]
     if selection.batch is not None:
-        wanted.append(table.c.batch.is_(selection.batch))
+        selected.append(table.c.batch.is_(selection.batch))
     if table is ledger_entries:
-        wanted.append(counted())
+        selected.append(counted())
     columns = [column for name in measures for column in _sum(table, name)]
     grouping = [bucket.element, *[group.element for group in groups]]
-    return select(bucket, *groups, *columns).where(*wanted).group_by(*grouping)
+    return select(bucket, *groups, *columns).where(*selected).group_by(*grouping)
 
 
 def counted() -> ColumnElement[bool]:

@@ -1,9 +1,9 @@
 """Usage reports in OpenAI's shape, from the settled entries of the ledger.
 
 What counts: an entry that is settled, in the bucket of its start, if it ``completed`` or has any tokens,
-whatever its outcome. So a request that was refused before any token was computed is no request made to a
-model, and an answer that its client did not wait for is one. Open entries count once they are settled.
-A request for an adapter is one to the model of that name, and none to its base model.
+whatever its outcome. A request that was refused before any token was computed does not count; an answer whose
+client did not wait for it does. Open entries count once they are settled. A request for an adapter counts for
+the model of that name, and not for its base model.
 """
 
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ class UsageReports(Reader):
         """OpenAI's ``page`` object. Raises `StorageUnavailable`, and `InvalidQuery` for a foreign cursor."""
         width = Width.named(query.bucket_width)
         span, end = self.span(query, width)
-        found: dict[int, list[dict[str, Any]]] = {}
+        results: dict[int, list[dict[str, Any]]] = {}
         if span.buckets:
             selection = Selection(
                 query.organization_id,
@@ -124,8 +124,8 @@ class UsageReports(Reader):
                 )
             for (bucket, *values), measures in summed.items():
                 grouped = dict(zip(groups, values, strict=True))
-                found.setdefault(bucket, []).append(_result(query, grouped, measures))
-        return page_of(query, width, span, found)
+                results.setdefault(bucket, []).append(_result(query, grouped, measures))
+        return page_of(query, width, span, results)
 
 
 def _result(query: UsageQuery, grouped: dict[str, Any], measures: dict[str, int]) -> dict[str, Any]:

@@ -25,8 +25,8 @@ class Difference:
 
 
 async def differences(database: AsyncEngine) -> AsyncIterator[Difference]:
-    """All there are. Each step reads both sides in one statement, so that what is settled meanwhile is in
-    both or in neither."""
+    """Check all entries. Each step reads both sides in one statement, so an entry that is settled at the same
+    time is in both or in neither."""
     async with database.connect() as connection:
         for organization_id in await organizations(connection):
             span = await _days(connection, organization_id)

@@ -133,14 +133,14 @@ def _ranks(
     vocabulary: Mapping[str, int] = model["vocab"]
     alphabet = _alphabet()
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    made = [left + right for left, right in pairs]
-    if len(set(made)) != len(made) or set("".join(made)) - set(alphabet):
+    merged = [left + right for left, right in pairs]
+    if len(set(merged)) != len(merged) or set("".join(merged)) - set(alphabet):
         return None
     single = [character for character in alphabet if character in vocabulary]
-    if set(vocabulary) - set(special) != set(single) | set(made):
+    if set(vocabulary) - set(special) != set(single) | set(merged):
         return None
     as_bytes = {ord(character): chr(byte) for character, byte in alphabet.items()}
-    tokens = [*single, *made]
+    tokens = [*single, *merged]
     ranks = {token.translate(as_bytes).encode("latin-1"): rank for rank, token in enumerate(tokens)}
     return ranks, {rank: vocabulary[token] for rank, token in enumerate(tokens)}
 

@@ -39,7 +39,7 @@ class ChatTemplate:
     def load(cls, folder: Path, file: Path | None = None) -> Self:
         """From ``file``, else ``chat_template.jinja``, else ``tokenizer_config.json``, of the model's folder.
 
-        Raises `TemplateError` where there is none, or none that can be read.
+        Raises `TemplateError` if there is none, or if it cannot be read.
         """
         config_file, template_file = folder / "tokenizer_config.json", file or folder / "chat_template.jinja"
         try:
@@ -189,18 +189,18 @@ def _named(templates: Any) -> dict[str, str]:
         return {}
     if isinstance(templates, str):
         return {"default": templates}
-    return {str(one["name"]): str(one["template"]) for one in templates}
+    return {str(template["name"]): str(template["template"]) for template in templates}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
+    tokens = {}
     for name in _SPECIAL:
         token = config.get(name)
         if isinstance(token, Mapping):
             token = token["content"]
         if token is not None:
-            found[name] = str(token)
-    return found
+            tokens[name] = str(token)
+    return tokens
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -19,7 +19,7 @@ class TokenCounter:
     """A model's tokenizer: tiktoken's algorithm where it is known to be equal, `tokenizers` elsewhere.
 
     Both take time linear in the text, about a millisecond for 10 kB and up to half a second for 1 MB; both
-    let go of the interpreter's lock meanwhile, so that a long text is best counted in a thread. The library
+    release the interpreter's lock, so a long text is best counted in a thread. The library
     that is not needed yet is not loaded yet.
     """
 
@@ -36,13 +36,13 @@ class TokenCounter:
         file = folder / "tokenizer.json"
         try:
             description = file.read_bytes()
-            told = msgspec.json.decode(description)
+            tokenizer = msgspec.json.decode(description)
         except (OSError, ValueError) as error:
             raise InvalidTokenizer(f"{file} cannot be read: {error}") from error
         try:
-            return cls(description, byte_level(told), _described(told.get("post_processor")))
+            return cls(description, byte_level(tokenizer), _described(tokenizer.get("post_processor")))
         except Exception as error:
-            raise InvalidTokenizer(f"{file} is no tokenizer: {error}") from error
+            raise InvalidTokenizer(f"{file} is not a valid tokenizer: {error}") from error
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -1,8 +1,8 @@
-"""What was revoked or changed, told to every process that works with the same data directory.
+"""Revocations and changes, shared by all processes that use the same data directory.
 
 The file is a ring of subjects (ids of keys, projects and organizations, or a kind of key) behind a counter.
-All of it is mapped into memory: whoever keeps something compares the counter, which costs no system call,
-and forgets what the subjects name when it has moved.
+All of it is mapped into memory. A process that caches something compares the counter, which costs no system
+call, and drops what the subjects name if it has moved.
 """
 
 import fcntl
@@ -54,7 +54,7 @@ class ChangeLog:
         return self._words[_COUNTER]
 
     def publish(self, subject: str) -> None:
-        """Tells every process of a change that has been committed."""
+        """Announce a committed change to every process."""
         text = subject.encode()
         if len(text) > _SLOT_BYTES:
             text = EVERYTHING.encode()
@@ -86,7 +86,7 @@ class ChangeLog:
 
     @contextmanager
     def _locked(self, operation: int) -> Iterator[None]:
-        """Holders do no more than copy a slot, so that nobody waits for longer than that."""
+        """How long to wait for the lock. A holder only copies a slot."""
         if self._file is None:
             yield
             return

@@ -28,7 +28,7 @@ class CredentialCache:
         changes: ChangeLog | None = None,
         trusted: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._known: OrderedDict[bytes, KnownKey] = OrderedDict()
+        self._keys: OrderedDict[bytes, KnownKey] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[CredentialReason, float]] = OrderedDict()
         self._clock = clock
         self._trusted = trusted
@@ -40,18 +40,18 @@ class CredentialCache:
         """The key with this digest, if it is remembered."""
         if self._changes.count != self._seen:
             self._catch_up()
-        found = self._known.get(digest)
-        if found is None or not self._trusted():
+        key = self._keys.get(digest)
+        if key is None or not self._trusted():
             return None
-        self._known.move_to_end(digest)
-        return found
+        self._keys.move_to_end(digest)
+        return key
 
     def refusal(self, digest: bytes) -> CredentialReason | None:
         """Why the digest was refused a short time ago."""
-        found = self._refused.get(digest)
-        if found is None:
+        refusal = self._refused.get(digest)
+        if refusal is None:
             return None
-        reason, until = found
+        reason, until = refusal
         if self._clock() < until:
             return reason
         del self._refused[digest]
@@ -63,9 +63,9 @@ class CredentialCache:
             self._catch_up()
         if generation != self.generation:
             return
-        self._known[digest] = key
-        while len(self._known) > MAX_KNOWN:
-            self._known.popitem(last=False)
+        self._keys[digest] = key
+        while len(self._keys) > MAX_KNOWN:
+            self._keys.popitem(last=False)
 
     def refuse(self, digest: bytes, reason: CredentialReason) -> None:
         """Remembers for a short time that the digest opens nothing."""
@@ -103,8 +103,8 @@ class CredentialCache:
         self.generation += 1
         self._seen, subjects = self._changes.since(self._seen)
         if EVERYTHING in subjects:
-            self._known.clear()
+            self._keys.clear()
             self._refused.clear()
             return
-        for digest in [digest for digest, key in self._known.items() if key.subjects() & subjects]:
-            del self._known[digest]
+        for digest in [digest for digest, key in self._keys.items() if key.subjects() & subjects]:
+            del self._keys[digest]

@@ -75,7 +75,7 @@ async def rotate(
         _refuse_expired(old)
         expires_at = old.expires_at
         at_ms = now_ms()
-        # Before the new one is made, so that a key which is revoked meanwhile has no successor.
+        # Before the new key is made, so a key that is revoked at the same time has no successor.
         old = await _end(connection, old, at_ms, overlap_s)
         lifetime_s = None if expires_at is None else expires_at - old.created_at
         new = keys.NewKey(
@@ -101,8 +101,8 @@ async def _end(connection: AsyncConnection, old: ApiKey, at_ms: int, overlap_s: 
     ending: dict[str, Any] = {"expires_ms": case((expires < ends_ms, expires), else_=ends_ms)}
     if overlap_s == 0:
         ending["revoked_ms"] = at_ms
-    this = (api_keys.c.id == old.id) & api_keys.c.revoked_ms.is_(None)
-    ended = await connection.execute(update(api_keys).where(this).values(ending))
+    is_old = (api_keys.c.id == old.id) & api_keys.c.revoked_ms.is_(None)
+    ended = await connection.execute(update(api_keys).where(is_old).values(ending))
     if ended.rowcount == 0:
         raise NotFound("No such key.")
     expires_ms = await connection.scalar(select(expires).where(api_keys.c.id == old.id))

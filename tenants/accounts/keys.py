@@ -45,7 +45,7 @@ _ARCHIVED = func.coalesce(projects_table.c.archived_ms, organizations_table.c.ar
 class KnownKey:
     """A key as authentication needs it: whom it stands for, or why it is refused.
 
-    ``removed_users`` are those of the organization that tokens may not speak for any more. ``expires_at`` is
+    ``removed_users``: users of the organization that tokens may no longer speak for. ``expires_at`` is
     in unix seconds, ``kept_until`` of a clock that is never set: until then it may be remembered.
     """
 
@@ -67,9 +67,9 @@ async def create_root(storage: Storage, pepper: bytes, *, alone: bool) -> tuple[
         if alone:
             others = update(api_keys).where(api_keys.c.kind == KeyKind.ROOT, api_keys.c.revoked_ms.is_(None))
             await connection.execute(others.values(revoked_ms=now_ms()))
-        made = await add(connection, pepper, NewKey(KeyKind.ROOT, "root key"))
-        await record(connection, Act("torpor.root_key.created", None, made[0].id))
-        return made
+        key_and_secret = await add(connection, pepper, NewKey(KeyKind.ROOT, "root key"))
+        await record(connection, Act("torpor.root_key.created", None, key_and_secret[0].id))
+        return key_and_secret
 
 
 async def create_admin(
@@ -79,9 +79,9 @@ async def create_admin(
     new = NewKey(KeyKind.ADMIN, name, organization_id, expires_at=checked_expiry(expires_at))
     async with storage.write() as connection:
         await organizations.fetch_active(connection, organization_id)
-        made = await add(connection, pepper, new)
-        await record(connection, created(made[0]))
-        return made
+        key_and_secret = await add(connection, pepper, new)
+        await record(connection, created(key_and_secret[0]))
+        return key_and_secret
 
 
 async def create_with_organization(
@@ -90,9 +90,9 @@ async def create_with_organization(
     """An organization and its first admin key, both or none. Raises `Conflict` where the slug is taken."""
     async with storage.write() as connection:
         organization = await organizations.add(connection, slug, name)
-        made = await add(connection, pepper, NewKey(KeyKind.ADMIN, key_name, organization.id))
-        await record(connection, created(made[0]))
-        return organization, made
+        key_and_secret = await add(connection, pepper, NewKey(KeyKind.ADMIN, key_name, organization.id))
+        await record(connection, created(key_and_secret[0]))
+        return organization, key_and_secret
 
 
 def created(key: ApiKey) -> Act:
@@ -121,7 +121,7 @@ def checked_expiry(expires_at: int | None, name: str = "expires_at") -> int | No
 
 
 def checked_scopes(scopes: frozenset[str]) -> frozenset[str]:
-    """The scopes; raises `InvalidValue` where there are none, or unknown ones."""
+    """The scopes; raises `InvalidValue` if there are none, or unknown ones."""
     if not scopes or not scopes <= SCOPES:
         raise InvalidValue("scopes", f"'scopes' must be some of {', '.join(sorted(SCOPES))}.")
     return scopes
@@ -175,8 +175,8 @@ async def listed(
     newest_first: bool = False,
 ) -> Page[ApiKey]:
     """Keys of that kind that are not revoked."""
-    own = _own(organization_id, project_id) & (api_keys.c.kind == kind.value)
-    where = [own, api_keys.c.revoked_ms.is_(None)]
+    condition = _own(organization_id, project_id) & (api_keys.c.kind == kind.value)
+    where = [condition, api_keys.c.revoked_ms.is_(None)]
     async with storage.read() as connection:
         return await page_of(
             connection,
@@ -185,7 +185,7 @@ async def listed(
             _key,
             after=after,
             limit=limit,
-            within=own,
+            within=condition,
             statement=_with_account(),
             newest_first=newest_first,
         )
@@ -240,7 +240,7 @@ def deleted(key: ApiKey) -> Act:
 
 
 async def find(storage: Storage, key_digest: bytes) -> KnownKey | None:
-    """The key with this digest, whatever its state; ``None`` where there is none."""
+    """The key with this digest, whatever its state; ``None`` if there is none."""
     row = await _found(storage, api_keys.c.digest == key_digest)
     return _known(row) if row is not None and hmac.compare_digest(row["digest"], key_digest) else None
 
@@ -332,8 +332,8 @@ def permissions_of(row: Mapping[Any, Any]) -> ModelPermissions | None:
 
 
 def _own(organization_id: str, project_id: str | None) -> ColumnElement[bool]:
-    own = api_keys.c.organization_id == organization_id
-    return own if project_id is None else own & (api_keys.c.project_id == project_id)
+    condition = api_keys.c.organization_id == organization_id
+    return condition if project_id is None else condition & (api_keys.c.project_id == project_id)
 
 
 def _with_account() -> Select[Any]:

@@ -42,8 +42,8 @@ class ModelPermissionStore:
             try:
                 async with self._changing, self._storage.write() as connection:
                     await projects.fetch_active(connection, organization_id, project_id)
-                    this = model_permissions.c.project_id == project_id
-                    await connection.execute(delete(model_permissions).where(this))
+                    of_project = model_permissions.c.project_id == project_id
+                    await connection.execute(delete(model_permissions).where(of_project))
                     await connection.execute(insert(model_permissions).values(row))
                     details = {"mode": permissions.mode.value, "model_ids": models}
                     kind = "torpor.model_permissions.updated"
@@ -60,8 +60,8 @@ class ModelPermissionStore:
             try:
                 async with self._storage.write() as connection:
                     await projects.fetch(connection, organization_id, project_id)
-                    this = model_permissions.c.project_id == project_id
-                    deleted = await connection.execute(delete(model_permissions).where(this))
+                    of_project = model_permissions.c.project_id == project_id
+                    deleted = await connection.execute(delete(model_permissions).where(of_project))
                     if deleted.rowcount:
                         kind = "torpor.model_permissions.deleted"
                         await record(connection, Act(kind, organization_id, project_id, project_id))

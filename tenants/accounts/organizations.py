@@ -24,17 +24,17 @@ async def create(storage: Storage, slug: str, name: str | None) -> Organization:
 async def add(connection: AsyncConnection, slug: str, name: str | None) -> Organization:
     """As `create`, in a transaction that the caller has."""
     organization_id, created_ms = new_id("org-"), now_ms()
-    shown = checked_name(slug if name is None else name)
-    row = {"id": organization_id, "slug": checked_slug(slug), "name": shown, "created_ms": created_ms}
+    display_name = checked_name(slug if name is None else name)
+    row = {"id": organization_id, "slug": checked_slug(slug), "name": display_name, "created_ms": created_ms}
     try:
         await connection.execute(insert(organizations).values(row))
     except IntegrityError as error:
         raise Conflict(f"There is an organization {slug!r} already.") from error
-    details = {"id": organization_id, "data": {"slug": slug, "name": shown}}
+    details = {"id": organization_id, "data": {"slug": slug, "name": display_name}}
     await record(
         connection, Act("torpor.organization.created", organization_id, organization_id, details=details)
     )
-    return Organization(organization_id, slug, shown, created_ms // 1000)
+    return Organization(organization_id, slug, display_name, created_ms // 1000)
 
 
 async def listed(
@@ -58,45 +58,56 @@ async def fetch(connection: AsyncConnection, id_or_slug: str) -> Organization:
         or_(organizations.c.id == id_or_slug, organizations.c.slug == id_or_slug)
     )
     rows = (await connection.execute(statement)).mappings().all()
-    found = sorted((_organization(row) for row in rows), key=lambda one: one.id != id_or_slug)
-    if not found:
+    matches = sorted(
+        (_organization(row) for row in rows), key=lambda organization: organization.id != id_or_slug
+    )
+    if not matches:
         raise NotFound("No such organization.")
-    return found[0]
+    return matches[0]
 
 
 async def fetch_active(connection: AsyncConnection, id_or_slug: str) -> Organization:
     """As `fetch`; raises `InvalidValue` where it is archived."""
-    found = await fetch(connection, id_or_slug)
-    if found.archived_at is not None:
+    organization = await fetch(connection, id_or_slug)
+    if organization.archived_at is not None:
         raise InvalidValue("organization", "The organization is archived.")
-    return found
+    return organization
 
 
 async def rename(storage: Storage, id_or_slug: str, name: str) -> Organization:
     """Change the name; the slug stays, since names of models hold it. Raises as `fetch_active` does."""
     async with storage.write() as connection:
-        found = await fetch_active(connection, id_or_slug)
+        organization = await fetch_active(connection, id_or_slug)
         values: dict[str, Any] = {"name": checked_name(name)}
-        await connection.execute(update(organizations).where(organizations.c.id == found.id).values(values))
-        details = {"id": found.id, "changes_requested": values}
-        await record(connection, Act("organization.updated", found.id, found.id, details=details))
-        return await fetch(connection, found.id)
+        await connection.execute(
+            update(organizations).where(organizations.c.id == organization.id).values(values)
+        )
+        details = {"id": organization.id, "changes_requested": values}
+        await record(
+            connection, Act("organization.updated", organization.id, organization.id, details=details)
+        )
+        return await fetch(connection, organization.id)
 
 
 async def archive(storage: Storage, id_or_slug: str) -> tuple[Organization, int]:
     """Archives it with its projects, revokes every key, and returns how many those were."""
     async with storage.write() as connection:
-        found, at = await fetch(connection, id_or_slug), now_ms()
+        organization, at = await fetch(connection, id_or_slug), now_ms()
         for table in (organizations, projects):
-            own = table.c.id if table is organizations else table.c.organization_id
-            open_ = update(table).where(own == found.id, table.c.archived_ms.is_(None))
+            column = table.c.id if table is organizations else table.c.organization_id
+            open_ = update(table).where(column == organization.id, table.c.archived_ms.is_(None))
             await connection.execute(open_.values(archived_ms=at))
-        keys = update(api_keys).where(api_keys.c.organization_id == found.id, api_keys.c.revoked_ms.is_(None))
+        keys = update(api_keys).where(
+            api_keys.c.organization_id == organization.id, api_keys.c.revoked_ms.is_(None)
+        )
         revoked = (await connection.execute(keys.values(revoked_ms=at))).rowcount
-        if found.archived_at is None:
-            details = {"id": found.id, "revoked_keys": revoked}
-            await record(connection, Act("torpor.organization.archived", found.id, found.id, details=details))
-        return await fetch(connection, found.id), revoked
+        if organization.archived_at is None:
+            details = {"id": organization.id, "revoked_keys": revoked}
+            await record(
+                connection,
+                Act("torpor.organization.archived", organization.id, organization.id, details=details),
+            )
+        return await fetch(connection, organization.id), revoked
 
 
 def _organization(row: RowMapping) -> Organization:

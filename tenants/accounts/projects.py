@@ -29,10 +29,12 @@ async def listed(
     storage: Storage, organization_id: str, after: str | None, limit: int, include_archived: bool
 ) -> Page[Project]:
     """Projects of the organization, the oldest first."""
-    own = projects.c.organization_id == organization_id
-    where = [own] if include_archived else [own, projects.c.archived_ms.is_(None)]
+    of_organization = projects.c.organization_id == organization_id
+    where = [of_organization] if include_archived else [of_organization, projects.c.archived_ms.is_(None)]
     async with storage.read() as connection:
-        return await page_of(connection, projects, where, _project, after=after, limit=limit, within=own)
+        return await page_of(
+            connection, projects, where, _project, after=after, limit=limit, within=of_organization
+        )
 
 
 async def get(storage: Storage, organization_id: str, project_id: str) -> Project:
@@ -64,8 +66,8 @@ async def rename(storage: Storage, organization_id: str, project_id: str, name: 
     """Raises `NotFound`, and `InvalidValue` where it is archived."""
     async with storage.write() as connection:
         await fetch_active(connection, organization_id, project_id)
-        this = update(projects).where(projects.c.id == project_id)
-        await connection.execute(this.values(name=checked_name(name)))
+        statement = update(projects).where(projects.c.id == project_id)
+        await connection.execute(statement.values(name=checked_name(name)))
         details = {"id": project_id, "changes_requested": {"name": name, "title": name}}
         await record(connection, Act("project.updated", organization_id, project_id, project_id, details))
         return await fetch(connection, organization_id, project_id)

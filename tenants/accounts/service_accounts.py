@@ -64,8 +64,8 @@ class ServiceAccounts:
         async with self._storage.write() as connection:
             await projects.fetch_active(connection, organization_id, project_id)
             account = await _add(connection, organization_id, project_id, name, ROLES[1])
-            made = await self._key(connection, organization_id, account, name, expires_at, scopes)
-        return account, self._made(made)
+            key_and_secret = await self._key(connection, organization_id, account, name, expires_at, scopes)
+        return account, self._made(key_and_secret)
 
     async def create_key(
         self,
@@ -82,27 +82,29 @@ class ServiceAccounts:
         keys.checked_scopes(scopes)
         async with self._storage.write() as connection:
             await projects.fetch_active(connection, organization_id, project_id)
-            # Holds the row, so that an account which is deleted meanwhile gets no key.
+            # Locks the row, so an account that is deleted at the same time gets no key.
             await connection.execute(
                 update(service_accounts)
                 .where(_this(account_id))
                 .values(deleted_ms=service_accounts.c.deleted_ms)
             )
             account = await _fetch(connection, project_id, account_id)
-            shown = account.name if name is None else name
-            made = await self._key(connection, organization_id, account, shown, expires_at, scopes)
-        return self._made(made)
+            key_name = account.name if name is None else name
+            key_and_secret = await self._key(
+                connection, organization_id, account, key_name, expires_at, scopes
+            )
+        return self._made(key_and_secret)
 
     async def listed(
         self, organization_id: str, project_id: str, *, after: str | None = None, limit: int = 20
     ) -> Page[ServiceAccount]:
         """The project's accounts, the oldest first."""
-        own = service_accounts.c.project_id == project_id
-        where = [own, service_accounts.c.deleted_ms.is_(None)]
+        of_project = service_accounts.c.project_id == project_id
+        where = [of_project, service_accounts.c.deleted_ms.is_(None)]
         async with self._storage.read() as connection:
             await projects.fetch(connection, organization_id, project_id)
             return await page_of(
-                connection, service_accounts, where, _account, after=after, limit=limit, within=own
+                connection, service_accounts, where, _account, after=after, limit=limit, within=of_project
             )
 
     async def get(self, organization_id: str, project_id: str, account_id: str) -> ServiceAccount:
@@ -178,13 +180,13 @@ class ServiceAccounts:
         scopes: frozenset[str],
     ) -> Made:
         new = keys.NewKey(KeyKind.PROJECT, name, organization_id, account, expires_at, scopes)
-        made = await keys.add(connection, self._pepper, new)
-        await record(connection, keys.created(made[0]))
-        return made
+        key_and_secret = await keys.add(connection, self._pepper, new)
+        await record(connection, keys.created(key_and_secret[0]))
+        return key_and_secret
 
-    def _made(self, made: Made) -> Made:
-        self._welcome(digest(self._pepper, made[1]))
-        return made
+    def _made(self, result: Made) -> Made:
+        self._welcome(digest(self._pepper, result[1]))
+        return result
 
 
 async def _add(

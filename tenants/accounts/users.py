@@ -37,16 +37,16 @@ class Users:
     """Users of organizations and projects.
 
     The roles are for people to read: what a credential opens is said by its scopes. A user that is removed
-    from the organization is refused at the next request with a token, until somebody adds it again.
+    from the organization is refused at the next request with a token, until it is added again.
 
-    Methods raise `StorageUnavailable`, and `NotFound` for what is not there. ``forget`` is told of an
-    organization whose tokens are to be looked at again.
+    Methods raise `StorageUnavailable`, and `NotFound` for what is not there. ``forget`` is called with an
+    organization whose cached tokens are to be checked again.
     """
 
     def __init__(self, storage: Storage, *, forget: Callable[[str], None]) -> None:
         self._storage = storage
         self._forget = forget
-        # One after the other, so that nobody is added twice under two ids.
+        # One after the other, so no user is added twice under two ids.
         self._adding = asyncio.Lock()
 
     async def listed(
@@ -58,12 +58,14 @@ class Users:
         limit: int = 20,
     ) -> Page[User]:
         """The organization's users in order of their addition, or those with one of the addresses."""
-        own = users.c.organization_id == organization_id
-        where: list[ColumnElement[bool]] = [own, users.c.removed_ms.is_(None)]
+        of_organization = users.c.organization_id == organization_id
+        where: list[ColumnElement[bool]] = [of_organization, users.c.removed_ms.is_(None)]
         if emails:
             where.append(users.c.email.in_(emails))
         async with self._storage.read() as connection:
-            return await page_of(connection, users, where, _user, after=after, limit=limit, within=own)
+            return await page_of(
+                connection, users, where, _user, after=after, limit=limit, within=of_organization
+            )
 
     async def get(self, organization_id: str, user_id: str) -> User:
         """One user of the organization."""
@@ -91,8 +93,8 @@ class Users:
                         project_users.c.id == user_id
                     )
                     await connection.execute(delete(project_users).where(places))
-                    this = update(users).where(_this(organization_id, user_id))
-                    await connection.execute(this.values(removed_ms=now_ms()))
+                    statement = update(users).where(_this(organization_id, user_id))
+                    await connection.execute(statement.values(removed_ms=now_ms()))
                     gone = Act("user.deleted", organization_id, user_id, details={"id": user_id})
                     await record(connection, gone)
             finally:
@@ -127,17 +129,17 @@ class Users:
         self, organization_id: str, project_id: str, *, after: str | None = None, limit: int = 20
     ) -> Page[User]:
         """The project's users, with the roles and times of their places in it."""
-        own = project_users.c.project_id == project_id
+        of_project = project_users.c.project_id == project_id
         async with self._storage.read() as connection:
             await projects.fetch(connection, organization_id, project_id)
             return await page_of(
                 connection,
                 project_users,
-                [own],
+                [of_project],
                 _user,
                 after=after,
                 limit=limit,
-                within=own,
+                within=of_project,
                 statement=_of_project(),
             )
 
@@ -153,8 +155,8 @@ class Users:
         async with self._storage.write() as connection:
             await projects.fetch_active(connection, organization_id, project_id)
             await _fetch_of_project(connection, project_id, user_id)
-            this = (project_users.c.project_id == project_id) & (project_users.c.id == user_id)
-            await connection.execute(update(project_users).where(this).values(role=role))
+            membership = (project_users.c.project_id == project_id) & (project_users.c.id == user_id)
+            await connection.execute(update(project_users).where(membership).values(role=role))
             details = {"id": user_id, "changes_requested": {"role": role}}
             await record(connection, Act("user.updated", organization_id, user_id, project_id, details))
             return await _fetch_of_project(connection, project_id, user_id)
@@ -164,8 +166,8 @@ class Users:
         async with self._storage.write() as connection:
             await projects.fetch(connection, organization_id, project_id)
             await _fetch_of_project(connection, project_id, user_id)
-            this = (project_users.c.project_id == project_id) & (project_users.c.id == user_id)
-            await connection.execute(delete(project_users).where(this))
+            membership = (project_users.c.project_id == project_id) & (project_users.c.id == user_id)
+            await connection.execute(delete(project_users).where(membership))
             gone = Act("user.deleted", organization_id, user_id, project_id, {"id": user_id})
             await record(connection, gone)
 
@@ -173,8 +175,8 @@ class Users:
 async def _found_or_added(
     connection: AsyncConnection, organization_id: str, user_id: str | None, email: str | None
 ) -> User:
-    own = users.c.organization_id == organization_id
-    which = own & (users.c.id == user_id if user_id is not None else users.c.email == email)
+    of_organization = users.c.organization_id == organization_id
+    which = of_organization & (users.c.id == user_id if user_id is not None else users.c.email == email)
     order = (users.c.removed_ms.is_not(None), users.c.created_ms, users.c.id)
     statement = select(users).where(which).order_by(*order).limit(1)
     row = (await connection.execute(statement)).mappings().one_or_none()
@@ -219,8 +221,8 @@ async def _fetch(connection: AsyncConnection, organization_id: str, user_id: str
 
 
 async def _fetch_of_project(connection: AsyncConnection, project_id: str, user_id: str) -> User:
-    this = (project_users.c.project_id == project_id) & (project_users.c.id == user_id)
-    row = (await connection.execute(_of_project().where(this))).mappings().one_or_none()
+    membership = (project_users.c.project_id == project_id) & (project_users.c.id == user_id)
+    row = (await connection.execute(_of_project().where(membership))).mappings().one_or_none()
     if row is None:
         raise NotFound("No such user.")
     return _user(row)

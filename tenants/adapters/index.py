@@ -1,7 +1,7 @@
 """Who may use which adapter, in memory: a request needs no database to find its model.
 
-An adapter is looked up among those of whoever asks, never among all. So a name that is somebody else's takes
-the same steps as one that does not exist.
+An adapter is looked up among those of the caller, never among all. The name of another tenant's adapter
+therefore takes the same steps as one that does not exist.
 """
 
 from collections import Counter
@@ -70,7 +70,7 @@ class AdapterIndex:
         return of_project or of_user
 
     def usable(self, project_id: str, name: str) -> bool:
-        """Whether anybody of the project may use the adapter of that name."""
+        """Whether any user of the project may use the adapter of that name."""
         return name in self._usable.get(project_id, ())
 
     def visible(self, principal: Principal) -> Iterator[RegisteredAdapter]:
@@ -93,7 +93,7 @@ class AdapterIndex:
         return frozenset(digest for digest, count in self._digests.items() if count > 0)
 
     def add(self, adapter: RegisteredAdapter) -> None:
-        """One more."""
+        """Add an adapter."""
         self._put(adapter, adapter.project_id, adapter.user_id)
         self._digests[adapter.digest] += 1
         holding = self._holdings.setdefault(adapter.project_id, Holding())
@@ -118,7 +118,7 @@ class AdapterIndex:
         self._put(adapter, project_id, None)
 
     def unshare(self, adapter: RegisteredAdapter, project_id: str) -> None:
-        """The other project may not use it any more."""
+        """Revoke another project's permission to use the adapter."""
         self._grants.get(adapter.id, set()).discard(project_id)
         self._take(adapter, project_id, None)
 
@@ -127,16 +127,16 @@ class AdapterIndex:
         self._usable.setdefault(project_id, set()).add(adapter.name)
 
     def _take(self, adapter: RegisteredAdapter, project_id: str, user_id: str | None) -> None:
-        """Empty places are not kept: whoever comes and goes leaves nothing."""
-        place, usable = self._places[project_id, user_id], self._usable[project_id]
-        place.pop(adapter.name, None)
+        """Remove empty scopes, so a project that comes and goes leaves nothing."""
+        scope, usable = self._places[project_id, user_id], self._usable[project_id]
+        scope.pop(adapter.name, None)
         usable.discard(adapter.name)
-        if not place:
+        if not scope:
             del self._places[project_id, user_id]
         if not usable:
             del self._usable[project_id]
 
 
 def _user_of(principal: Principal) -> str | None:
-    """The user whom a token names. A key stands for a program, whoever it was made for."""
+    """The user whom a token names. A key stands for a program, not for a user."""
     return None if principal.issuer is None else principal.user_id

@@ -53,10 +53,12 @@ class AdapterPermissions:
                         "fine_tuned_model_checkpoint",
                         "The adapter is visible to its user alone and cannot be shared.",
                     )
-                made = [await _grant(connection, adapter, one) for one in dict.fromkeys(project_ids)]
-            for permission in made:
+                permissions = [
+                    await _grant(connection, adapter, project_id) for project_id in dict.fromkeys(project_ids)
+                ]
+            for permission in permissions:
                 self._registry.index.share(adapter, permission.project_id)
-            return made
+            return permissions
 
         return await self._registry.change(work)
 
@@ -73,8 +75,12 @@ class AdapterPermissions:
         """The permissions of the adapter, or that of one project."""
         async with self._registry.storage.read() as connection:
             adapter = await fetch(connection, organization_id, name)
-            own = adapter_permissions.c.adapter_id == adapter.id
-            where = [own] if project_id is None else [own, adapter_permissions.c.project_id == project_id]
+            of_adapter = adapter_permissions.c.adapter_id == adapter.id
+            where = (
+                [of_adapter]
+                if project_id is None
+                else [of_adapter, adapter_permissions.c.project_id == project_id]
+            )
             return await page_of(
                 connection,
                 adapter_permissions,
@@ -82,23 +88,25 @@ class AdapterPermissions:
                 _permission,
                 after=after,
                 limit=limit,
-                within=own,
+                within=of_adapter,
                 newest_first=newest_first,
             )
 
     async def revoke(self, organization_id: str, name: str, permission_id: str) -> None:
-        """The project may not use the adapter any more. Raises `NotFound`."""
+        """Revoke the project's permission to use the adapter. Raises `NotFound`."""
 
         async def work() -> None:
             async with self._registry.storage.write() as connection:
                 adapter = await fetch(connection, organization_id, name)
-                this = (adapter_permissions.c.id == permission_id) & (
+                condition = (adapter_permissions.c.id == permission_id) & (
                     adapter_permissions.c.adapter_id == adapter.id
                 )
-                project_id = await connection.scalar(select(adapter_permissions.c.project_id).where(this))
+                project_id = await connection.scalar(
+                    select(adapter_permissions.c.project_id).where(condition)
+                )
                 if project_id is None:
                     raise NotFound("No such permission.")
-                await connection.execute(delete(adapter_permissions).where(this))
+                await connection.execute(delete(adapter_permissions).where(condition))
                 gone = Act(
                     "checkpoint.permission.deleted",
                     organization_id,
@@ -120,10 +128,10 @@ async def _grant(
     await projects.fetch_active(connection, organization_id, project_id)
     if project_id == adapter.project_id:
         raise InvalidValue("project_ids", f"The adapter belongs to the project {project_id} itself.")
-    known = select(adapter_permissions).where(
+    existing = select(adapter_permissions).where(
         adapter_permissions.c.adapter_id == adapter.id, adapter_permissions.c.project_id == project_id
     )
-    row = (await connection.execute(known)).mappings().one_or_none()
+    row = (await connection.execute(existing)).mappings().one_or_none()
     if row is not None:
         return _permission(row)
     permission_id, created_ms = new_id("cp_"), now_ms()

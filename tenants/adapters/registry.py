@@ -67,11 +67,11 @@ class AdapterRegistry:
         async with self._storage.read() as connection:
             rows = (await connection.execute(in_order)).mappings().all()
             grants = (await connection.execute(select(adapter_permissions))).mappings().all()
-        known = {row["id"]: adapter_of(row) for row in rows}
-        for adapter in known.values():
+        adapters_by_id = {row["id"]: adapter_of(row) for row in rows}
+        for adapter in adapters_by_id.values():
             self.index.add(adapter)
         for grant in grants:
-            self.index.share(known[grant["adapter_id"]], grant["project_id"])
+            self.index.share(adapters_by_id[grant["adapter_id"]], grant["project_id"])
 
     def check_quota(self, project_id: str, size_bytes: int) -> None:
         """Raises `QuotaExceeded` where the project has no room for one more adapter of that size."""
@@ -82,9 +82,9 @@ class AdapterRegistry:
             raise QuotaExceeded("bytes of adapters", quota.size_bytes, holding.size_bytes, size_bytes)
 
     async def add(self, new: NewAdapter) -> RegisteredAdapter:
-        """Register it under a name of its own.
+        """Register an adapter under a name of its own.
 
-        Raises `QuotaExceeded`, and `InvalidValue` where its project has been archived meanwhile.
+        Raises `QuotaExceeded`, and `InvalidValue` if its project has been archived in the meantime.
         """
         return await self.change(lambda: self._add(new))
 
@@ -117,17 +117,17 @@ class AdapterRegistry:
             await record(
                 connection, Act("torpor.adapter.created", organization_id, name, project_id, details)
             )
-            known = (
+            existing = (
                 (await connection.execute(select(adapters).where(adapters.c.id == adapter_id)))
                 .mappings()
                 .one()
             )
-        adapter = adapter_of(known)
+        adapter = adapter_of(existing)
         self.index.add(adapter)
         return adapter
 
     async def delete(self, adapter: RegisteredAdapter) -> None:
-        """Nobody may use it from now on. Raises `NotFound` where it has been deleted already."""
+        """Delete an adapter; no request may use it any longer. Raises `NotFound` if it was deleted."""
 
         async def work() -> None:
             async with self._storage.write() as connection:
@@ -151,20 +151,20 @@ class AdapterRegistry:
     async def listed(
         self, principal: Principal, *, after: str | None = None, limit: int = 20
     ) -> Page[RegisteredAdapter]:
-        """Those of the principal's project and the user's own, the oldest first; ``after`` is a name.
+        """The adapters of the principal's project and of the user, the oldest first; ``after`` is a name.
 
         For an organization's admin key, all that the organization has.
         """
-        own = _owned_by(principal)
+        owned = _owned_by(principal)
         async with self._storage.read() as connection:
             cursor = None
             if after is not None:
-                known = select(adapters.c.id).where(adapters.c.name == after, own)
-                cursor = await connection.scalar(known)
+                last_seen = select(adapters.c.id).where(adapters.c.name == after, owned)
+                cursor = await connection.scalar(last_seen)
                 if cursor is None:
                     raise InvalidValue("after", "'after' is not the id of an item of this list.")
             return await page_of(
-                connection, adapters, [own], adapter_of, after=cursor, limit=limit, within=own
+                connection, adapters, [owned], adapter_of, after=cursor, limit=limit, within=owned
             )
 
     async def of_organization(self, organization_id: str, name: str) -> RegisteredAdapter:

@@ -1,9 +1,9 @@
 """Notifications of spend alerts that wait to be delivered: a transactional outbox.
 
-A notification is written once for each alert, month and threshold, whoever of several gateways sees the
-spend first: the row's uniqueness decides. It keeps its id through all attempts and restarts. Whoever wants
-to deliver it takes it by moving its next attempt into the future, so that two never try at the same time,
-and an attempt that was cut off is made again.
+A notification is written once for each alert, month and threshold, whichever of several gateways sees the
+spend first: the row's uniqueness decides. It keeps its id through all attempts and restarts. A gateway takes
+it by moving its next attempt into the future, so two never try at the same time, and an attempt that was cut
+off is made again.
 """
 
 import json
@@ -51,16 +51,16 @@ class Outbox:
         self._storage = storage
 
     async def fire(self, subject_id: str, month: int, spent_cents: int, now_ms: int) -> int:
-        """Write what the spend has made due and nobody has written yet; how many these are."""
+        """Write the notifications that the spend has made due; returns how many are new."""
         alert, fired = spend_alerts.c, alert_notifications.c
-        told = select(fired.id).where(
+        already_fired = select(fired.id).where(
             fired.alert_id == alert.id, fired.month == month, fired.threshold_cents == alert.threshold_cents
         )
         due = select(alert.id, alert.threshold_cents).where(
             alert.subject_id == subject_id,
             alert.deleted_ms.is_(None),
             alert.threshold_cents <= spent_cents,
-            ~told.exists(),
+            ~already_fired.exists(),
         )
         async with self._storage.read() as connection:
             rows = (await connection.execute(due)).all()
@@ -87,10 +87,10 @@ class Outbox:
     async def unfired(self, month: int) -> frozenset[str]:
         """The organizations with an alert that has not fired in this month."""
         alert, fired = spend_alerts.c, alert_notifications.c
-        told = select(fired.id).where(
+        already_fired = select(fired.id).where(
             fired.alert_id == alert.id, fired.month == month, fired.threshold_cents == alert.threshold_cents
         )
-        statement = select(alert.organization_id).where(alert.deleted_ms.is_(None), ~told.exists())
+        statement = select(alert.organization_id).where(alert.deleted_ms.is_(None), ~already_fired.exists())
         async with self._storage.read() as connection:
             return frozenset((await connection.execute(statement.distinct())).scalars())
 
@@ -98,14 +98,14 @@ class Outbox:
         """When the next attempt is due; ``None`` where nothing waits."""
         earliest = select(func.min(alert_notifications.c.next_attempt_ms))
         async with self._storage.read() as connection:
-            found: int | None = await connection.scalar(earliest)
-        return found
+            attempt_ms: int | None = await connection.scalar(earliest)
+        return attempt_ms
 
     async def take(self, now_ms: int, again_ms: int, most: int) -> list[Notification]:
         """The notifications that are due, at most so many, each counted as attempted once more.
 
-        Organizations take turns, so that one with many that fail does not keep the others' waiting.
-        Until ``again_ms`` they are nobody else's; what has not been settled by then is due again.
+        Organizations take turns, so one with many failing notifications does not delay the others.
+        Until ``again_ms`` no other gateway gets them; what has not been settled by then is due again.
         """
         fired = alert_notifications.c
         turn = func.row_number().over(
@@ -134,12 +134,12 @@ class Outbox:
             if row["deleted_ms"] is not None:
                 await self.settle(row["id"], now_ms, "the alert was deleted", None)
                 continue
-            this = update(alert_notifications).where(
+            statement = update(alert_notifications).where(
                 fired.id == row["id"], fired.next_attempt_ms == row["next_attempt_ms"]
             )
             values = {"attempts": row["attempts"] + 1, "next_attempt_ms": again_ms}
             async with self._storage.write() as connection:
-                changed = await connection.execute(this.values(**values))
+                changed = await connection.execute(statement.values(**values))
             if changed.rowcount:
                 taken.append(_notification(row, row["attempts"] + 1))
         return taken
@@ -151,9 +151,9 @@ class Outbox:
         values: Mapping[str, Any] = {"delivered_ms": now_ms, "next_attempt_ms": None, "error": None}
         if error is not None:
             values = {"next_attempt_ms": again_ms, "error": error[:_MAX_ERROR]}
-        this = alert_notifications.c.id == notification_id
+        condition = alert_notifications.c.id == notification_id
         async with self._storage.write() as connection:
-            await connection.execute(update(alert_notifications).where(this).values(**values))
+            await connection.execute(update(alert_notifications).where(condition).values(**values))
 
 
 def _is_due(now_ms: int) -> ColumnElement[bool]:

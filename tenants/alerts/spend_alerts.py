@@ -96,19 +96,19 @@ class SpendAlertStore:
         self, organization_id: str, project_id: str | None, query: AlertQuery
     ) -> Page[SpendAlert]:
         """In order of creation. Raises `InvalidValue` for a cursor or limit that is none."""
-        own = _own(organization_id, project_id)
+        condition = _own(organization_id, project_id)
         async with self._storage.read() as connection:
             if project_id is not None:
                 await projects.fetch(connection, organization_id, project_id)
             return await page_of(
                 connection,
                 spend_alerts,
-                [own, spend_alerts.c.deleted_ms.is_(None)],
+                [condition, spend_alerts.c.deleted_ms.is_(None)],
                 _alert,
                 after=query.after,
                 before=query.before,
                 limit=query.limit,
-                within=own,
+                within=condition,
                 newest_first=query.newest_first,
             )
 
@@ -134,7 +134,7 @@ class SpendAlertStore:
         return alert
 
     async def delete(self, organization_id: str, project_id: str | None, alert_id: str) -> None:
-        """What it has not told yet is not told any more. Whom it would have told is forgotten."""
+        """Delete the alert with its pending notifications and its recipients."""
         async with self._storage.write() as connection:
             alert = await _fetch(connection, organization_id, project_id, alert_id)
             gone = update(spend_alerts).where(spend_alerts.c.id == alert_id)
@@ -142,15 +142,15 @@ class SpendAlertStore:
             await record(connection, _act("deleted", alert))
 
     async def every(self) -> list[SpendAlert]:
-        """Those of all organizations."""
+        """The alerts of all organizations."""
         async with self._storage.read() as connection:
             statement = select(spend_alerts).where(spend_alerts.c.deleted_ms.is_(None))
             return [_alert(row) for row in (await connection.execute(statement)).mappings()]
 
 
 def _own(organization_id: str, project_id: str | None) -> ColumnElement[bool]:
-    own = spend_alerts.c.subject_id == (project_id or organization_id)
-    return own & (spend_alerts.c.organization_id == organization_id)
+    condition = spend_alerts.c.subject_id == (project_id or organization_id)
+    return condition & (spend_alerts.c.organization_id == organization_id)
 
 
 async def _take_turns(connection: AsyncConnection, organization_id: str) -> None:
@@ -158,8 +158,8 @@ async def _take_turns(connection: AsyncConnection, organization_id: str) -> None
 
     A write that changes nothing: it locks the row in PostgreSQL, and in SQLite the database.
     """
-    this = update(organizations).where(organizations.c.id == organization_id)
-    await connection.execute(this.values(name=organizations.c.name))
+    statement = update(organizations).where(organizations.c.id == organization_id)
+    await connection.execute(statement.values(name=organizations.c.name))
 
 
 async def _check_room(connection: AsyncConnection, organization_id: str, project_id: str | None) -> None:

@@ -12,7 +12,7 @@ from tenants.types import Principal
 
 _SECOND_NS = 10**9
 _RETRY_CONCURRENCY_S = 1.0
-"""Nobody knows when a running request will end."""
+"""The retry time of a concurrency limit, seconds: when a running request ends is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Admission:
         self.settled = False
 
     def generated(self, output_tokens: int) -> None:
-        """So many tokens have been generated so far. What is new of it is owed at once."""
+        """Charge the tokens generated so far; those since the last call are owed at once."""
         if not self._charges_output or self.settled:
             return
         new = output_tokens - self._output_tokens

@@ -48,7 +48,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of a limit: its size, the whole tokens that are left, and the nanoseconds until all of them are."""
+    """The state of a limit: its size, the whole tokens left, and the nanoseconds until all are back."""
 
     limit: int
     remaining: int
@@ -127,9 +127,8 @@ class Gcra:
     def give_back(self, rate: Rate, weight: int, charge: "Charge", now_ns: int) -> None:
         """Take ``weight`` tokens back from a charge that `admit` has made of this rate.
 
-        What of it has drained since is gone: a charge drains after those before it and before those after
-        it. So nobody gets more than if the charge had never been. After a change of the amount nothing is
-        given back.
+        What of it has drained since is gone: a charge drains after those before it and before those after it.
+        So no caller gets more than without the charge. After a change of the amount nothing is given back.
         """
         state = self._arrivals.get(rate.key)
         if state is None or not state[1] == charge[1][1] == rate.amount:

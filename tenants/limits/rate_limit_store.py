@@ -25,9 +25,9 @@ Changes = Mapping[str, int | None]
 
 
 class LimitStore:
-    """Reads and changes limits. A change is durable when it is told, and holds from then on.
+    """Reads and changes limits. A change is durable when the call returns, and holds from then on.
 
-    Every method raises `StorageUnavailable` where the database fails; limits in memory hold meanwhile.
+    Every method raises `StorageUnavailable` if the database fails; limits in memory go on holding.
     """
 
     def __init__(self, database: AsyncEngine, book: LimitBook) -> None:
@@ -64,7 +64,7 @@ class LimitStore:
         Raises `NotFound` for an unknown project, `InvalidValue` for an archived one or a bad size.
         """
         _check(changes)
-        this = (rate_limits.c.project_id == project_id) & (rate_limits.c.model == model)
+        condition = (rate_limits.c.project_id == project_id) & (rate_limits.c.model == model)
 
         async def work() -> RateLimit:
             async with self._changing:
@@ -73,7 +73,7 @@ class LimitStore:
                     if project.status != "active":
                         raise InvalidValue("project_id", "The project is archived.")
                     identity = {"project_id": project_id, "model": model}
-                    row = await _put(connection, rate_limits, this, identity, changes)
+                    row = await _put(connection, rate_limits, condition, identity, changes)
                     limit_id = f"rl-{model}"
                     details = {"id": limit_id, "changes_requested": dict(changes)}
                     await record(
@@ -89,10 +89,16 @@ class LimitStore:
         self, organization_id: str, *, after: str | None = None, limit: int = 20
     ) -> Page[SubjectLimit]:
         """Limits of projects, keys and users, the oldest first."""
-        own = subject_limits.c.organization_id == organization_id
+        of_organization = subject_limits.c.organization_id == organization_id
         async with self._storage.read() as connection:
             return await page_of(
-                connection, subject_limits, [own], _subject_limit, after=after, limit=limit, within=own
+                connection,
+                subject_limits,
+                [of_organization],
+                _subject_limit,
+                after=after,
+                limit=limit,
+                within=of_organization,
             )
 
     async def get_subject(self, organization_id: str, limit_id: str) -> SubjectLimit:
@@ -103,7 +109,7 @@ class LimitStore:
     async def set_subject(
         self, organization_id: str, kind: SubjectType, subject_id: str, changes: Changes
     ) -> SubjectLimit:
-        """The limits of a project, a key or a user, made where there are none yet, else changed.
+        """Create or change the limits of a project, a key or a user.
 
         Raises `NotFound` for a project or key that is not there, `InvalidValue` for a bad size.
         """
@@ -113,7 +119,7 @@ class LimitStore:
             "subject_type": kind.value,
             "subject_id": subject_id,
         }
-        this = (
+        condition = (
             (subject_limits.c.organization_id == organization_id)
             & (subject_limits.c.subject_type == kind.value)
             & (subject_limits.c.subject_id == subject_id)
@@ -124,7 +130,7 @@ class LimitStore:
                 async with self._storage.write() as connection:
                     await _check_subject(connection, organization_id, kind, subject_id)
                     fresh = {"id": new_id("lim_"), "created_ms": now_ms()}
-                    row = await _put(connection, subject_limits, this, identity, changes, fresh)
+                    row = await _put(connection, subject_limits, condition, identity, changes, fresh)
                     details = {"id": row["id"], "subject": subject_id, "changes_requested": dict(changes)}
                     await record(
                         connection,
@@ -137,14 +143,18 @@ class LimitStore:
 
     async def read_subject(self, organization_id: str, kind: SubjectType, subject_id: str) -> None:
         """Take the subject's limits into the book, where something else has written them."""
-        this = (
+        condition = (
             (subject_limits.c.organization_id == organization_id)
             & (subject_limits.c.subject_type == kind.value)
             & (subject_limits.c.subject_id == subject_id)
         )
         async with self._changing:
             async with self._storage.read() as connection:
-                row = (await connection.execute(select(subject_limits).where(this))).mappings().one_or_none()
+                row = (
+                    (await connection.execute(select(subject_limits).where(condition)))
+                    .mappings()
+                    .one_or_none()
+                )
             limit = NO_LIMIT if row is None else _limit(row)
             self._book.set_subject(organization_id, kind, subject_id, limit)
 
@@ -168,18 +178,20 @@ class LimitStore:
 async def _put(
     connection: AsyncConnection,
     table: Table,
-    this: Any,
+    condition: Any,
     identity: Mapping[str, Any],
     changes: Changes,
     fresh: Mapping[str, Any] | None = None,
 ) -> RowMapping:
-    """Change the row, or inserts it with what is ``fresh`` where there is none, and return it."""
-    known = await connection.scalar(select(table.c[next(iter(identity))]).where(this).with_for_update())
-    if known is None:
+    """Change the row, or insert it with the values of ``fresh``, and return it."""
+    existing = await connection.scalar(
+        select(table.c[next(iter(identity))]).where(condition).with_for_update()
+    )
+    if existing is None:
         await connection.execute(insert(table).values(**identity, **(fresh or {}), **changes))
     elif changes:
-        await connection.execute(update(table).where(this).values(**changes))
-    return (await connection.execute(select(table).where(this))).mappings().one()
+        await connection.execute(update(table).where(condition).values(**changes))
+    return (await connection.execute(select(table).where(condition))).mappings().one()
 
 
 async def _fetch(connection: AsyncConnection, organization_id: str, limit_id: str) -> RowMapping:
@@ -195,7 +207,7 @@ async def _fetch(connection: AsyncConnection, organization_id: str, limit_id: st
 async def _check_subject(
     connection: AsyncConnection, organization_id: str, kind: SubjectType, subject_id: str
 ) -> None:
-    """A project and a key must be the organization's; users may come with a token that nobody has seen."""
+    """A project and a key must be the organization's; users may be unknown: tokens name them."""
     if kind is SubjectType.PROJECT:
         await projects.fetch(connection, organization_id, subject_id)
     elif kind is SubjectType.KEY:

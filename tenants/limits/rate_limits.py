@@ -26,7 +26,7 @@ class SubjectType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimit:
-    """Sizes of limits, each from 1 to `MOST`; ``None`` where there is none."""
+    """Sizes of limits, each from 1 to `MOST`; ``None`` if there is none."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -36,7 +36,7 @@ class RateLimit:
     concurrent_requests: int | None = None
 
     def over(self, defaults: "RateLimit") -> "RateLimit":
-        """These sizes, with the defaults where there is none."""
+        """These sizes, with the defaults for those that are not set."""
         mine = {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
         return replace(defaults, **mine)
 
@@ -88,7 +88,7 @@ _RATES = (
 
 @dataclass(slots=True)
 class LimitBook:
-    """The limits in memory. Whoever changes one says so here, and the next request is held to it.
+    """The limits in memory. A change is entered here, and the next request is held to it.
 
     ``defaults`` are what each project has for each model without a limit of its own.
     """
@@ -133,12 +133,12 @@ class LimitBook:
     def applicable(self, principal: Principal, model: str, adapter: str | None = None) -> Applicable:
         """What applies to a request of this principal to this model, or to this adapter of it."""
         key = (principal.project_id, principal.key_id, principal.user_id, model, adapter)
-        found = self._resolved.get(key)
-        if found is None:
+        limits = self._resolved.get(key)
+        if limits is None:
             if len(self._resolved) >= _MAX_RESOLVED:
                 self._resolved.clear()
-            found = self._resolved[key] = self._resolve(principal, model, adapter)
-        return found
+            limits = self._resolved[key] = self._resolve(principal, model, adapter)
+        return limits
 
     def _resolve(self, principal: Principal, model: str, adapter: str | None) -> Applicable:
         organization_id, project_id = principal.organization_id or "", principal.project_id or ""
@@ -146,9 +146,9 @@ class LimitBook:
         held.add(
             self.of_model(project_id, model), f"model/{project_id}/{model}", f"the project for `{model}`"
         )
-        own = None if adapter is None else self._of_models.get((project_id, adapter))
-        if own is not None:
-            held.add(own, f"model/{project_id}/{adapter}", f"the project for `{adapter}`")
+        adapter_limit = None if adapter is None else self._of_models.get((project_id, adapter))
+        if adapter_limit is not None:
+            held.add(adapter_limit, f"model/{project_id}/{adapter}", f"the project for `{adapter}`")
         subjects = (
             (SubjectType.PROJECT, principal.project_id),
             (SubjectType.KEY, principal.key_id),

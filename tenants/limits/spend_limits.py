@@ -36,7 +36,7 @@ class SpendLimitStore:
             self._budgets.set_limit(row["subject_id"], row["threshold_cents"])
 
     async def get(self, organization_id: str, project_id: str | None = None) -> int | None:
-        """The limit, ``None`` where there is none."""
+        """The limit; ``None`` if there is none."""
         if project_id is not None:
             async with self._storage.read() as connection:
                 await projects.fetch(connection, organization_id, project_id)
@@ -57,9 +57,9 @@ class SpendLimitStore:
                         project = await projects.fetch(connection, organization_id, project_id)
                         if project.status != "active":
                             raise InvalidValue("project_id", "The project is archived.")
-                    this = spend_limits.c.subject_id == subject_id
+                    of_subject = spend_limits.c.subject_id == subject_id
                     changed = await connection.execute(
-                        update(spend_limits).where(this).values(threshold_cents=cents)
+                        update(spend_limits).where(of_subject).values(threshold_cents=cents)
                     )
                     if changed.rowcount == 0:
                         row = {
@@ -84,8 +84,8 @@ class SpendLimitStore:
                 async with self._storage.write() as connection:
                     if project_id is not None:
                         await projects.fetch(connection, organization_id, project_id)
-                    this = spend_limits.c.subject_id == subject_id
-                    deleted = await connection.execute(delete(spend_limits).where(this))
+                    of_subject = spend_limits.c.subject_id == subject_id
+                    deleted = await connection.execute(delete(spend_limits).where(of_subject))
                     if deleted.rowcount:
                         kind = "torpor.spend_limit.deleted"
                         await record(connection, Act(kind, organization_id, subject_id, project_id))

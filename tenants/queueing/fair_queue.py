@@ -2,11 +2,11 @@
 
 Start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996), in the form for a
 server that works on several requests at once (SFQ(D): Jin, Chase, Kaur, SIGMETRICS 2004). A request of cost
-*c* of a project of weight *w* has the start tag S = max(v, F) and leaves the project with the finish tag
-F = S + c/w, where the virtual time *v* is the start tag of whoever was served last. The smallest start tag is
-next, so that two projects that always have requests waiting never differ in c/w by more than the largest
-request of each. A project that asks rarely starts at *v*, and so is served before those who ask for more than
-their share, without credit for the time in which it asked for nothing.
+*c* of a project of weight *w* has the start tag S = max(v, F) and leaves the project with the finish tag F =
+S + c/w, where the virtual time *v* is the start tag of the request that was served last. The smallest start
+tag is next, so that two projects that always have requests waiting never differ in c/w by more than the
+largest request of each. A project that asks rarely starts at *v*, and so is served before those who ask for
+more than their share, without credit for the time in which it asked for nothing.
 
 The cost is in tokens, as in the Virtual Token Counter (Sheng et al.: "Fairness in Serving Large Language
 Models", OSDI 2024): one for each token of input, `OUTPUT_COST` for each of output. What a request will
@@ -87,14 +87,14 @@ class Discipline(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Account:
-    """What somebody has been served, in virtual time. ``floor`` is where it last began to wait again."""
+    """What a project has been served, in virtual time. ``floor``: where it last began to wait again."""
 
     weight: float
     tag: float = 0.0
     floor: float = 0.0
 
     def rejoin(self, now: float) -> None:
-        """It has something waiting again: for the time without, there is no credit."""
+        """Note that the project has a request waiting again; it gets no credit for the time without."""
         if now > self.tag:
             self.tag = self.floor = now
 
@@ -121,7 +121,7 @@ class _Flow(_Account):
     urgent: "OrderedDict[Ticket, None]" = field(default_factory=OrderedDict)
     others: "OrderedDict[Ticket, None]" = field(default_factory=OrderedDict)
     running: int = 0
-    place: int = 0  # when it began to wait
+    arrival: int = 0  # the order in which it began to wait
 
     def lane(self, ticket: Ticket) -> "OrderedDict[Ticket, None]":
         return self.urgent if ticket.tier is ServiceTier.PRIORITY else self.others
@@ -138,7 +138,7 @@ class _Class(_Account):
         self.now = 0.0  # virtual time
         self.flows: dict[str, _Flow] = {}
         self._heap: IndexedHeap[_Flow] = IndexedHeap()
-        self._places = 0
+        self._arrivals = 0
         self._sweep_at = _SWEEP_AT_LEAST
 
     def __len__(self) -> int:
@@ -151,8 +151,8 @@ class _Class(_Account):
             flow = self.flows[ticket.project_id] = _Flow(ticket.weight, self.now, self.now)
         if not flow:
             flow.rejoin(self.now)
-            self._places += 1
-            flow.place = self._places
+            self._arrivals += 1
+            flow.arrival = self._arrivals
         flow.lane(ticket)[ticket] = None
         self._order(flow)
 
@@ -169,7 +169,7 @@ class _Class(_Account):
         return ticket
 
     def next_cost(self) -> float:
-        """Of the request whose turn it is; there must be one."""
+        """The start tag of the next request; there must be one."""
         flow = self._heap.first()
         return 0.0 if flow is None else next(iter(flow.urgent or flow.others)).cost
 
@@ -185,9 +185,9 @@ class _Class(_Account):
         self._order(flow)
 
     def _order(self, flow: _Flow) -> None:
-        """Of equal tags, the one with fewer in service, and then the one that has waited for longer."""
+        """Order equal tags: fewer requests in service first, then the longer wait."""
         if flow:
-            self._heap.put(flow, (flow.tag, flow.running, flow.place))
+            self._heap.put(flow, (flow.tag, flow.running, flow.arrival))
         else:
             self._heap.discard(flow)
 
@@ -201,7 +201,7 @@ class _Class(_Account):
         self._sweep_at = max(_SWEEP_AT_LEAST, 2 * len(self.flows))
 
     def reset(self) -> None:
-        """Nobody waits and nothing runs: what projects owe each other ends with the busy period."""
+        """Reset all tags at the end of a busy period, when no request waits or runs."""
         self.now = self.tag = self.floor = 0.0
         self.flows.clear()
         self._sweep_at = _SWEEP_AT_LEAST
@@ -234,7 +234,7 @@ class FairQueue:
         return sum(len(flow) for flow in flows if flow is not None)
 
     def put(self, ticket: Ticket) -> None:
-        """It waits from now on."""
+        """Add a request to the queue."""
         its = self._class_of(ticket)
         if not its:
             its.rejoin(self._now)
@@ -242,7 +242,7 @@ class FairQueue:
         self._waiting += 1
 
     def take(self, *, reserved: bool = False) -> Ticket | None:
-        """Whose turn it is: that one is in service from now on. None where nobody waits who may have it."""
+        """Take the next request into service; None if no request waits that may be served."""
         chosen = self._interactive if reserved else self._next_class()
         ticket = chosen.take(reserved=reserved)
         if ticket is None:
@@ -254,7 +254,7 @@ class FairQueue:
         return ticket
 
     def discard(self, ticket: Ticket) -> None:
-        """It does not wait any more, and costs nothing."""
+        """Remove a request from the queue; it costs nothing."""
         self._class_of(ticket).discard(ticket)
         self._waiting -= 1
         self._rest()
@@ -290,7 +290,7 @@ class FairQueue:
 
 
 class FifoQueue:
-    """First come, first served, whoever it is; a `Discipline`. Without regard to reserved slots."""
+    """First come, first served (a `Discipline`). Ignores reserved slots."""
 
     def __init__(self) -> None:
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
@@ -304,7 +304,7 @@ class FifoQueue:
         return self._of.get(project_id, 0)
 
     def put(self, ticket: Ticket) -> None:
-        """It waits from now on."""
+        """Add a request to the queue."""
         self._queue[ticket] = None
         self._of[ticket.project_id] = self.waiting(ticket.project_id) + 1
 
@@ -317,7 +317,7 @@ class FifoQueue:
         return ticket
 
     def discard(self, ticket: Ticket) -> None:
-        """It does not wait any more."""
+        """Remove a request from the queue."""
         del self._queue[ticket]
         self._left(ticket)
 

@@ -22,52 +22,52 @@ class IndexedHeap(Generic[T]):
         return item in self._places
 
     def first(self) -> T | None:
-        """The item with the smallest key; None where there is none."""
+        """The item with the smallest key; None if there is none."""
         return self._entries[0][1] if self._entries else None
 
     def put(self, item: T, key: Any) -> None:
         """Insert the item, or give it another key."""
-        place = self._places.get(item)
-        if place is None:
-            place = len(self._entries)
+        index = self._places.get(item)
+        if index is None:
+            index = len(self._entries)
             self._entries.append((key, item))
-            self._places[item] = place
+            self._places[item] = index
         else:
-            self._entries[place] = (key, item)
-        self._sink(self._rise(place))
+            self._entries[index] = (key, item)
+        self._sink(self._rise(index))
 
     def discard(self, item: T) -> None:
         """Take the item out, if it is there."""
-        place = self._places.pop(item, None)
-        if place is None:
+        index = self._places.pop(item, None)
+        if index is None:
             return
         last = self._entries.pop()
-        if place < len(self._entries):
-            self._set(place, last)
-            self._sink(self._rise(place))
+        if index < len(self._entries):
+            self._set(index, last)
+            self._sink(self._rise(index))
 
-    def _set(self, place: int, entry: tuple[Any, T]) -> None:
-        self._entries[place] = entry
-        self._places[entry[1]] = place
+    def _set(self, index: int, entry: tuple[Any, T]) -> None:
+        self._entries[index] = entry
+        self._places[entry[1]] = index
 
-    def _rise(self, place: int) -> int:
-        entry = self._entries[place]
-        while place > 0:
-            above = (place - 1) // 2
+    def _rise(self, index: int) -> int:
+        entry = self._entries[index]
+        while index > 0:
+            above = (index - 1) // 2
             if not entry[0] < self._entries[above][0]:
                 break
-            self._set(place, self._entries[above])
-            place = above
-        self._set(place, entry)
-        return place
+            self._set(index, self._entries[above])
+            index = above
+        self._set(index, entry)
+        return index
 
-    def _sink(self, place: int) -> None:
-        entry, size = self._entries[place], len(self._entries)
-        while (below := 2 * place + 1) < size:
+    def _sink(self, index: int) -> None:
+        entry, size = self._entries[index], len(self._entries)
+        while (below := 2 * index + 1) < size:
             if below + 1 < size and self._entries[below + 1][0] < self._entries[below][0]:
                 below += 1
             if not self._entries[below][0] < entry[0]:
                 break
-            self._set(place, self._entries[below])
-            place = below
-        self._set(place, entry)
+            self._set(index, self._entries[below])
+            index = below
+        self._set(index, entry)

@@ -1,8 +1,8 @@
 """Lets so many requests of a model through at once; the others wait in a queue.
 
-A slot that becomes free goes to exactly one of those who wait, by a future of its own: nobody polls, and
-nobody is woken in vain. A request that is cancelled in the moment in which it gets its turn hands it on. For
-one event loop.
+A slot that becomes free goes to exactly one waiter, by a future of its own: no waiter polls, and none is
+woken in vain. A request that is cancelled in the moment in which it gets its turn hands it on. For one event
+loop.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Turnstile:
         self._on_change = on_change
         self._clock = clock
         self._running = 0
-        self._told = 0
+        self._reported = 0
         self._waiters: dict[Ticket, asyncio.Future[Turn]] = {}
         self._service_s = _FIRST_SERVICE_S  # how long a slot is held, on average
 
@@ -81,7 +81,7 @@ class Turnstile:
         return not self._running and not len(self._queue)
 
     def resize(self, slots: int, reserved: int = 0) -> None:
-        """There are so many slots from now on. Nobody who has one loses it."""
+        """Change the number of slots. A request that has one keeps it."""
         self._slots, self._reserved = slots, reserved
         self._dispatch()
 
@@ -134,7 +134,7 @@ class Turnstile:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Give every slot that is free to whoever's turn it is."""
+        """Give every free slot to the next request."""
         while self._running < self._slots:
             ticket = self._queue.take(reserved=self._running >= self._slots - self._reserved)
             if ticket is None:
@@ -145,9 +145,9 @@ class Turnstile:
                 continue
             self._running += 1
             granted.set_result(Turn(self, ticket, self._clock()))
-        if self._on_change is not None and self._told != len(self._queue):
-            self._told = len(self._queue)
-            self._on_change(self._told)
+        if self._on_change is not None and self._reported != len(self._queue):
+            self._reported = len(self._queue)
+            self._on_change(self._reported)
 
     def _retry_after_s(self) -> float:
         """When those who wait now will probably have had their turn."""

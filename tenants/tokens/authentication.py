@@ -47,24 +47,24 @@ class TokenAuthentication:
         self._issuers = issuers
         self._clock = clock
         self._steady = steady
-        self._known = CredentialCache(changes=changes, trusted=storage.trusted)
+        self._tokens = CredentialCache(changes=changes, trusted=storage.trusted)
         self._subjects = CredentialCache(changes=changes, trusted=storage.trusted)
 
     def known(self, token: str) -> Principal | None:
         """The principal of a token that was verified a short time ago."""
         if len(token) > MAX_TOKEN_CHARACTERS:
             return None
-        found = self._known.known(_digest(token))
-        if found is None or self._steady() >= found.kept_until:
+        key = self._tokens.known(_digest(token))
+        if key is None or self._steady() >= key.kept_until:
             return None
-        if found.expires_at is not None and self._clock() >= found.expires_at:
+        if key.expires_at is not None and self._clock() >= key.expires_at:
             return None
-        return found.principal
+        return key.principal
 
     async def authenticate(self, token: str) -> Principal:
         """Raises `InvalidCredential`, `IssuerUnavailable` and `StorageUnavailable`."""
         envelope, now, steady = open_envelope(token), self._clock(), self._steady()
-        generation = self._known.generation
+        generation = self._tokens.generation
         if envelope.issuer == ISSUER:
             principal, until = await self._minted(token, envelope)
             kept_s: float = MAX_KEPT_S
@@ -72,8 +72,8 @@ class TokenAuthentication:
             principal, until, lifetime_s = await self._issued(token, envelope)
             kept_s = min(MAX_KEPT_S, lifetime_s)
         until = min(until, now + kept_s)
-        known = KnownKey(principal, int(until), None, kept_until=steady + kept_s)
-        self._known.remember(_digest(token), known, generation)
+        result = KnownKey(principal, int(until), None, kept_until=steady + kept_s)
+        self._tokens.remember(_digest(token), result, generation)
         return principal
 
     async def _minted(self, token: str, envelope: Envelope) -> tuple[Principal, float]:
@@ -94,14 +94,14 @@ class TokenAuthentication:
     async def _issued(self, token: str, envelope: Envelope) -> tuple[Principal, float, float]:
         issuer = self._issuers.of(envelope)
         statement = await issuer.verify(token, envelope, self._clock())
-        found = await self._subject(statement.project_id, keys.find_project, _NO_PROJECT)
-        project = found.principal
+        project_key = await self._subject(statement.project_id, keys.find_project, _NO_PROJECT)
+        project = project_key.principal
         named = statement.organization
         if named is not None and named not in (project.organization_id, project.organization):
             raise refused("the project is not of the organization that the token names", _NO_PROJECT)
         if not issuer.speaks_for(project.organization_id or "", project.organization or ""):
             raise refused("the issuer may not speak for the project's organization", _NO_PROJECT)
-        if statement.user_id in found.removed_users:
+        if statement.user_id in project_key.removed_users:
             raise refused("the user was removed from the organization")
         principal = replace(
             project,
@@ -113,27 +113,27 @@ class TokenAuthentication:
         return principal, statement.expires_at + issuer.leeway_s, issuer.keys.lifetime_s
 
     async def _key(self, key_id: str) -> KnownKey:
-        found = await self._subject(key_id, keys.find_by_id, "the key that minted it opens nothing any more")
-        if found.principal.kind is not KeyKind.PROJECT:
+        minter = await self._subject(key_id, keys.find_by_id, "the key that minted it is no longer valid")
+        if minter.principal.kind is not KeyKind.PROJECT:
             raise refused("only a project's key mints tokens")
-        return found
+        return minter
 
-    async def _subject(self, subject: str, find: _Find, told: str) -> KnownKey:
+    async def _subject(self, subject: str, find: _Find, explanation: str) -> KnownKey:
         """The key or project, from memory where it is known; raises `InvalidCredential`."""
         digest = _digest(subject)
-        known = self._subjects.known(digest)
-        if known is not None:
-            return known
+        cached = self._subjects.known(digest)
+        if cached is not None:
+            return cached
         reason = self._subjects.refusal(digest)
         if reason is None:
             generation = self._subjects.generation
-            found = await find(self._storage, subject)
-            if found is not None and found.refusal is None:
-                self._subjects.remember(digest, found, generation)
-                return found
-            reason = "unknown" if found is None or found.refusal is None else found.refusal
+            subject_key = await find(self._storage, subject)
+            if subject_key is not None and subject_key.refusal is None:
+                self._subjects.remember(digest, subject_key, generation)
+                return subject_key
+            reason = "unknown" if subject_key is None or subject_key.refusal is None else subject_key.refusal
             self._subjects.refuse(digest, reason)
-        raise refused(f"what it speaks for is {reason}", told)
+        raise refused(f"what it speaks for is {reason}", explanation)
 
 
 def _digest(text: str) -> bytes:

@@ -12,7 +12,7 @@ Claims = Mapping[str, Any]
 
 
 def claim(claims: Claims, path: str) -> Any:
-    """The claim of that name, or the value along the path ``a.b.c`` of nested ones; None where there is none.
+    """The claim of that name, or the value along the path ``a.b.c`` of nested ones; None if there is none.
 
     Names with dots in them, as in ``https://example.com/project``, go before paths.
     """

@@ -52,9 +52,11 @@ def too_long() -> InvalidCredential:
     return refused(f"it is longer than {MAX_TOKEN_CHARACTERS} characters")
 
 
-def refused(detail: str, told: str | None = None, reason: CredentialReason = "unknown") -> InvalidCredential:
-    """The sender is told the detail, unless that says more than it may know: then what is ``told``."""
-    return InvalidCredential(reason, detail, told or detail)
+def refused(
+    detail: str, shown_detail: str | None = None, reason: CredentialReason = "unknown"
+) -> InvalidCredential:
+    """The error for a refused token. ``shown_detail``: what its sender learns, if that is not ``detail``."""
+    return InvalidCredential(reason, detail, shown_detail or detail)
 
 
 def _object(segment: str) -> Mapping[str, Any]:

@@ -64,11 +64,11 @@ class Issuer:
         raise refused("no key of its issuer verifies its signature")
 
     async def _candidates(self, envelope: Envelope) -> list[VerificationKey]:
-        known: KeySet = await self.keys.current()
-        fitting = known.fitting(envelope.algorithm, envelope.kid)
+        current: KeySet = await self.keys.current()
+        fitting = current.fitting(envelope.algorithm, envelope.kid)
         if not fitting:
-            known = await self.keys.newer(known)
-            fitting = known.fitting(envelope.algorithm, envelope.kid)
+            current = await self.keys.newer(current)
+            fitting = current.fitting(envelope.algorithm, envelope.kid)
         return fitting
 
     def _claims(self, token: str, key: VerificationKey) -> Claims | None:

@@ -40,7 +40,7 @@ class KeySet:
     keys: tuple[VerificationKey, ...]
 
     def fitting(self, algorithm: str, kid: str | None) -> list[VerificationKey]:
-        """Those of the algorithm; where both the token and the key have an id, those with that id."""
+        """The keys of the algorithm; if both the token and a key have an id, only those with that id."""
         return [
             key
             for key in self.keys
@@ -48,12 +48,12 @@ class KeySet:
         ]
 
     def algorithms(self) -> frozenset[str]:
-        """Those that the keys verify."""
+        """The algorithms that the keys verify."""
         return frozenset(key.algorithm for key in self.keys)
 
 
 def from_secret(secret: bytes) -> KeySet:
-    """Raises `InvalidKeys` for a secret that can be guessed, or that is no secret at all."""
+    """Raises `InvalidKeys` for a secret that can be guessed, or that is public."""
     if len(secret) < _MIN_SECRET_BYTES:
         raise InvalidKeys(f"the secret has {len(secret)} bytes; HS256 needs {_MIN_SECRET_BYTES} or more")
     if b"-----BEGIN" in secret:

@@ -38,7 +38,7 @@ class KeySource(Protocol):
         """What is believed now; raises `IssuerUnavailable` where there is nothing."""
 
     async def newer(self, than: KeySet) -> KeySet:
-        """As `current`, read anew where that is allowed: a token named a key that is not in ``than``.
+        """As `current`, but read again if allowed, because a token names a key that is not in ``than``.
 
         Raises `IssuerUnavailable` where the newest attempt to read has failed.
         """
@@ -68,8 +68,8 @@ class FixedKeys:
 class ReadKeys:
     """Keys that ``read`` reads. Times are in seconds.
 
-    ``lifetime_s``: for how long what was read is taken as it is; it is then read again behind the back of
-    whoever needs it. ``stale_s``: for how much longer it is used while it cannot be read. ``pause_s``: the
+    ``lifetime_s``: how long the keys are used without reading them again; then they are read in the
+    background. ``stale_s``: for how much longer it is used while it cannot be read. ``pause_s``: the
     shortest time between two attempts.
     """
 
@@ -153,7 +153,7 @@ async def discover(client: httpx.AsyncClient, issuer: str) -> KeySet:
     try:
         document: Any = msgspec.json.decode(await _fetch(client, issuer.rstrip("/") + _DISCOVERY))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SourceFailed("the discovery document is no JSON") from error
+        raise SourceFailed("the discovery document is not valid JSON") from error
     if not isinstance(document, dict) or document.get("issuer") != issuer:
         raise SourceFailed("the discovery document is that of another issuer")
     url = document.get("jwks_uri")
@@ -163,7 +163,7 @@ async def discover(client: httpx.AsyncClient, issuer: str) -> KeySet:
 
 
 def is_safe_url(url: str) -> bool:
-    """Whether nobody on the way can change what is read: https, or this machine itself."""
+    """Whether no third party can change what is read: https, or a loopback address."""
     try:
         parts = urlsplit(url)
         host = parts.hostname

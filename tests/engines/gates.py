@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from coldstart.snapshots.store import Snapshot
-from engines.lifecycle.process import EngineProcess, EngineSite, EngineStartFailed
+from engines.lifecycle.process import EngineProcess, EngineStartFailed, Runtime
 from engines.spec import ModelSpec
 from tests.engines.support import standin_argv
 
@@ -22,8 +22,8 @@ class Gate:
         self.broken_restores = False
         self.made: list[EngineProcess] = []
 
-    def __call__(self, spec: ModelSpec, site: EngineSite) -> EngineProcess:
-        engine = _Gated(spec, site, argv=standin_argv, health_timeout_s=0.3)
+    def __call__(self, spec: ModelSpec, runtime: Runtime) -> EngineProcess:
+        engine = _Gated(spec, runtime, argv=standin_argv, health_timeout_s=0.3)
         engine.gate = self
         self.made.append(engine)
         return engine

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from engines.host import EngineHost
-from engines.lifecycle.process import EngineProcess, EngineSite
+from engines.lifecycle.process import EngineProcess, Runtime
 from engines.policy import HostPolicy
 from engines.spec import ModelSpec
 from tests.process_table import processes_with
@@ -25,7 +25,7 @@ QUICK = HostPolicy(
     stop_grace_s=0.5,
     health_interval_s=0.1,
     health_failures=2,
-    spare_rooms=0,
+    spare_sandboxes=0,
 )
 
 
@@ -34,9 +34,9 @@ def standin_argv(spec: ModelSpec, socket: Path) -> list[str]:
     return [sys.executable, "-S", str(STANDIN), str(socket), *spec.engine_args]
 
 
-def standin(spec: ModelSpec, site: EngineSite) -> EngineProcess:
+def standin(spec: ModelSpec, runtime: Runtime) -> EngineProcess:
     """A stand-in in the real sandbox."""
-    return EngineProcess(spec, site, argv=standin_argv, health_timeout_s=0.3)
+    return EngineProcess(spec, runtime, argv=standin_argv, health_timeout_s=0.3)
 
 
 class Starts:
@@ -46,12 +46,12 @@ class Starts:
         self.options = options
         self.made: list[EngineProcess] = []
 
-    def __call__(self, spec: ModelSpec, site: EngineSite) -> EngineProcess:
+    def __call__(self, spec: ModelSpec, runtime: Runtime) -> EngineProcess:
         argv: Callable[[ModelSpec, Path], list[str]] = lambda spec, socket: [  # noqa: E731
             *standin_argv(spec, socket),
             *self.options,
         ]
-        engine = EngineProcess(spec, site, argv=argv, health_timeout_s=0.3)
+        engine = EngineProcess(spec, runtime, argv=argv, health_timeout_s=0.3)
         self.made.append(engine)
         return engine
 
@@ -69,7 +69,7 @@ def spec(
     )
 
 
-def host(run_dir: Path, make: Callable[[ModelSpec, EngineSite], EngineProcess] = standin) -> EngineHost:
+def host(run_dir: Path, make: Callable[[ModelSpec, Runtime], EngineProcess] = standin) -> EngineHost:
     """A host with one model."""
     return EngineHost([spec()], run_dir=run_dir, policy=QUICK, make=make)
 

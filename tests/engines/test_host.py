@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coldstart.sandbox.namespaces import Isolation
-from coldstart.sandbox.spares import SpareRooms
+from coldstart.sandbox.spares import SandboxPool
 from coldstart.tiers import SleepTier
 from engines.adapter import Adapter
 from engines.client.engine_client import EngineClient
@@ -24,7 +24,7 @@ from engines.errors import (
     UnsupportedTier,
 )
 from engines.host import EngineHost
-from engines.lifecycle.process import EngineProcess, EngineSite
+from engines.lifecycle.process import EngineProcess, Runtime
 from engines.lifecycle.run_folders import RunFoldersInUse
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState
@@ -348,8 +348,8 @@ async def test_leftovers_of_a_killed_host_are_cleared_and_living_ones_are_not(ru
 async def test_without_namespaces_it_works_as_well(run_dir: Path) -> None:
     """As on a platform that forbids them."""
 
-    def make(spec: ModelSpec, site: EngineSite) -> EngineProcess:
-        return standin(spec, EngineSite(site.folders, SpareRooms(Isolation(namespaces=False), run_dir, 0)))
+    def make(spec: ModelSpec, runtime: Runtime) -> EngineProcess:
+        return standin(spec, Runtime(runtime.folders, SandboxPool(Isolation(namespaces=False), run_dir, 0)))
 
     async with host(run_dir, make) as engines:
         async with engines.acquire("model") as lease:

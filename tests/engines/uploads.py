@@ -9,7 +9,7 @@ from typing import Any
 from engines.adapter import Adapter
 from engines.client.engine_client import EngineClient
 from engines.host import EngineHost
-from engines.lifecycle.process import EngineProcess, EngineSite
+from engines.lifecycle.process import EngineProcess, Runtime
 from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease
 from tests.engines.sleepers import model
@@ -22,9 +22,9 @@ PATIENT = replace(QUICK, health_failures=100, drain_timeout_s=20.0)
 """Nothing here is about engines that are slow to answer."""
 
 
-def engine(spec: ModelSpec, site: EngineSite) -> EngineProcess:
+def engine(spec: ModelSpec, runtime: Runtime) -> EngineProcess:
     """A stand-in that is given time to answer its health check."""
-    return EngineProcess(spec, site, argv=standin_argv, health_timeout_s=5.0)
+    return EngineProcess(spec, runtime, argv=standin_argv, health_timeout_s=5.0)
 
 
 def base(**changes: object) -> ModelSpec:

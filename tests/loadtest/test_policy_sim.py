@@ -40,7 +40,7 @@ def test_memory_and_waits_by_hand() -> None:
     # 100: asleep, waits 3, ends 108. 101 joins the wake: waits 2, ends 108. 117: 9 s idle, hot, ends 122.
     # 132: 10 s idle, paused, waits 1, ends 138. 200: 62 s idle, asleep since 168, waits 3, ends 208.
     outcome = replay([100, 101, 117, 132, 200], FixedKeepAlive(30), ENGINE, 300)
-    assert found(outcome.found) == (1, 1, 3, 0)
+    assert found(outcome.by_tier) == (1, 1, 3, 0)
     assert outcome.waits_s == [3, 2, 0, 1, 3]
     assert outcome.wait_s == 9
     assert outcome.wait_p99_s == 3
@@ -56,7 +56,7 @@ def test_an_engine_that_is_woken_before_the_request() -> None:
     # 210: sleeps again, waits 3, ends 218. Then awake 268 to 300.
     outcome = replay([0, 60, 120, 200, 210], policy, ENGINE, 300)
     assert outcome.waits_s == [3, 1, 0, 1, 3]
-    assert found(outcome.found) == (1, 1, 3, 0)
+    assert found(outcome.by_tier) == (1, 1, 3, 0)
     assert outcome.prewakes == 4
     awake = 8 + (2 + 6) + (4 + 5) + (25 + 6) + 8 + 32
     assert outcome.memory_gb_s == 2 * awake
@@ -68,7 +68,7 @@ def test_a_request_during_another_ends_no_idle_time() -> None:
     outcome = replay([10, 11, 15, 40], policy, ENGINE, 40)
     # 10 ends 18, 11 joins the wake, 15 ends 20; 40 finds it paused, ends 46.
     assert outcome.waits_s == [3, 2, 0, 1]
-    assert found(outcome.found) == (1, 1, 2, 0)
+    assert found(outcome.by_tier) == (1, 1, 2, 0)
     assert policy.told == [20]
     assert outcome.memory_gb_s == 2 * 36
 
@@ -89,7 +89,7 @@ def test_the_last_request_may_end_after_the_trace() -> None:
 )
 def test_every_request_is_counted_once(times_s: list[float], policy: KeepAlivePolicy, engine: Engine) -> None:
     outcome = replay(sorted(times_s), policy, engine, 1e5)
-    assert sum(outcome.found.values()) == len(outcome.waits_s) == len(times_s)
+    assert sum(outcome.by_tier.values()) == len(outcome.waits_s) == len(times_s)
     assert all(0 <= wait_s <= engine.asleep_wake_s + 1e-9 for wait_s in outcome.waits_s)
     latest = 1e5 + engine.asleep_wake_s + engine.service_s
     assert 0 <= outcome.memory_gb_s <= engine.memory_gb * latest * (1 + 1e-9)
@@ -101,8 +101,8 @@ def test_the_hybrid_foresees_what_is_periodic(trace: str, engine: Engine) -> Non
     times_s = list(TRACES[trace](Random(5), 14 * DAY_S))
     hybrid = replay(times_s, HybridHistogram(), engine, 14 * DAY_S)
     fixed = replay(times_s, FixedKeepAlive(600), engine, 14 * DAY_S)
-    assert fixed.found[engine.asleep] == len(times_s)
-    assert hybrid.found[engine.asleep] < len(times_s) / 5
+    assert fixed.by_tier[engine.asleep] == len(times_s)
+    assert hybrid.by_tier[engine.asleep] < len(times_s) / 5
     assert hybrid.wait_s < fixed.wait_s / 5
 
 

@@ -188,5 +188,5 @@ class Stage:
         """Why the token was refused, as its sender learns it."""
         with pytest.raises(InvalidCredential) as caught:
             await self.store.authenticate(token)
-        assert caught.value.told is not None
-        return caught.value.told
+        assert caught.value.shown_detail is not None
+        return caught.value.shown_detail

@@ -25,7 +25,7 @@ _KEYS = {
 
 @cache
 def openapi_document() -> dict[str, Any]:
-    """The document, OpenAPI 3.1.0. Nobody may change what is returned."""
+    """The document, OpenAPI 3.1.0. Do not change what is returned."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations():
         paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)

@@ -45,7 +45,7 @@ def nullable(schema: Schema) -> Schema:
 
 
 def choice(*values: str) -> Schema:
-    """One of several texts."""
+    """A text from a list."""
     return {"type": "string", "enum": list(values)}
 
 

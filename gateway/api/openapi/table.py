@@ -230,8 +230,8 @@ def operations() -> list[Operation]:
         ("administration", (ADMIN,), _ADMINISTRATION),
         ("limits", (ADMIN,), [*_LIMITS, *_spend()]),
     )
-    found = [_operation(tag, keys, *row) for tag, keys, rows in groups for row in rows]
-    return [*found, *_unsupported()]
+    operations = [_operation(tag, keys, *row) for tag, keys, rows in groups for row in rows]
+    return [*operations, *_unsupported()]
 
 
 def _operation(
@@ -260,7 +260,7 @@ def _operation(
 
 
 def _unsupported() -> Iterator[Operation]:
-    """Of OpenAI's interface, and not of the gateway's."""
+    """The parts of OpenAI's interface that the gateway does not have."""
     not_yet = [(f"/v1/{name}", PROJECT, "Not supported yet") for name in NOT_YET]
     never = [(path, ADMIN, f"Not supported: {why}") for path, why in UNSUPPORTED.items()]
     for path, key, summary in [*not_yet, *never]:

@@ -14,7 +14,7 @@ from coldstart.criu.images import InvalidImage, Message
 from coldstart.criu.memory_file import PAGE
 from coldstart.criu.remap import MEMORY, remap
 from coldstart.sandbox.namespaces import Isolation
-from coldstart.sandbox.spares import make_room
+from coldstart.sandbox.spares import create_warm_sandbox
 
 CRIU_DIR = Path(__file__).resolve().parents[3] / ".criu"
 MAGIC = b"\x19CVT (IW"
@@ -232,9 +232,9 @@ async def test_no_allocator_in_use_relies_on_zeros_in_mapped_memory(tmp_path: Pa
     inside, seen = Path("/run/torpor/box"), Path("/run/torpor/snapshot")
     script = Path(program.__file__).with_name("on_dump.sh")
     env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
-    room = await make_room(Isolation(namespaces=True), tmp_path)
+    room = await create_warm_sandbox(Isolation(namespaces=True), tmp_path)
     try:
-        await room.sandbox.furnish(binds={inside: box, seen: folder})
+        await room.sandbox.mount_engine(binds={inside: box, seen: folder})
         pid = await room.sandbox.run([sys.executable, "-c", ALLOCATORS, str(inside)], env=env, cwd=inside)
         while not ((box / "ready").exists() and (box / "child").exists()):
             assert room.sandbox.alive, room.output.read()
@@ -248,9 +248,9 @@ async def test_no_allocator_in_use_relies_on_zeros_in_mapped_memory(tmp_path: Pa
     assert (folder / MEMORY).stat().st_size < done.mapped_bytes - 10_000_000  # what both hold is there once
 
     (box / "go").touch()
-    again = await make_room(Isolation(namespaces=True), tmp_path)
+    again = await create_warm_sandbox(Isolation(namespaces=True), tmp_path)
     try:
-        await again.sandbox.furnish(
+        await again.sandbox.mount_engine(
             binds={inside: box, seen: folder}, copies={Path("/dev/shm"): folder / "shm"}
         )
         command = found.restore_command(seen / "images", inside, room.pipe)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coldstart.snapshots.readahead import read_ahead, write_list
-from coldstart.snapshots.working_set import Touched, observe
+from coldstart.snapshots.working_set import WorkingSet, observe
 
 PAGE = mmap.PAGESIZE
 MB = 1 << 20
@@ -90,10 +90,10 @@ def test_what_is_listed_is_read_ahead_and_nothing_where_it_is_there(tmp_path: Pa
     snapshot.mkdir()
     inside = snapshot / "memory"
     inside.write_bytes(os.urandom(3 * MB))
-    touched = Touched(
+    touched = WorkingSet(
         written={7: [(0x1000, PAGE)]}, read={str(file): [(4 * MB, 2 * MB)], "/seen/memory": [(0, MB)]}
     )
-    touched.write(snapshot, Touched())
+    touched.write(snapshot, WorkingSet())
     assert (snapshot / "written" / "7").read_bytes() == (0x1000).to_bytes(8, "little") + PAGE.to_bytes(
         8, "little"
     )

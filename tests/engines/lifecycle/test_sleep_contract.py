@@ -11,15 +11,15 @@ import pytest_asyncio
 
 from coldstart.criu import program
 from coldstart.sandbox import namespaces
-from coldstart.sandbox.spares import SpareRooms
+from coldstart.sandbox.spares import SandboxPool
 from coldstart.snapshots.store import Snapshot, SnapshotStore
 from engines.adapter import Adapter
 from engines.errors import EngineBroken
 from engines.host import EngineMaker
 from engines.lifecycle.control_calls import call
-from engines.lifecycle.process import EngineProcess, EngineSite
+from engines.lifecycle.process import EngineProcess, Runtime
 from engines.lifecycle.run_folders import RunFolders
-from engines.lifecycle.snapshots import Snapshots
+from engines.lifecycle.snapshots import EngineSnapshots
 from engines.spec import LoraSettings, ModelSpec
 from loadtest.adapter_files import make_adapter
 from tests.engines.support import CRIU_DIR, eventually, standin
@@ -37,15 +37,15 @@ ENGINES = {
 class Bench:
     """One kind of engine, its site, and a snapshot of it."""
 
-    def __init__(self, make: EngineMaker, spec: ModelSpec, site: EngineSite, store: SnapshotStore) -> None:
+    def __init__(self, make: EngineMaker, spec: ModelSpec, runtime: Runtime, store: SnapshotStore) -> None:
         self.spec = spec
         self._make = make
-        self._site = site
-        self.snapshots = Snapshots(store, "4", lambda _: self.engine())
+        self._runtime = runtime
+        self.snapshots = EngineSnapshots(store, "4", lambda _: self.engine())
         self.snapshot: Snapshot
 
     def engine(self) -> EngineProcess:
-        return self._make(self.spec, self._site)
+        return self._make(self.spec, self._runtime)
 
     async def prepare(self, store: SnapshotStore) -> None:
         engine = self.engine()
@@ -68,10 +68,10 @@ async def bench(
     folder = tmp_path_factory.mktemp("bench")
     folders = RunFolders(folder / "run")
     folders.open()
-    rooms = SpareRooms(await namespaces.probe(), folders.run_dir, 0)
+    rooms = SandboxPool(await namespaces.probe(), folders.run_dir, 0)
     store = SnapshotStore(folder / "snapshots")
     store.open()
-    made = Bench(make, spec, EngineSite(folders, rooms, program.find(CRIU_DIR)), store)
+    made = Bench(make, spec, Runtime(folders, rooms, program.find(CRIU_DIR)), store)
     await made.prepare(store)
     yield made
     await rooms.close()

@@ -10,7 +10,7 @@ from engines.client.engine_client import EngineClient
 from engines.errors import HostClosing
 from engines.host import EngineHost
 from engines.lifecycle.engine import Dumped
-from engines.lifecycle.process import DumpFailed, EngineProcess, EngineSite
+from engines.lifecycle.process import DumpFailed, EngineProcess, Runtime
 from engines.spec import EngineAddress, ModelSpec
 from engines.status import EngineState
 from tests.engines.sleepers import snapshot_host
@@ -43,9 +43,9 @@ class Torn(EngineProcess):
 async def test_who_waits_for_a_dump_that_fails_gets_no_engine_that_is_in_pieces(run_dir: Path) -> None:
     made: list[EngineProcess] = []
 
-    def make(spec: ModelSpec, site: EngineSite) -> EngineProcess:
+    def make(spec: ModelSpec, runtime: Runtime) -> EngineProcess:
         kind = EngineProcess if made else Torn
-        made.append(kind(spec, site, argv=standin_argv, health_timeout_s=0.3))
+        made.append(kind(spec, runtime, argv=standin_argv, health_timeout_s=0.3))
         return made[-1]
 
     Torn.failing = asyncio.Event()

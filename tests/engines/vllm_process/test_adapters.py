@@ -100,7 +100,7 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
         run_dir=run_dir,
         snapshot_dir=run_dir / "snapshots",
         criu_dir=CRIU_DIR,
-        policy=HostPolicy(spare_rooms=0),
+        policy=HostPolicy(spare_sandboxes=0),
     )
     async with host:
         made = Site(host, tmp_path_factory.mktemp("adapters"))

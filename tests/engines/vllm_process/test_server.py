@@ -44,7 +44,7 @@ LONG = "The quick brown fox jumps over the lazy dog. " * 30
 async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineHost]:
     check_model(CHAT)
     check_model(EMBED)
-    policy = HostPolicy(spare_rooms=0)  # what is there is an engine's
+    policy = HostPolicy(spare_sandboxes=0)  # what is there is an engine's
     run_dir = tmp_path_factory.mktemp("run")
     async with EngineHost([CHAT, EMBED, WRONG], run_dir=run_dir, policy=policy) as host:
         yield host

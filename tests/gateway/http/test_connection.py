@@ -9,10 +9,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from gateway.config.sections import LimitsConfig
-from gateway.http.connection import link_of
+from gateway.http.connection import connection_of
 from gateway.http.context import RequestContext, RequestRecord, record_of
 from gateway.http.json_body import read_json
-from gateway.inference.exchange import Door, Exchange, Plan
+from gateway.inference.exchange import Exchange, Plan, RelayContext
 from tests.gateway.serving import serving
 
 _REQUEST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -24,7 +24,7 @@ async def _leaving(handle: Handle, *, at_once: bool = True) -> RequestRecord:
     arrived, ended = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        link = link_of(scope)
+        link = connection_of(scope)
         assert link is not None
         arrived.set()
         try:
@@ -62,12 +62,12 @@ class _Endless(Exchange):
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_the_work_ends_with_its_client(at_once: bool) -> None:
     nobody: Any = None
-    door = Door(nobody, nobody, nobody, nobody, running=set(), send_timeout_s=1.0)
+    relay = RelayContext(nobody, nobody, nobody, nobody, running=set(), send_timeout_s=1.0)
 
     async def work(scope: Scope, receive: Receive, send: Send) -> None:
         plan = Plan(model_id="m", path="/", body=b"", wake_timeout_s=1.0)
-        await _Endless(door, plan, record_of(scope))(scope, receive, send)
+        await _Endless(relay, plan, record_of(scope))(scope, receive, send)
 
     record = await _leaving(work, at_once=at_once)
     assert record.client_gone
-    assert not door.running
+    assert not relay.running

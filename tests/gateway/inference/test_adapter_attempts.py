@@ -17,7 +17,7 @@ from engines.client.engine_client import EngineClients
 from engines.host import EngineHost
 from gateway.http.context import RequestContext, record_of
 from gateway.http.errors import ApiError, answer_error
-from gateway.inference.exchange import Door, Plan, UnmeteredExchange
+from gateway.inference.exchange import Plan, RelayContext, UnmeteredExchange
 from gateway.inference.queues import ModelQueues
 from gateway.storage.database import migrate, open_database
 from metering.ledger.service import open_ledger
@@ -44,7 +44,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         async with (
             open_ledger(url, database, tmp_path / "ledger") as ledger,
             EngineHost([base()], run_dir=Path(run_dir), policy=PATIENT, make=engine) as host,
-            _served(Door(host, clients, ledger, ModelQueues(host, {}), set(), 10.0), adapter) as http,
+            _served(RelayContext(host, clients, ledger, ModelQueues(host, {}), set(), 10.0), adapter) as http,
         ):
             yield Stage(host, http, adapter)
     clients.close()
@@ -52,11 +52,11 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def _served(door: Door, adapter: Adapter) -> AsyncIterator[httpx.AsyncClient]:
+async def _served(relay: RelayContext, adapter: Adapter) -> AsyncIterator[httpx.AsyncClient]:
     async def call(request: Request) -> UnmeteredExchange:
         path, body = request.url.path, b'{"prompt":"Who are you?"}'
         plan = Plan(model_id="model", path=path, body=body, wake_timeout_s=10.0, adapter=adapter)
-        return UnmeteredExchange(door, plan, record_of(request.scope))
+        return UnmeteredExchange(relay, plan, record_of(request.scope))
 
     handlers = {ApiError: answer_error, Exception: answer_error}
     app = Starlette(routes=[Route("/v1/completions", call, methods=["POST"])], exception_handlers=handlers)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.inference.estimates import RelayedText
 from gateway.inference.sse import EventSplitter, EventTooLarge, StreamFilter, read_event
-from gateway.inference.stream_tap import StreamTap
+from gateway.inference.usage_extractor import UsageExtractor
 from metering.types import Usage
 
 ROLE = b'data: {"id":"c","choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
@@ -32,10 +32,16 @@ CLOSING = (
 
 
 def _filter(
-    *, include_usage: bool = False, continuous: bool = False, several: bool = False, remote: bool = False
+    *,
+    include_usage: bool = False,
+    continuous: bool = False,
+    multiple_choices: bool = False,
+    remote: bool = False,
 ) -> StreamFilter:
-    tap = StreamTap(RelayedText(), include_usage=include_usage, continuous=continuous, remote=remote)
-    return StreamFilter(tap, several=several)
+    extractor = UsageExtractor(
+        RelayedText(), include_usage=include_usage, continuous=continuous, remote=remote
+    )
+    return StreamFilter(extractor, multiple_choices=multiple_choices)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -96,17 +102,17 @@ def test_usage_is_taken_out_unless_asked_for(remote: bool) -> None:
         json.loads(forwarded.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == '"usage":{"x":1}'
     )
     assert filtered.feed(CLOSING) == b""
-    assert filtered.tap.seen == Usage(input_tokens=7, cached_tokens=4, output_tokens=5)
-    assert filtered.tap.closing(filtered.tap.seen, {}) == b""
+    assert filtered.extractor.seen == Usage(input_tokens=7, cached_tokens=4, output_tokens=5)
+    assert filtered.extractor.closing(filtered.extractor.seen, {}) == b""
 
 
 def test_the_closing_usage_is_the_engines_own_when_it_says_what_is_settled() -> None:
     filtered = _filter(include_usage=True)
     assert b"usage" not in filtered.feed(_chunk("a", 1))
     assert filtered.feed(CLOSING) == b""
-    assert filtered.tap.closing(filtered.tap.seen, {}) == CLOSING
+    assert filtered.extractor.closing(filtered.extractor.seen, {}) == CLOSING
     settled = Usage(input_tokens=8, output_tokens=9, estimated=True)
-    closing = json.loads(filtered.tap.closing(settled, {}).removeprefix(b"data: "))
+    closing = json.loads(filtered.extractor.closing(settled, {}).removeprefix(b"data: "))
     assert closing == {
         "id": "c",
         "choices": [],
@@ -126,17 +132,17 @@ def test_continuous_usage_stays_on_every_chunk(remote: bool) -> None:
 
 
 def test_choices_are_counted_apart_and_summed() -> None:
-    filtered = _filter(several=True)
+    filtered = _filter(multiple_choices=True)
     for event in (_chunk("a", 1), _chunk("b", 1, index=1), _chunk("c", 2, index=1), _chunk("d", 3)):
         filtered.feed(event)
-    assert filtered.tap.seen == Usage(input_tokens=7, output_tokens=5)
+    assert filtered.extractor.seen == Usage(input_tokens=7, output_tokens=5)
 
 
 @pytest.mark.parametrize(("of_all", "second"), [(False, 3), (True, 6)])
 def test_the_text_tells_whether_usage_is_of_each_choice_or_of_all(of_all: bool, second: int) -> None:
-    filtered = _filter(several=True, remote=True)
+    filtered = _filter(multiple_choices=True, remote=True)
     filtered.feed(_chunk("twelve bytes", 3) + _chunk("twelve bytes", second, index=1))
-    assert filtered.tap.seen.output_tokens == 6
+    assert filtered.extractor.seen.output_tokens == 6
     assert of_all == (second == 6)
 
 
@@ -155,7 +161,7 @@ def test_an_engines_error_and_its_done_are_kept_back(error: bytes) -> None:
     filtered = _filter(remote=True)
     assert filtered.feed(error) == b""
     assert filtered.feed(DONE) == b""
-    assert filtered.tap.error == {"message": "no", "code": 500}
+    assert filtered.extractor.error == {"message": "no", "code": 500}
 
 
 def test_an_error_that_is_a_text_or_not_json_is_an_error() -> None:
@@ -165,7 +171,7 @@ def test_an_error_that_is_a_text_or_not_json_is_an_error() -> None:
     ):
         filtered = _filter()
         assert filtered.feed(error) == b""
-        assert filtered.tap.error == read
+        assert filtered.extractor.error == read
 
 
 def test_null_is_not_an_error() -> None:
@@ -177,14 +183,14 @@ def test_null_is_not_an_error() -> None:
 def test_an_event_that_is_not_json_is_an_error_after_what_came_before(remote: bool) -> None:
     filtered = _filter(remote=remote)
     assert filtered.feed(ROLE + b"data: <html>\n\n") == ROLE
-    assert filtered.tap.error == {"message": "an event that is not JSON"}
+    assert filtered.extractor.error == {"message": "an event that is not JSON"}
 
 
 def test_what_is_not_a_chunk_is_not_for_the_client() -> None:
     filtered = _filter()
     for event in (b'data: {"type":"ping"}', b"event: ping\ndata: now", b"data: []", b"data", b"id: 9"):
         assert filtered.feed(event + b"\n\n") == b""
-    assert filtered.tap.error is None
+    assert filtered.extractor.error is None
 
 
 def test_comments_are_passed_on_without_their_text_and_not_for_ever() -> None:
@@ -217,10 +223,10 @@ def test_the_form_of_events_does_not_matter(
     filtered = _filter(include_usage=include_usage, continuous=continuous, remote=True)
     seen = b"".join(filtered.feed(odd[start:stop]) for start, stop in pairwise(cuts)) + filtered.end()
     assert _payloads(seen) == _payloads(expected)
-    assert filtered.tap.done
-    assert filtered.tap.seen == plain.tap.seen
-    assert _payloads(filtered.tap.closing(plain.tap.seen, {})) == _payloads(
-        plain.tap.closing(plain.tap.seen, {})
+    assert filtered.extractor.done
+    assert filtered.extractor.seen == plain.extractor.seen
+    assert _payloads(filtered.extractor.closing(plain.extractor.seen, {})) == _payloads(
+        plain.extractor.closing(plain.extractor.seen, {})
     )
 
 
@@ -236,13 +242,13 @@ def _payloads(events: bytes) -> list[object]:
 def test_every_choice_has_to_be_over(choices: int) -> None:
     filtered = _filter(remote=True)
     for index in range(choices):
-        assert not filtered.tap.has_finished(choices)
+        assert not filtered.extractor.has_finished(choices)
         filtered.feed(_chunk("a", 1, index))
-        assert not filtered.tap.has_finished(choices)
+        assert not filtered.extractor.has_finished(choices)
         filtered.feed(
             b'data: {"id":"c","choices":[{"index":%d,"delta":{},"finish_reason":"stop"}]}\n\n' % index
         )
-    assert filtered.tap.has_finished(choices)
+    assert filtered.extractor.has_finished(choices)
 
 
 @given(st.text(), st.integers(0, 10**6))
@@ -252,7 +258,7 @@ def test_text_comes_through_whatever_it_holds(text: str, output: int) -> None:
         forwarded = json.loads(filtered.feed(_chunk(text, output)).removeprefix(b"data: "))
         assert forwarded["choices"][0]["delta"]["content"] == text
         assert "usage" not in forwarded
-        assert filtered.tap.seen.output_tokens == output
+        assert filtered.extractor.seen.output_tokens == output
 
 
 def _vllm(text: str, usage: object, index: int = 0) -> bytes:
@@ -295,29 +301,36 @@ def test_the_filter_does_with_many_events_what_is_done_with_each(
     events: list[bytes],
     include_usage: bool,
     continuous: bool,
-    several: bool,
+    multiple_choices: bool,
     data: st.DataObject,
 ) -> None:
     """What the fast way and the careful one make of events is the same, but for how JSON is written."""
     whole = b"".join(events)
-    careful = _filter(include_usage=include_usage, continuous=continuous, several=True, remote=remote)
+    careful = _filter(
+        include_usage=include_usage, continuous=continuous, multiple_choices=True, remote=remote
+    )
     expected = careful.feed(whole)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=5)) | {0, len(whole)})
-    filtered = _filter(include_usage=include_usage, continuous=continuous, several=several, remote=remote)
+    filtered = _filter(
+        include_usage=include_usage, continuous=continuous, multiple_choices=multiple_choices, remote=remote
+    )
     seen = b"".join(filtered.feed(whole[start:end]) for start, end in pairwise(cuts))
     assert _payloads(seen) == _payloads(expected)
-    assert (filtered.tap.seen, filtered.tap.done) == (careful.tap.seen, careful.tap.done)
-    assert filtered.tap.error == careful.tap.error
+    assert (filtered.extractor.seen, filtered.extractor.done) == (
+        careful.extractor.seen,
+        careful.extractor.done,
+    )
+    assert filtered.extractor.error == careful.extractor.error
 
 
 def _relayed(events: list[bytes]) -> tuple[int, bool]:
     """Characters that were read of a remote server's events, which come one by one; whether they ended."""
     relayed = RelayedText()
     filtered = StreamFilter(
-        StreamTap(relayed, include_usage=False, continuous=False, remote=True), several=False
+        UsageExtractor(relayed, include_usage=False, continuous=False, remote=True), multiple_choices=False
     )
     assert _payloads(b"".join(map(filtered.feed, events)))
-    return relayed.characters, filtered.tap.has_finished(1)
+    return relayed.characters, filtered.extractor.has_finished(1)
 
 
 def test_text_that_usage_accounts_for_is_not_read() -> None:

@@ -20,7 +20,7 @@ from gateway.config.sections import Config, ModelConfig, StorageConfig
 from gateway.http.context import RequestContext, record_of
 from gateway.http.errors import ApiError, answer_error
 from gateway.inference import exchange
-from gateway.inference.exchange import Door, Plan, UnmeteredExchange
+from gateway.inference.exchange import Plan, RelayContext, UnmeteredExchange
 from gateway.inference.queues import ModelQueues
 from gateway.services import Services
 from gateway.storage.data_directory import DataDirectory
@@ -34,12 +34,12 @@ from tests.gateway.serving import serving
 class Stage:
     """A server whose every POST becomes an unmetered exchange with the same path of the stand-in."""
 
-    door: Door
+    relay: RelayContext
     starts: Starts
     http: httpx.AsyncClient
 
     def in_flight(self) -> int:
-        return self.door.host.status()[0].in_flight
+        return self.relay.host.status()[0].in_flight
 
 
 @pytest.fixture
@@ -53,18 +53,18 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         async with (
             open_ledger(url, database, tmp_path / "ledger") as ledger,
             EngineHost([spec()], run_dir=Path(run_dir), policy=policy, make=starts) as host,
-            _served(Door(host, clients, ledger, ModelQueues(host, {}), set(), 10.0)) as (door, http),
+            _served(RelayContext(host, clients, ledger, ModelQueues(host, {}), set(), 10.0)) as (relay, http),
         ):
-            yield Stage(door, starts, http)
+            yield Stage(relay, starts, http)
     clients.close()
     await database.dispose()
 
 
 @asynccontextmanager
-async def _served(door: Door) -> AsyncIterator[tuple[Door, httpx.AsyncClient]]:
+async def _served(relay: RelayContext) -> AsyncIterator[tuple[RelayContext, httpx.AsyncClient]]:
     async def call(request: Request) -> UnmeteredExchange:
         plan = Plan(model_id="model", path=request.url.path, body=b"{}", wake_timeout_s=10.0)
-        return UnmeteredExchange(door, plan, record_of(request.scope))
+        return UnmeteredExchange(relay, plan, record_of(request.scope))
 
     handlers = {ApiError: answer_error, Exception: answer_error}
     app = Starlette(routes=[Route("/{any}", call, methods=["POST"])], exception_handlers=handlers)
@@ -72,7 +72,7 @@ async def _served(door: Door) -> AsyncIterator[tuple[Door, httpx.AsyncClient]]:
         serving(RequestContext(app)) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http,
     ):
-        yield door, http
+        yield relay, http
 
 
 def _code(response: httpx.Response) -> tuple[int, str]:
@@ -84,27 +84,27 @@ async def test_an_answer_comes_through(stage: Stage) -> None:
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-torpor-engine"] == "cold"
-    assert await eventually(lambda: not stage.door.running)
+    assert await eventually(lambda: not stage.relay.running)
 
 
 async def test_a_client_that_leaves_gives_its_lease_back(stage: Stage) -> None:
     await stage.http.post("/echo")
     with pytest.raises(httpx.ReadTimeout):
         await stage.http.post("/hang", timeout=0.3)
-    assert await eventually(lambda: stage.in_flight() == 0 and not stage.door.running, 1.0)
+    assert await eventually(lambda: stage.in_flight() == 0 and not stage.relay.running, 1.0)
 
 
 async def test_a_client_that_leaves_does_not_wait_for_the_engine(stage: Stage) -> None:
     stage.starts.options = ("start_s=5",)
     with pytest.raises(httpx.ReadTimeout):
         await stage.http.post("/echo", timeout=0.3)
-    assert await eventually(lambda: not stage.door.running, 1.0)
+    assert await eventually(lambda: not stage.relay.running, 1.0)
 
 
 async def test_a_drain_knows_it_and_ends_it(stage: Stage) -> None:
     asking = asyncio.create_task(stage.http.post("/hang"))
     assert await eventually(lambda: stage.in_flight() == 1)
-    (running,) = stage.door.running
+    (running,) = stage.relay.running
     running.expire()
     assert _code(await asking) == (503, "shutting_down")
     assert stage.in_flight() == 0

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from metering.ledger.service import open_ledger
-from metering.reports.advice import Rates, Work, advise, best_keep_warm, work_between
+from metering.reports.advice import PriceAssumptions, Work, advise, best_keep_warm, work_between
 from metering.reports.engine_times import EngineTime, store_times
 from metering.types import Outcome, Timings, Usage
 from tests.metering.conftest import attempt
@@ -19,7 +19,9 @@ NOON = 1_704_067_200 + 12 * HOUR
 def test_costs_and_where_they_cross() -> None:
     time = EngineTime(busy_ms=HOUR * 1000, idle_ms=2 * HOUR * 1000, waking_ms=HOUR * 1000, wakes=9)
     work = Work(model="m", hours=10.0, time=time, requests=5, input_tokens=3_000_000, output_tokens=1_000_000)
-    found = advise(work, Rates(hardware_hour=2.0, reserved_hour=0.5, hosted_input=1.0, hosted_output=5.0))
+    found = advise(
+        work, PriceAssumptions(hardware_hour=2.0, reserved_hour=0.5, hosted_input=1.0, hosted_output=5.0)
+    )
     assert found.utilisation == pytest.approx(0.1)
     assert (found.as_run, found.always_on, found.hosted) == (8.0, 20.0, 8.0)
     assert found.per_million(found.as_run) == 2.0
@@ -31,7 +33,7 @@ def test_costs_and_where_they_cross() -> None:
 def test_nothing_is_said_of_nothing() -> None:
     found = advise(
         Work(model="m", hours=1.0, time=EngineTime(), requests=0, input_tokens=0, output_tokens=0),
-        Rates(hardware_hour=1.0),
+        PriceAssumptions(hardware_hour=1.0),
     )
     assert found.per_million(found.as_run) is None
     assert (found.wake_share, found.keep_warm, found.hosted, found.reserved_above) == (None, None, None, None)

@@ -31,15 +31,17 @@ _LARGEST_FRAME = 600
 _HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 
 
-class StreamTap:
-    """Reads what a stream reports on its way, and takes usage out where the client did not ask for it.
+class UsageExtractor:
+    """Reads what a stream reports while it is relayed, and removes usage that the client did not request.
 
     With ``include_usage`` the client gets the usage of the whole answer, once, as `closing` writes it; with
     ``continuous`` that of every chunk stays. ``seen`` holds the tokens reported so far. At the end ``done``
     says that the engine finished by itself; ``error`` holds its error object if it sent one.
 
-    The text of a ``remote`` server, which somebody else runs, is kept in ``relayed``, to be compared with its
+    The text of a ``remote`` server, one behind a ``url``, is kept in ``relayed``, to be compared with its
     usage; that of an engine of the gateway's own only while it reports no output.
+
+    It has many attributes because servers report usage, choices and ends in many ways that must be compared.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class StreamTap:
         return len(self._finished) >= choices and self._finished >= self._begun
 
     def note(self, choice: int, reported: ReportedUsage) -> None:
-        """So many tokens have come of the choice by now."""
+        """Note how many tokens of the choice have arrived."""
         if reported.output_tokens is not None:
             self._output_by_choice[choice] = reported.output_tokens
         if reported.input_tokens:
@@ -95,7 +97,7 @@ class StreamTap:
             self.seen = Usage(self._input, min(self._cached, self._input), self._output())
 
     def passed(self, events: bytes, number: int) -> None:
-        """So many events with text are passed on without being read; their newest usage is noted."""
+        """Count events with text that are passed on without being read; note their newest usage."""
         if self._is_to_be_read(events, number):
             self._relayed.add_events(events)
         if self.include_usage and not self._head:
@@ -202,8 +204,8 @@ class StreamTap:
         stays = is_openai_form(self._closing_usage, usage)
         if stays and self._closing:
             return _DATA + self._closing + b"\n\n"
-        shown = self._closing_usage if stays else usage_object(usage)
-        return _DATA + dumps({**(self._head or head), "choices": [], "usage": shown}) + b"\n\n"
+        reported = self._closing_usage if stays else usage_object(usage)
+        return _DATA + dumps({**(self._head or head), "choices": [], "usage": reported}) + b"\n\n"
 
 
 def _frame_of(event: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Keeps in contact with the database, and tells when it goes away and comes back."""
+"""Pings an idle database and logs when it becomes unreachable and when it recovers."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ WATCH_EVERY_S = 5.0
 
 
 async def watch(storage: Storage) -> None:
-    """Asks a database that nobody else has asked for a while; ends when it is cancelled."""
+    """Query a database that has been idle for a while, until this is cancelled."""
     away = False
     while True:
         await asyncio.sleep(WATCH_EVERY_S)
