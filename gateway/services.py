@@ -23,7 +23,7 @@ from metering.ledger.service import Ledger
 from metering.reports.costs import CostReports
 from metering.reports.usage import UsageReports
 from tenants.queueing.project_weights import ProjectWeights
-from tenants.store import TenantStore
+from tenants.store import Tenants
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Services:
 
     config: Config
     database: AsyncEngine
-    tenants: TenantStore
+    tenants: Tenants
     ledger: Ledger
     reports: UsageReports
     costs: CostReports

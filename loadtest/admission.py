@@ -35,7 +35,7 @@ from tenants.limits.rate_limits import LimitBook, RateLimit
 from tenants.queueing.fair_queue import FairQueue, Ticket, token_cost
 from tenants.queueing.turnstile import Turnstile
 from tenants.secrets import digest, new_secret
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.tables import api_keys, metadata, organizations, projects
 from tenants.types import KeyKind, Principal
 
@@ -74,7 +74,7 @@ class VirtualClock:
 class Site:
     """The parts that are measured, and the secrets of all keys."""
 
-    store: TenantStore
+    store: Tenants
     admissions: Admissions
     turnstile: Turnstile
     clock: VirtualClock
@@ -124,9 +124,9 @@ async def site(keys: int, of_projects: int, clock: VirtualClock) -> AsyncIterato
             await LimitStore(database, book).load()
             for number in range(of_projects):
                 budgets.set_limit(f"proj_{number}", 10**9)
-            store = TenantStore(database, PEPPER)
+            store = Tenants.of(database, PEPPER)
             for secret in secrets:
-                await store.authenticate(secret)
+                await store.credentials.authenticate(secret)
             turnstile = Turnstile(FairQueue(), slots=SLOTS)
             async with turnstile.turn(Ticket(project_id="proj_0", cost=1.0)):
                 yield Site(store, Admissions(book, budgets, clock_ns=clock), turnstile, clock, secrets)
@@ -194,7 +194,7 @@ async def measure(site: Site, requests: int, samples: int) -> Result:
 
 
 async def _plain(site: Site, secret: str) -> None:
-    principal = await site.store.authenticate(secret)
+    principal = await site.store.credentials.authenticate(secret)
     admission = site.admissions.admit(principal, MODEL, INPUT, cost=(INPUT + OUTPUT) * PRICE)
     async with site.turnstile.turn(_ticket(principal), PATIENCE_S) as turn:
         for step in range(1, STEPS + 1):
@@ -212,7 +212,7 @@ async def _timed(
     site: Site, secret: str, result: Result, now: Callable[[], int] = time.thread_time_ns
 ) -> None:
     marks = [now()]
-    principal = await site.store.authenticate(secret)
+    principal = await site.store.credentials.authenticate(secret)
     marks.append(now())
     admission = site.admissions.admit(principal, MODEL, INPUT, cost=(INPUT + OUTPUT) * PRICE)
     marks.append(now())
@@ -232,12 +232,12 @@ async def _timed(
 async def measure_refusals(site: Site, samples: int, result: Result) -> None:
     """What a request costs that is refused, the tokens of its key being used up."""
     secret = site.secrets[0]
-    principal = await site.store.authenticate(secret)
+    principal = await site.store.credentials.authenticate(secret)
     site.clock.now_ns += 10**15
     admission = site.admissions.admit(principal, MODEL, _KEY_LIMIT["tokens_per_minute"])
     for _ in range(samples):
         begin = time.thread_time_ns()
-        await site.store.authenticate(secret)
+        await site.store.credentials.authenticate(secret)
         try:
             site.admissions.admit(principal, MODEL, INPUT)
         except RateLimitExceeded:

@@ -37,7 +37,7 @@ async def create_key(request: Request) -> Response:
     """``POST``: answers with the key, the only time it is seen."""
     services, organization_id = await admin_of(request)
     body = await fields_of(request, ("name", "expires_in_seconds"))
-    key, value = await services.tenants.create_admin_key(
+    key, value = await services.tenants.keys.create_admin(
         organization_id, text(body, "name"), expires_at=expiry(body)
     )
     return secret({**admin_key_object(key), "value": value})
@@ -47,7 +47,7 @@ async def list_keys(request: Request) -> Response:
     """``GET``, the oldest first, or with ``order=desc`` the newest."""
     services, organization_id = await admin_of(request)
     after, limit = paging(request)
-    keys = await services.tenants.list_keys(
+    keys = await services.tenants.keys.listed(
         organization_id,
         kind=KeyKind.ADMIN,
         after=after,
@@ -60,7 +60,7 @@ async def list_keys(request: Request) -> Response:
 async def retrieve_key(request: Request) -> Response:
     """``GET .../{key}``."""
     services, organization_id = await admin_of(request)
-    key = await services.tenants.get_key(organization_id, path_id(request, "key"), kind=KeyKind.ADMIN)
+    key = await services.tenants.keys.get(organization_id, path_id(request, "key"), kind=KeyKind.ADMIN)
     return JSONResponse(admin_key_object(key))
 
 
@@ -68,7 +68,7 @@ async def delete_key(request: Request) -> Response:
     """``DELETE .../{key}``: seen by the very next request. A key may delete itself."""
     services, organization_id = await admin_of(request)
     key_id = path_id(request, "key")
-    await services.tenants.revoke_key(organization_id, key_id, kind=KeyKind.ADMIN)
+    await services.tenants.keys.revoke(organization_id, key_id, kind=KeyKind.ADMIN)
     return JSONResponse({"id": key_id, "object": "organization.admin_api_key.deleted", "deleted": True})
 
 
@@ -82,7 +82,7 @@ async def rotate_key(request: Request) -> Response:
     if type(overlap_s) is not int:
         message = "'overlap_seconds' must be a whole number."
         raise invalid_request(message, "overlap_seconds", "invalid_type")
-    rotation = await services.tenants.rotate_key(
+    rotation = await services.tenants.keys.rotate(
         organization_id, path_id(request, "key"), overlap_s=overlap_s
     )
     key, old = rotation.key, rotation.old

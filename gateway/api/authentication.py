@@ -90,7 +90,7 @@ async def _principal(request: Request, services: Services, authorization: str) -
         raise InvalidCredential("missing")
     if len(secret) > MAX_TOKEN_CHARACTERS:
         raise too_long()
-    cached = services.tenants.known(secret)
+    cached = services.tenants.credentials.known(secret)
     if cached is not None:
         return cached
     address = _address(request)
@@ -98,7 +98,7 @@ async def _principal(request: Request, services: Services, authorization: str) -
     if blocked_s > 0:
         raise too_many_failures(math.ceil(blocked_s))
     try:
-        return await services.tenants.authenticate(secret)
+        return await services.tenants.credentials.authenticate(secret)
     except InvalidCredential as error:
         # An expired key was valid once: it was not guessed, and costs no query.
         if error.reason != "expired":

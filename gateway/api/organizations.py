@@ -39,7 +39,7 @@ async def create_organization(request: Request) -> Response:
     """``POST``: answers with the first admin key, the only time it is seen."""
     services = await root_of(request)
     body = await fields_of(request, ("slug", "name"))
-    organization, key, value = await services.tenants.create_organization_with_key(
+    organization, key, value = await services.tenants.keys.create_with_organization(
         text(body, "slug"), optional_text(body, "name"), key_name="first admin key"
     )
     return secret(
@@ -51,7 +51,7 @@ async def list_organizations(request: Request) -> Response:
     """``GET``; archived ones with ``include_archived=true``."""
     services = await root_of(request)
     after, limit = paging(request)
-    organizations = await services.tenants.list_organizations(
+    organizations = await services.tenants.organizations.listed(
         after=after, limit=limit, include_archived=flag(request, "include_archived")
     )
     return page([organization_object(item) for item in organizations.items], organizations.has_more)
@@ -60,7 +60,7 @@ async def list_organizations(request: Request) -> Response:
 async def retrieve_organization(request: Request) -> Response:
     """``GET .../{id or slug}``."""
     services = await root_of(request)
-    organization = await services.tenants.get_organization(path_id(request, "organization"))
+    organization = await services.tenants.organizations.get(path_id(request, "organization"))
     return JSONResponse(organization_object(organization))
 
 
@@ -68,14 +68,14 @@ async def update_organization(request: Request) -> Response:
     """``POST .../{id or slug}`` with another ``name``. The slug stays: names of models hold it."""
     services = await root_of(request)
     name = text(await fields_of(request, ("name",)), "name")
-    renamed = await services.tenants.rename_organization(path_id(request, "organization"), name)
+    renamed = await services.tenants.organizations.rename(path_id(request, "organization"), name)
     return JSONResponse(organization_object(renamed))
 
 
 async def archive_organization(request: Request) -> Response:
     """``POST .../{id or slug}/archive``: its projects archived, all its keys revoked. Usage stays."""
     services = await root_of(request)
-    archived, revoked = await services.tenants.archive_organization(path_id(request, "organization"))
+    archived, revoked = await services.tenants.organizations.archive(path_id(request, "organization"))
     return JSONResponse({**organization_object(archived), "revoked_keys": revoked})
 
 
@@ -83,8 +83,8 @@ async def create_admin_key(request: Request) -> Response:
     """``POST .../{id or slug}/admin_api_keys``: for an organization that has lost its last one."""
     services = await root_of(request)
     body = await fields_of(request, ("name", "expires_in_seconds"))
-    organization = await services.tenants.get_organization(path_id(request, "organization"))
-    key, value = await services.tenants.create_admin_key(
+    organization = await services.tenants.organizations.get(path_id(request, "organization"))
+    key, value = await services.tenants.keys.create_admin(
         organization.id, text(body, "name"), expires_at=expiry(body)
     )
     return secret({**admin_key_object(key), "value": value})

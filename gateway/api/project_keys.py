@@ -156,9 +156,11 @@ async def list_keys(request: Request) -> Response:
     """``GET .../api_keys``; owners lose their access with the whole project only."""
     services, organization_id = await admin_of(request)
     after, limit = paging(request)
-    project = await services.tenants.get_project(organization_id, path_id(request, "project"))
+    project = await services.tenants.projects.get(organization_id, path_id(request, "project"))
     owner_access = choice(request, "owner_project_access", ("any", "active", "inactive"))
-    keys = await services.tenants.list_keys(organization_id, project_id=project.id, after=after, limit=limit)
+    keys = await services.tenants.keys.listed(
+        organization_id, project_id=project.id, after=after, limit=limit
+    )
     if owner_access not in ("any", _access(project)):
         return page([], has_more=False)
     return page([key_object(item, project) for item in keys.items], keys.has_more)
@@ -167,8 +169,8 @@ async def list_keys(request: Request) -> Response:
 async def retrieve_key(request: Request) -> Response:
     """``GET .../api_keys/{key}``."""
     services, organization_id = await admin_of(request)
-    project = await services.tenants.get_project(organization_id, path_id(request, "project"))
-    key = await services.tenants.get_key(
+    project = await services.tenants.projects.get(organization_id, path_id(request, "project"))
+    key = await services.tenants.keys.get(
         organization_id, path_id(request, "key"), project_id=project.id, kind=KeyKind.PROJECT
     )
     return JSONResponse(key_object(key, project))
@@ -178,8 +180,8 @@ async def update_key(request: Request) -> Response:
     """``POST .../api_keys/{key}`` with other ``scopes`` (none is all) or another expiry, from now on."""
     services, organization_id = await admin_of(request)
     body = await fields_of(request, _KEY_FIELDS)
-    project = await services.tenants.get_project(organization_id, path_id(request, "project"))
-    key = await services.tenants.change_key(
+    project = await services.tenants.projects.get(organization_id, path_id(request, "project"))
+    key = await services.tenants.keys.change(
         organization_id,
         project.id,
         path_id(request, "key"),
@@ -193,7 +195,7 @@ async def delete_key(request: Request) -> Response:
     """``DELETE .../api_keys/{key}``: seen by the very next request."""
     services, organization_id = await admin_of(request)
     key_id = path_id(request, "key")
-    await services.tenants.revoke_key(
+    await services.tenants.keys.revoke(
         organization_id, key_id, project_id=path_id(request, "project"), kind=KeyKind.PROJECT
     )
     return JSONResponse({"id": key_id, "object": "organization.project.api_key.deleted", "deleted": True})

@@ -41,14 +41,14 @@ async def create_project(request: Request) -> Response:
     """``POST``. Names need not be unique."""
     services, organization_id = await admin_of(request)
     name = text(await fields_of(request, ("name",), _NOT_HERE), "name")
-    return JSONResponse(project_object(await services.tenants.create_project(organization_id, name)))
+    return JSONResponse(project_object(await services.tenants.projects.create(organization_id, name)))
 
 
 async def list_projects(request: Request) -> Response:
     """``GET``; archived ones with ``include_archived=true``."""
     services, organization_id = await admin_of(request)
     after, limit = paging(request)
-    projects = await services.tenants.list_projects(
+    projects = await services.tenants.projects.listed(
         organization_id, after=after, limit=limit, include_archived=flag(request, "include_archived")
     )
     return page([project_object(item) for item in projects.items], projects.has_more)
@@ -57,7 +57,7 @@ async def list_projects(request: Request) -> Response:
 async def retrieve_project(request: Request) -> Response:
     """``GET .../{project}``."""
     services, organization_id = await admin_of(request)
-    project = await services.tenants.get_project(organization_id, path_id(request, "project"))
+    project = await services.tenants.projects.get(organization_id, path_id(request, "project"))
     return JSONResponse(project_object(project))
 
 
@@ -67,16 +67,16 @@ async def update_project(request: Request) -> Response:
     name = optional_text(await fields_of(request, ("name",), _NOT_HERE), "name")
     project_id = path_id(request, "project")
     if name is None:
-        project = await services.tenants.get_project(organization_id, project_id)
+        project = await services.tenants.projects.get(organization_id, project_id)
     else:
-        project = await services.tenants.rename_project(organization_id, project_id, name)
+        project = await services.tenants.projects.rename(organization_id, project_id, name)
     return JSONResponse(project_object(project))
 
 
 async def archive_project(request: Request) -> Response:
     """``POST .../{project}/archive``: its keys stop working at once."""
     services, organization_id = await admin_of(request)
-    project = await services.tenants.archive_project(organization_id, path_id(request, "project"))
+    project = await services.tenants.projects.archive(organization_id, path_id(request, "project"))
     return JSONResponse(project_object(project))
 
 

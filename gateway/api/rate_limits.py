@@ -85,7 +85,7 @@ async def list_rate_limits(request: Request) -> Response:
     """
     services, organization_id = await admin_of(request)
     project_id = path_id(request, "project")
-    await services.tenants.get_project(organization_id, project_id)
+    await services.tenants.projects.get(organization_id, project_id)
     named = services.control.limits.adapters(project_id, PREFIX)
     adapters = [name for name in named if services.adapters.usable(project_id, name)]
     models, has_more = _window([*services.catalog.ids(), *adapters], request)
@@ -116,7 +116,7 @@ async def update_rate_limit(request: Request) -> Response:
     project_id, limit_id = path_id(request, "project"), path_id(request, "limit")
     sizes = _sizes(await body_of(request), MODEL_SIZES)
     model = limit_id.removeprefix(_ID_PREFIX)
-    await services.tenants.get_project(organization_id, project_id)
+    await services.tenants.projects.get(organization_id, project_id)
     exists = model in services.catalog.ids() or services.adapters.usable(project_id, model)
     if not limit_id.startswith(_ID_PREFIX) or not exists:
         raise NotFound("No such rate limit.")

@@ -40,7 +40,7 @@ async def create_token(request: Request) -> Response:
     bearer = replace(principal, issuer=ISSUER, user_id=user or principal.user_id)
     for name in models or ():
         resolve_model(services, bearer, name)
-    value, expires_at = services.tenants.mint_token(
+    value, expires_at = services.tenants.credentials.mint_token(
         principal,
         user_id=user,
         scopes=_texts(body, "scopes", _MAX_SCOPES) or frozenset({MODEL_REQUEST}),

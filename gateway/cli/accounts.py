@@ -12,7 +12,7 @@ from gateway.cli.common import Installation, answer, config_option, json_option,
 from gateway.cli.errors import CommandError
 from gateway.storage.data_directory import DataDirectoryInUse
 from gateway.storage.database import migrate, open_database
-from tenants.store import TenantStore
+from tenants.store import Tenants
 
 _ROOT = "TORPOR_ROOT_KEY"
 _ADMIN = "TORPOR_ADMIN_KEY"
@@ -225,8 +225,8 @@ def rotate_root(config_file: Path, as_json: bool) -> None:
         await migrate(url)
         database = open_database(url)
         try:
-            store = TenantStore(database, installation.data.pepper())
-            return (await store.rotate_root_key())[1]
+            store = Tenants.of(database, installation.data.pepper())
+            return (await store.keys.rotate_root())[1]
         finally:
             await database.dispose()
 

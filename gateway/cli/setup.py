@@ -15,7 +15,7 @@ from gateway.storage.credentials import BASE_URL
 from gateway.storage.database import migrate, open_database
 from gateway.storage.privacy import private_umask
 from tenants.errors import NotFound
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.types import KeyKind, Organization, Project
 
 _DEMO = "demo"
@@ -66,22 +66,22 @@ async def _make_demo(installation: Installation) -> dict[str, str]:
     await migrate(url)
     database = open_database(url)
     try:
-        store = TenantStore(database, installation.data.pepper())
+        store = Tenants.of(database, installation.data.pepper())
         await _refuse_where_used(store, installation)
         organization = await _organization(store)
         project = await _project(store, organization)
-        _, root = await store.rotate_root_key()
-        _, admin = await store.create_admin_key(organization.id, "demo admin key")
-        _, inference = await store.create_project_key(organization.id, project.id, "demo key")
+        _, root = await store.keys.rotate_root()
+        _, admin = await store.keys.create_admin(organization.id, "demo admin key")
+        _, inference = await store.keys.create_for_project(organization.id, project.id, "demo key")
     finally:
         await database.dispose()
     return {"TORPOR_API_KEY": inference, "TORPOR_ADMIN_KEY": admin, "TORPOR_ROOT_KEY": root}
 
 
-async def _refuse_where_used(store: TenantStore, installation: Installation) -> None:
+async def _refuse_where_used(store: Tenants, installation: Installation) -> None:
     """Keys that were made once and taken away from here stay good: they are not replaced."""
-    for organization in (await store.list_organizations(limit=2, include_archived=True)).items:
-        keys = await store.list_keys(organization.id, kind=KeyKind.ADMIN, limit=1)
+    for organization in (await store.organizations.listed(limit=2, include_archived=True)).items:
+        keys = await store.keys.listed(organization.id, kind=KeyKind.ADMIN, limit=1)
         if organization.slug != _DEMO or keys.items or organization.archived_at is not None:
             raise CommandError(
                 f"{installation.data.credentials_file} is missing, but this installation has organizations "
@@ -89,17 +89,17 @@ async def _refuse_where_used(store: TenantStore, installation: Installation) -> 
             )
 
 
-async def _organization(store: TenantStore) -> Organization:
+async def _organization(store: Tenants) -> Organization:
     """The demo organization; it is there already where an earlier run was cut short."""
     try:
-        return await store.get_organization(_DEMO)
+        return await store.organizations.get(_DEMO)
     except NotFound:
-        return await store.create_organization(_DEMO)
+        return await store.organizations.create(_DEMO)
 
 
-async def _project(store: TenantStore, organization: Organization) -> Project:
-    page = await store.list_projects(organization.id, after=None, limit=1)
-    return page.items[0] if page.items else await store.create_project(organization.id, _DEMO)
+async def _project(store: Tenants, organization: Organization) -> Project:
+    page = await store.projects.listed(organization.id, after=None, limit=1)
+    return page.items[0] if page.items else await store.projects.create(organization.id, _DEMO)
 
 
 @click.command()

@@ -76,7 +76,7 @@ async def client(stage: Stage) -> AsyncIterator[AsyncOpenAI]:
 @pytest.fixture
 async def root(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
     """A client with the root key."""
-    _, secret = await stage.services.tenants.create_root_key()
+    _, secret = await stage.services.tenants.keys.create_root()
     async with stage.client(secret) as opened:
         yield opened
 

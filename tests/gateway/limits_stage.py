@@ -188,7 +188,7 @@ def _tokenizer() -> tuple[TokenCounter, ChatTemplate]:
 
 async def _tenant(services: Services, slug: str) -> Tenant:
     tenants = services.tenants
-    organization, _, admin_key = await tenants.create_organization_with_key(slug, key_name="admin")
-    project = await tenants.create_project(organization.id, "web")
-    key, secret = await tenants.create_project_key(organization.id, project.id, "key")
+    organization, _, admin_key = await tenants.keys.create_with_organization(slug, key_name="admin")
+    project = await tenants.projects.create(organization.id, "web")
+    key, secret = await tenants.keys.create_for_project(organization.id, project.id, "key")
     return Tenant(organization.id, project.id, key.id, secret, admin_key)

@@ -9,7 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.storage.database import migrate, open_database
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.tokens.sources import ReadKeys, key_client, read_url
 from tenants.types import Project
 from tests.tenants.issuers import IssuerServer, Stage, issuer_for, issuer_server
@@ -38,14 +38,14 @@ async def database(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-def store(database: AsyncEngine) -> TenantStore:
-    return TenantStore(database, PEPPER)
+def store(database: AsyncEngine) -> Tenants:
+    return Tenants.of(database, PEPPER)
 
 
 @pytest.fixture
-async def project(store: TenantStore) -> Project:
-    organization = await store.create_organization("acme")
-    return await store.create_project(organization.id, "search")
+async def project(store: Tenants) -> Project:
+    organization = await store.organizations.create("acme")
+    return await store.projects.create(organization.id, "search")
 
 
 @pytest.fixture
@@ -60,5 +60,5 @@ async def stage(idp: IssuerServer, database: AsyncEngine, project: Project) -> A
     async with key_client() as client:
         read = partial(read_url, client, f"{idp.url}/keys")
         source = ReadKeys(name="idp", read=read, clock=lambda: now[0])
-        store = TenantStore(database, PEPPER, issuers=[issuer_for(source, idp.url)])
+        store = Tenants.of(database, PEPPER, issuers=[issuer_for(source, idp.url)])
         yield Stage(store, idp, project, source, now)

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from tenants.errors import InvalidCredential
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.tokens.issuers import Issuer
 from tenants.tokens.sources import KeySource, ReadKeys
 from tenants.types import Project
@@ -168,7 +168,7 @@ def issuer_for(source: KeySource, issuer: str, **changes: Any) -> Issuer:
 class Stage:
     """A store that takes the tokens of the issuer for ``acme`` alone."""
 
-    store: TenantStore
+    store: Tenants
     idp: IssuerServer
     project: Project
     keys: ReadKeys
@@ -180,13 +180,13 @@ class Stage:
     async def detail(self, token: str) -> str:
         """Why the token was refused, as the log has it."""
         with pytest.raises(InvalidCredential) as caught:
-            await self.store.authenticate(token)
+            await self.store.credentials.authenticate(token)
         assert caught.value.reason == ("expired" if caught.value.detail == "it has expired" else "unknown")
         return caught.value.detail or ""
 
     async def told(self, token: str) -> str:
         """Why the token was refused, as its sender learns it."""
         with pytest.raises(InvalidCredential) as caught:
-            await self.store.authenticate(token)
+            await self.store.credentials.authenticate(token)
         assert caught.value.shown_detail is not None
         return caught.value.shown_detail

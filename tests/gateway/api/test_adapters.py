@@ -134,7 +134,7 @@ async def test_a_registration_that_is_cancelled_is_whole_or_not_there(stage: Ada
 
     scope = {"type": "http", "headers": [(b"content-type", sent.headers["content-type"].encode())]}
     services, tenant = stage.stage.services, stage.stage.tenant
-    who = await services.tenants.authenticate(tenant.key)
+    who = await services.tenants.credentials.authenticate(tenant.key)
     stage.examiner.go_on.clear()
     work = asyncio.create_task(stage.adapters.register(Request(scope, receive), who, services.catalog))
     while not stage.examiner.examined:

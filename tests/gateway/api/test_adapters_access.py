@@ -123,9 +123,9 @@ async def test_two_tenants_with_the_same_suffix_each_get_their_own(stage: Adapte
 
 async def test_an_adapter_is_shared_with_the_official_client(stage: AdapterStage) -> None:
     tenant, services = stage.stage.tenant, stage.stage.services
-    second = await services.tenants.create_project(tenant.organization_id, "second")
-    third = await services.tenants.create_project(tenant.organization_id, "third")
-    _, secret = await services.tenants.create_project_key(tenant.organization_id, second.id, "key")
+    second = await services.tenants.projects.create(tenant.organization_id, "second")
+    third = await services.tenants.projects.create(tenant.organization_id, "third")
+    _, secret = await services.tenants.keys.create_for_project(tenant.organization_id, second.id, "key")
     made = await add(stage.stage.http)
     async with (
         AsyncOpenAI(base_url=f"http://127.0.0.1:{stage.stage.port}/v1", api_key=tenant.admin_key) as admin,

@@ -140,7 +140,7 @@ async def test_scopes_and_expiry_of_a_key_change_at_the_next_request(
     opened = await keys.update(tenant.key_id, project_id=tenant.project_id, scopes=[], expires_in_seconds=60)
     assert opened.to_dict()["scopes"] == ["all"]
     assert opened.expires_at is not None
-    stage.services.tenants._clock = lambda: opened.expires_at or 0
+    stage.services.tenants.credentials._clock = lambda: opened.expires_at or 0
     assert await stage.status(tenant.key) == 401
     await stage.expire(tenant.key_id)
     with pytest.raises(openai.BadRequestError, match="expired") as caught:

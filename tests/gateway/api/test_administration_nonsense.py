@@ -55,7 +55,7 @@ def _bodies(dice: random.Random) -> Iterator[bytes]:
 
 async def test_no_fault_of_the_gateways_own(stage: Stage) -> None:
     dice = random.Random(7)
-    _, root_key = await stage.services.tenants.create_root_key()
+    _, root_key = await stage.services.tenants.keys.create_root()
     routes, bodies = _routes(), _bodies(dice)
     assert len(routes) > 35
     seen = set()

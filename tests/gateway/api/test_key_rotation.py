@@ -29,9 +29,9 @@ async def test_a_rotated_key_overlaps_with_the_new_one(client: AsyncOpenAI, stag
     assert {one["subject_id"]: one["max_requests_per_1_minute"] for one in limits} == {
         tenant.key_id: 3, made["id"]: 3,
     }  # fmt: skip
-    stage.services.tenants._clock = lambda: ends_at - 1
+    stage.services.tenants.credentials._clock = lambda: ends_at - 1
     assert await stage.status(tenant.key) == 200
-    stage.services.tenants._clock = lambda: ends_at
+    stage.services.tenants.credentials._clock = lambda: ends_at
     assert await stage.status(tenant.key) == 401
     assert await stage.status(made["value"]) == 200
     await stage.expire(tenant.key_id)

@@ -179,7 +179,7 @@ async def test_a_stream_owes_its_output_as_it_is_generated(stage: Stage) -> None
     left = []
     async with stage.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
         assert _rates(response)["remaining-tokens"] == str(60 - ASKED)
-        principal = await stage.services.tenants.authenticate(stage.tenant.key)
+        principal = await stage.services.tenants.credentials.authenticate(stage.tenant.key)
         async for _ in response.aiter_lines():
             standing = stage.control.admissions.standings(principal, "near").tokens
             assert standing is not None

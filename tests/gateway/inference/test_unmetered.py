@@ -135,9 +135,9 @@ async def test_nothing_is_begun_while_the_gateway_drains(tmp_path: Path, path: s
     )
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
-        organization = await services.tenants.create_organization("acme")
-        project = await services.tenants.create_project(organization.id, "web")
-        _, secret = await services.tenants.create_project_key(organization.id, project.id, "key")
+        organization = await services.tenants.organizations.create("acme")
+        project = await services.tenants.projects.create(organization.id, "web")
+        _, secret = await services.tenants.keys.create_for_project(organization.id, project.id, "key")
         transport = httpx.ASGITransport(RequestContext(app))
         headers = {"authorization": f"Bearer {secret}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://torpor", headers=headers) as http:

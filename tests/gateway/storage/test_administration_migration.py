@@ -8,7 +8,7 @@ from sqlalchemy import Connection, text
 
 from gateway.storage.database import migrate, open_database
 from tenants.secrets import digest
-from tenants.store import TenantStore
+from tenants.store import Tenants
 
 PEPPER = b"p" * 32
 SECRET = "sk-" + "a" * 48
@@ -45,9 +45,9 @@ async def test_keys_keep_working_and_get_accounts(tmp_path: Path) -> None:
             await connection.run_sync(_run, "0004", up=True)
             await connection.run_sync(_insert)
         await migrate(url)
-        store = TenantStore(database, PEPPER)
-        assert (await store.authenticate(SECRET)).key_id == "key_1"
-        (key,) = (await store.list_keys("org-1")).items
+        store = Tenants.of(database, PEPPER)
+        assert (await store.credentials.authenticate(SECRET)).key_id == "key_1"
+        (key,) = (await store.keys.listed("org-1")).items
         assert key.service_account is not None
         assert (key.service_account.id, key.service_account.name) == ("svc_1", "robot")
         assert (await store.service_accounts.listed("org-1", "proj_1")).items == [key.service_account]

@@ -19,7 +19,7 @@ from tenants.alerts.outbox import Outbox
 from tenants.alerts.spend_alerts import SpendAlertStore
 from tenants.errors import StorageUnavailable
 from tenants.storage import Storage
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tests.gateway.api import (
     test_administration_at_once,
     test_administration_client,
@@ -78,9 +78,9 @@ async def test_alerts_are_bounded(postgres: PostgresServer, of_project: bool) ->
     await migrate(url)
     database = open_database(url)
     try:
-        store = TenantStore(database, b"p" * 32)
-        organization = await store.create_organization("acme")
-        project = await store.create_project(organization.id, "search")
+        store = Tenants.of(database, b"p" * 32)
+        organization = await store.organizations.create("acme")
+        project = await store.projects.create(organization.id, "search")
         alerts = SpendAlertStore(Storage(database))
         await test_spend_alerts.test_a_crowd_does_not_pass_the_limit(alerts, project, of_project)
         outbox, now_ms = Outbox(Storage(database)), time.time_ns() // 1_000_000

@@ -15,20 +15,20 @@ from tenants.accounts import credential_cache
 from tenants.accounts.credential_cache import CredentialCache
 from tenants.accounts.keys import KnownKey
 from tenants.errors import InvalidCredential, StorageUnavailable
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.types import ALL_SCOPES, KeyKind, Principal, Project
 from tests.tenants.conftest import PEPPER, Statements
 
 
-async def _reason(store: TenantStore, secret: str) -> str:
+async def _reason(store: Tenants, secret: str) -> str:
     with pytest.raises(InvalidCredential) as caught:
-        await store.authenticate(secret)
+        await store.credentials.authenticate(secret)
     return caught.value.reason
 
 
-async def test_project_key_stands_for_its_project(store: TenantStore, project: Project) -> None:
-    key, secret = await store.create_project_key(project.organization_id, project.id, "key")
-    assert await store.authenticate(secret) == Principal(
+async def test_project_key_stands_for_its_project(store: Tenants, project: Project) -> None:
+    key, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
+    assert await store.credentials.authenticate(secret) == Principal(
         kind=KeyKind.PROJECT,
         key_id=key.id,
         organization_id=project.organization_id,
@@ -39,11 +39,11 @@ async def test_project_key_stands_for_its_project(store: TenantStore, project: P
     )
 
 
-async def test_root_and_admin_keys_stand_for_no_project(store: TenantStore, project: Project) -> None:
-    _, root = await store.create_root_key()
-    _, admin = await store.create_admin_key(project.organization_id, "admin")
-    assert (await store.authenticate(root)).organization_id is None
-    principal = await store.authenticate(admin)
+async def test_root_and_admin_keys_stand_for_no_project(store: Tenants, project: Project) -> None:
+    _, root = await store.keys.create_root()
+    _, admin = await store.keys.create_admin(project.organization_id, "admin")
+    assert (await store.credentials.authenticate(root)).organization_id is None
+    principal = await store.credentials.authenticate(admin)
     assert (principal.kind, principal.organization) == (KeyKind.ADMIN, "acme")
     assert principal.project_id is None
 
@@ -60,31 +60,29 @@ async def test_root_and_admin_keys_stand_for_no_project(store: TenantStore, proj
         ("sk-' OR 1=1 --", "unknown"),
     ],
 )
-async def test_what_is_no_key_is_refused(store: TenantStore, secret: str, reason: str) -> None:
+async def test_what_is_no_key_is_refused(store: Tenants, secret: str, reason: str) -> None:
     assert await _reason(store, secret) == reason
 
 
 async def test_key_of_another_installation_is_unknown(
-    store: TenantStore, project: Project, database: AsyncEngine
+    store: Tenants, project: Project, database: AsyncEngine
 ) -> None:
-    _, secret = await store.create_project_key(project.organization_id, project.id, "key")
-    assert await _reason(TenantStore(database, b"another pepper"), secret) == "unknown"
+    _, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
+    assert await _reason(Tenants.of(database, b"another pepper"), secret) == "unknown"
 
 
 async def test_known_key_costs_no_look_into_the_database(
-    store: TenantStore, project: Project, database: AsyncEngine
+    store: Tenants, project: Project, database: AsyncEngine
 ) -> None:
-    _, secret = await store.create_project_key(project.organization_id, project.id, "key")
-    await store.authenticate(secret)
+    _, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
+    await store.credentials.authenticate(secret)
     statements = Statements(database)
     for _ in range(100):
-        await store.authenticate(secret)
+        await store.credentials.authenticate(secret)
     assert statements.count == 0
 
 
-async def test_unknown_key_is_looked_up_once(
-    store: TenantStore, project: Project, database: AsyncEngine
-) -> None:
+async def test_unknown_key_is_looked_up_once(store: Tenants, project: Project, database: AsyncEngine) -> None:
     await _reason(store, "sk-" + "a" * 48)
     statements = Statements(database)
     for _ in range(100):
@@ -94,79 +92,77 @@ async def test_unknown_key_is_looked_up_once(
 
 
 async def test_refused_secret_works_once_such_a_key_is_made(
-    store: TenantStore, project: Project, monkeypatch: pytest.MonkeyPatch
+    store: Tenants, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "sk-" + "a" * 48
     assert await _reason(store, secret) == "unknown"
     monkeypatch.setattr("tenants.accounts.keys.new_secret", lambda _kind: secret)
-    await store.create_project_key(project.organization_id, project.id, "key")
-    assert (await store.authenticate(secret)).project_id == project.id
+    await store.keys.create_for_project(project.organization_id, project.id, "key")
+    assert (await store.credentials.authenticate(secret)).project_id == project.id
 
 
-async def test_revoked_key_fails_at_the_next_call(store: TenantStore, project: Project) -> None:
-    key, secret = await store.create_project_key(project.organization_id, project.id, "key")
-    _, other = await store.create_project_key(project.organization_id, project.id, "other")
-    await store.authenticate(secret)
-    await store.revoke_key(project.organization_id, key.id)
+async def test_revoked_key_fails_at_the_next_call(store: Tenants, project: Project) -> None:
+    key, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
+    _, other = await store.keys.create_for_project(project.organization_id, project.id, "other")
+    await store.credentials.authenticate(secret)
+    await store.keys.revoke(project.organization_id, key.id)
     assert await _reason(store, secret) == "revoked"
     assert await _reason(store, secret) == "revoked"
-    assert (await store.authenticate(other)).project_id == project.id
+    assert (await store.credentials.authenticate(other)).project_id == project.id
 
 
-async def test_archived_project_fails_at_the_next_call(store: TenantStore, project: Project) -> None:
-    _, secret = await store.create_project_key(project.organization_id, project.id, "key")
-    await store.authenticate(secret)
-    await store.archive_project(project.organization_id, project.id)
+async def test_archived_project_fails_at_the_next_call(store: Tenants, project: Project) -> None:
+    _, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
+    await store.credentials.authenticate(secret)
+    await store.projects.archive(project.organization_id, project.id)
     assert await _reason(store, secret) == "archived"
 
 
-async def test_rotation_revokes_every_earlier_root_key(store: TenantStore) -> None:
-    earlier = [(await store.create_root_key())[1] for _ in range(2)]
+async def test_rotation_revokes_every_earlier_root_key(store: Tenants) -> None:
+    earlier = [(await store.keys.create_root())[1] for _ in range(2)]
     for secret in earlier:
-        await store.authenticate(secret)
-    _, new = await store.rotate_root_key()
+        await store.credentials.authenticate(secret)
+    _, new = await store.keys.rotate_root()
     for secret in earlier:
         assert await _reason(store, secret) == "revoked"
-    assert (await store.authenticate(new)).kind is KeyKind.ROOT
+    assert (await store.credentials.authenticate(new)).kind is KeyKind.ROOT
 
 
 async def test_key_expires_at_its_second(database: AsyncEngine, project: Project) -> None:
     now = time.time()
     clock = [now]
-    store = TenantStore(database, PEPPER, clock=lambda: clock[0])
+    store = Tenants.of(database, PEPPER, clock=lambda: clock[0])
     expires_at = int(now) + 60
-    _, secret = await store.create_project_key(
+    _, secret = await store.keys.create_for_project(
         project.organization_id, project.id, "key", expires_at=expires_at
     )
     clock[0] = expires_at - 0.01
-    await store.authenticate(secret)
+    await store.credentials.authenticate(secret)
     clock[0] = expires_at
     assert await _reason(store, secret) == "expired"
 
 
-async def test_revocation_whose_caller_goes_away_is_still_seen(store: TenantStore, project: Project) -> None:
-    key, secret = await store.create_project_key(project.organization_id, project.id, "key")
-    await store.authenticate(secret)
-    revoking = asyncio.create_task(store.revoke_key(project.organization_id, key.id))
+async def test_revocation_whose_caller_goes_away_is_still_seen(store: Tenants, project: Project) -> None:
+    key, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
+    await store.credentials.authenticate(secret)
+    revoking = asyncio.create_task(store.keys.revoke(project.organization_id, key.id))
     await asyncio.sleep(0)
     revoking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await revoking
     for _ in range(500):
-        if not (await store.list_keys(project.organization_id)).items:
+        if not (await store.keys.listed(project.organization_id)).items:
             break
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     assert await _reason(store, secret) == "revoked"
 
 
-async def test_look_ups_racing_a_revocation_remember_nothing_stale(
-    store: TenantStore, project: Project
-) -> None:
+async def test_look_ups_racing_a_revocation_remember_nothing_stale(store: Tenants, project: Project) -> None:
     for _ in range(20):
-        key, secret = await store.create_project_key(project.organization_id, project.id, "key")
-        racing = [store.authenticate(secret) for _ in range(4)]
-        revoking = store.revoke_key(project.organization_id, key.id)
+        key, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
+        racing = [store.credentials.authenticate(secret) for _ in range(4)]
+        revoking = store.keys.revoke(project.organization_id, key.id)
         await asyncio.gather(*racing, revoking, return_exceptions=True)
         assert await _reason(store, secret) == "revoked"
 
@@ -174,32 +170,32 @@ async def test_look_ups_racing_a_revocation_remember_nothing_stale(
 async def test_database_that_is_away_is_told_apart_from_a_bad_key(tmp_path: Path) -> None:
     database = open_database(f"sqlite+aiosqlite:///{tmp_path / 'no' / 'such' / 'folder.db'}")
     try:
-        store = TenantStore(database, PEPPER)
+        store = Tenants.of(database, PEPPER)
         with pytest.raises(StorageUnavailable):
-            await store.authenticate("sk-" + "a" * 48)
+            await store.credentials.authenticate("sk-" + "a" * 48)
         with pytest.raises(StorageUnavailable):
-            await store.list_organizations()
+            await store.organizations.listed()
     finally:
         await database.dispose()
         await asyncio.sleep(0.1)  # the driver's threads of failed connections end a moment later
 
 
 async def test_known_keys_work_while_the_database_is_locked(
-    store: TenantStore, project: Project, tmp_path: Path
+    store: Tenants, project: Project, tmp_path: Path
 ) -> None:
-    _, secret = await store.create_project_key(project.organization_id, project.id, "key")
+    _, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
     impatient = open_database(f"sqlite+aiosqlite:///{tmp_path / 'torpor.db'}")
     event.listen(impatient.sync_engine, "connect", _be_impatient)
     blocker = sqlite3.connect(tmp_path / "torpor.db", isolation_level=None)
     try:
-        locked = TenantStore(impatient, PEPPER)
-        await locked.authenticate(secret)
+        locked = Tenants.of(impatient, PEPPER)
+        await locked.credentials.authenticate(secret)
         blocker.execute("BEGIN IMMEDIATE")
         with pytest.raises(StorageUnavailable):
-            await locked.create_organization("late")
-        assert (await locked.authenticate(secret)).project_id == project.id
+            await locked.organizations.create("late")
+        assert (await locked.credentials.authenticate(secret)).project_id == project.id
         blocker.execute("ROLLBACK")
-        assert (await locked.create_organization("late")).slug == "late"
+        assert (await locked.organizations.create("late")).slug == "late"
     finally:
         blocker.close()
         await impatient.dispose()

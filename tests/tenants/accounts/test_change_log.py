@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenants.accounts.change_log import EVERYTHING, ChangeLog
 from tenants.errors import InvalidCredential
-from tenants.store import TenantStore, open_tenants
+from tenants.store import Tenants, open_tenants
 from tenants.types import Project
 from tests.process import REPOSITORY
 from tests.tenants.conftest import PEPPER
@@ -91,15 +91,15 @@ async def test_another_process_sees_a_revocation_at_its_next_request(
         open_tenants(database, PEPPER, changes=tmp_path / "changes") as store,
     ):
         organization = project.organization_id
-        key, secret = await store.create_project_key(organization, project.id, "key")
-        other, unharmed = await store.create_project_key(organization, project.id, "other")
+        key, secret = await store.keys.create_for_project(organization, project.id, "key")
+        other, unharmed = await store.keys.create_for_project(organization, project.id, "other")
         for one, held in ((key, secret), (other, unharmed)):
             assert await worker.authenticate(held) == (one.id, 1)
             assert await worker.authenticate(held) == (one.id, 0)
-        await store.revoke_key(organization, key.id)
+        await store.keys.revoke(organization, key.id)
         assert await worker.authenticate(secret) == ("revoked", 1)
         assert await worker.authenticate(unharmed) == (other.id, 0), "nothing else is forgotten"
-        await store.archive_project(organization, project.id)
+        await store.projects.archive(organization, project.id)
         assert await worker.authenticate(unharmed) == ("archived", 1)
 
 
@@ -109,27 +109,27 @@ async def test_a_process_that_starts_lets_the_others_forget(
     """The one before it may have ended between its commit and the telling of it."""
     file = tmp_path / "changes"
     async with open_tenants(database, PEPPER, changes=file) as store:
-        _, secret = await store.create_project_key(project.organization_id, project.id, "key")
-        await store.authenticate(secret)
+        _, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
+        await store.credentials.authenticate(secret)
         async with open_tenants(database, PEPPER, changes=file):
-            assert store.known(secret) is None
-            assert (await store.authenticate(secret)).project_id == project.id
+            assert store.credentials.known(secret) is None
+            assert (await store.credentials.authenticate(secret)).project_id == project.id
 
 
 async def test_read_that_began_before_anothers_revocation_is_not_remembered(
     database: AsyncEngine, project: Project, tmp_path: Path
 ) -> None:
     file = tmp_path / "changes"
-    with_file = TenantStore(database, PEPPER, changes=ChangeLog(file))
-    revoking = TenantStore(database, PEPPER, changes=ChangeLog(file))
+    with_file = Tenants.of(database, PEPPER, changes=ChangeLog(file))
+    revoking = Tenants.of(database, PEPPER, changes=ChangeLog(file))
     for _ in range(10):
-        key, secret = await revoking.create_project_key(project.organization_id, project.id, "key")
-        racing = [with_file.authenticate(secret) for _ in range(4)]
+        key, secret = await revoking.keys.create_for_project(project.organization_id, project.id, "key")
+        racing = [with_file.credentials.authenticate(secret) for _ in range(4)]
         await asyncio.gather(
-            *racing, revoking.revoke_key(project.organization_id, key.id), return_exceptions=True
+            *racing, revoking.keys.revoke(project.organization_id, key.id), return_exceptions=True
         )
         with pytest.raises(InvalidCredential):
-            await with_file.authenticate(secret)
+            await with_file.credentials.authenticate(secret)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tenants.accounts.change_log import ChangeLog
 from tenants.accounts.key_rotation import Rotation
 from tenants.errors import InvalidCredential, NotFound
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.tables import api_keys, projects
 from tenants.types import ModelPermissions, PermissionMode, Principal
 from tests.tenants.conftest import PEPPER
@@ -22,8 +22,8 @@ from tests.tenants.issuers import Stage as IssuerStage
 class Two(NamedTuple):
     """The stores of two processes, and a key that the second of them has in memory."""
 
-    first: TenantStore
-    second: TenantStore
+    first: Tenants
+    second: Tenants
     principal: Principal
     secret: str
 
@@ -34,21 +34,21 @@ class Two(NamedTuple):
 
     async def refused(self) -> str:
         """Why the second process refuses the key."""
-        assert self.second.known(self.secret) is None
+        assert self.second.credentials.known(self.secret) is None
         with pytest.raises(InvalidCredential) as caught:
-            await self.second.authenticate(self.secret)
+            await self.second.credentials.authenticate(self.secret)
         return caught.value.reason
 
 
 @pytest.fixture
 async def two(database: AsyncEngine, tmp_path: Path) -> AsyncIterator[Two]:
     logs = [ChangeLog(tmp_path / "changes") for _ in range(2)]
-    first, second = (TenantStore(database, PEPPER, changes=log) for log in logs)
-    organization = await first.create_organization("acme")
-    project = await first.create_project(organization.id, "search")
-    _, secret = await first.create_project_key(organization.id, project.id, "key")
-    principal = await second.authenticate(secret)
-    assert second.known(secret) == principal
+    first, second = (Tenants.of(database, PEPPER, changes=log) for log in logs)
+    organization = await first.organizations.create("acme")
+    project = await first.projects.create(organization.id, "search")
+    _, secret = await first.keys.create_for_project(organization.id, project.id, "key")
+    principal = await second.credentials.authenticate(secret)
+    assert second.credentials.known(secret) == principal
     yield Two(first, second, principal, secret)
     for log in logs:
         log.close()
@@ -63,29 +63,29 @@ async def test_a_deleted_account(two: Two) -> None:
 async def test_permissions_of_models(two: Two) -> None:
     allowed = ModelPermissions(PermissionMode.ALLOW, frozenset({"small"}))
     await two.first.model_permissions.set(*two.place, allowed)
-    assert two.second.known(two.secret) is None
-    principal = await two.second.authenticate(two.secret)
+    assert two.second.credentials.known(two.secret) is None
+    principal = await two.second.credentials.authenticate(two.secret)
     assert (principal.may_use("small"), principal.may_use("large")) == (True, False)
     await two.first.model_permissions.delete(*two.place)
-    assert (await two.second.authenticate(two.secret)).may_use("large")
+    assert (await two.second.credentials.authenticate(two.secret)).may_use("large")
 
 
 async def test_scopes_and_expiry(two: Two) -> None:
     key_id = two.principal.key_id
-    await two.first.change_key(*two.place, key_id, scopes=frozenset({"model.read"}))
-    assert (await two.second.authenticate(two.secret)).scopes == {"model.read"}
+    await two.first.keys.change(*two.place, key_id, scopes=frozenset({"model.read"}))
+    assert (await two.second.credentials.authenticate(two.secret)).scopes == {"model.read"}
 
 
 async def test_a_rotation_without_overlap(two: Two) -> None:
-    rotation = await two.first.rotate_key(two.place[0], two.principal.key_id, overlap_s=0)
+    rotation = await two.first.keys.rotate(two.place[0], two.principal.key_id, overlap_s=0)
     assert await two.refused() == "revoked"
-    principal = await two.second.authenticate(rotation.secret)
+    principal = await two.second.credentials.authenticate(rotation.secret)
     assert (principal.key_id, principal.project_id) == (rotation.key.id, two.place[1])
     assert rotation.key.service_account == rotation.old.service_account
 
 
 async def test_an_archived_organization(two: Two) -> None:
-    _, revoked = await two.first.archive_organization("acme")
+    _, revoked = await two.first.organizations.archive("acme")
     assert revoked == 1
     assert await two.refused() == "revoked"
 
@@ -93,52 +93,52 @@ async def test_an_archived_organization(two: Two) -> None:
 async def test_what_is_made_while_its_organization_is_archived_opens_nothing(
     two: Two, database: AsyncEngine
 ) -> None:
-    _, admin_secret = await two.first.create_admin_key(two.place[0], "late")
-    await two.first.archive_organization("acme")
+    _, admin_secret = await two.first.keys.create_admin(two.place[0], "late")
+    await two.first.organizations.archive("acme")
     async with database.begin() as connection:
         await connection.execute(update(api_keys).values(revoked_ms=None))
         await connection.execute(update(projects).values(archived_ms=None))
     for secret in (two.secret, admin_secret):
         with pytest.raises(InvalidCredential) as caught:
-            await two.second.authenticate(secret)
+            await two.second.credentials.authenticate(secret)
         assert caught.value.reason == "archived"
 
 
 async def test_a_rotation_never_prolongs_the_old_key(two: Two) -> None:
     key_id = two.principal.key_id
-    short = await two.first.rotate_key(two.place[0], key_id, overlap_s=10)
-    long = await two.first.rotate_key(two.place[0], key_id, overlap_s=1000)
+    short = await two.first.keys.rotate(two.place[0], key_id, overlap_s=10)
+    long = await two.first.keys.rotate(two.place[0], key_id, overlap_s=1000)
     assert short.old.expires_at == long.old.expires_at
-    assert {key.id for key in (await two.first.list_keys(two.place[0])).items} == {
+    assert {key.id for key in (await two.first.keys.listed(two.place[0])).items} == {
         key_id, short.key.id, long.key.id,
     }  # fmt: skip
 
 
 async def test_rotation_and_revocation_at_once_leave_no_successor(two: Two) -> None:
     key_id, organization_id = two.principal.key_id, two.place[0]
-    rotations = [two.first.rotate_key(organization_id, key_id, overlap_s=0) for _ in range(8)]
+    rotations = [two.first.keys.rotate(organization_id, key_id, overlap_s=0) for _ in range(8)]
     done = await asyncio.gather(
-        *rotations, two.second.revoke_key(organization_id, key_id), return_exceptions=True
+        *rotations, two.second.keys.revoke(organization_id, key_id), return_exceptions=True
     )
     won = [one for one in done if not isinstance(one, BaseException)]
     assert len(won) == 1
     assert all(isinstance(one, NotFound) for one in done if isinstance(one, BaseException))
-    left = (await two.first.list_keys(organization_id)).items
+    left = (await two.first.keys.listed(organization_id)).items
     assert [key.id for key in left] == [one.key.id for one in won if isinstance(one, Rotation)]
 
 
 async def test_a_removed_user_is_refused_until_it_is_added_again(stage: IssuerStage) -> None:
     project, users = stage.project, stage.store.users
     token = stage.token()
-    user_id = (await stage.store.authenticate(token)).user_id or ""
+    user_id = (await stage.store.credentials.authenticate(token)).user_id or ""
     place = (project.organization_id, project.id)
     await users.add_to_project(*place, user_id=user_id, email=None, role="member")
-    assert await stage.store.authenticate(token)
+    assert await stage.store.credentials.authenticate(token)
     await users.remove(project.organization_id, user_id)
     for again in (token, stage.token({"jti": "another"})):
-        assert stage.store.known(again) is None
+        assert stage.store.credentials.known(again) is None
         with pytest.raises(InvalidCredential, match="removed"):
-            await stage.store.authenticate(again)
-    assert await stage.store.authenticate(stage.token({"sub": "somebody else"}))
+            await stage.store.credentials.authenticate(again)
+    assert await stage.store.credentials.authenticate(stage.token({"sub": "somebody else"}))
     await users.add_to_project(*place, user_id=user_id, email=None, role="member")
-    assert (await stage.store.authenticate(token)).user_id == user_id
+    assert (await stage.store.credentials.authenticate(token)).user_id == user_id

@@ -9,7 +9,7 @@ from tenants.alerts import spend_alerts
 from tenants.alerts.spend_alerts import MAX_ALERTS, SpendAlertStore
 from tenants.errors import InvalidValue
 from tenants.storage import Storage
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.types import Project
 
 HOOK = {"type": "webhook", "url": "https://example.com/"}
@@ -39,11 +39,11 @@ async def test_a_crowd_does_not_pass_the_limit(
 
 
 async def test_an_organization_with_many_projects_is_bounded_in_all(
-    alerts: SpendAlertStore, store: TenantStore, project: Project, monkeypatch: pytest.MonkeyPatch
+    alerts: SpendAlertStore, store: Tenants, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spend_alerts, "MAX_ALERTS_IN_ALL", 12)
     organization_id = project.organization_id
-    projects = [await store.create_project(organization_id, f"p{number}") for number in range(6)]
+    projects = [await store.projects.create(organization_id, f"p{number}") for number in range(6)]
     await alerts.create(organization_id, None, 5, HOOK)
     crowd = [alerts.create(organization_id, each.id, 5, HOOK) for each in projects for _ in range(4)]
     done = await asyncio.gather(*crowd, return_exceptions=True)
@@ -51,7 +51,7 @@ async def test_an_organization_with_many_projects_is_bounded_in_all(
     made = await alerts.every()
     assert len(made) == 12
     # Another organization has its own, and a place that is given up is free.
-    other = await store.create_organization("other")
+    other = await store.organizations.create("other")
     await alerts.create(other.id, None, 5, HOOK)
     await alerts.delete(organization_id, made[0].project_id, made[0].id)
     await alerts.create(organization_id, projects[0].id, 5, HOOK)

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tenants.errors import BudgetExceeded, InvalidValue, NotFound
 from tenants.limits.budgets import CENT, Budgets, Crossing, Reservation
 from tenants.limits.spend_limits import MAX_CENTS, SpendLimitStore
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.types import Project
 
 
@@ -209,9 +209,9 @@ async def test_limits_are_set_changed_and_deleted(
 
 
 async def test_another_organizations_project_is_not_there(
-    limits: SpendLimitStore, store: TenantStore, project: Project
+    limits: SpendLimitStore, store: Tenants, project: Project
 ) -> None:
-    other = await store.create_organization("other")
+    other = await store.organizations.create("other")
     for call in (
         limits.get(other.id, project.id),
         limits.set(other.id, project.id, 1),
@@ -229,8 +229,8 @@ async def test_a_bad_amount_is_named(limits: SpendLimitStore, project: Project, 
 
 
 async def test_an_archived_project_gets_no_limit(
-    limits: SpendLimitStore, store: TenantStore, project: Project
+    limits: SpendLimitStore, store: Tenants, project: Project
 ) -> None:
-    await store.archive_project(project.organization_id, project.id)
+    await store.projects.archive(project.organization_id, project.id)
     with pytest.raises(InvalidValue, match="archived"):
         await limits.set(project.organization_id, project.id, 1)

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tenants.errors import InvalidValue, NotFound
 from tenants.limits.rate_limit_store import LimitStore
 from tenants.limits.rate_limits import MOST, NO_LIMIT, LimitBook, RateLimit, SubjectType
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.types import ALL_SCOPES, KeyKind, Principal, Project
 
 DEFAULTS = RateLimit(requests_per_minute=100, requests_per_day=1000)
@@ -56,10 +56,10 @@ async def test_a_project_has_the_defaults_until_it_has_limits_of_its_own(
 
 
 async def test_key_user_and_project_have_limits_for_all_models(
-    limits: LimitStore, store: TenantStore, book: LimitBook, project: Project
+    limits: LimitStore, store: Tenants, book: LimitBook, project: Project
 ) -> None:
     organization_id = project.organization_id
-    key, _ = await store.create_project_key(organization_id, project.id, "key")
+    key, _ = await store.keys.create_for_project(organization_id, project.id, "key")
     who = principal(project, key.id, "user-1")
     before = _names(book, who)
     await limits.set_subject(organization_id, SubjectType.KEY, key.id, {"tokens_per_day": 7})
@@ -114,10 +114,10 @@ async def test_a_bad_size_is_named_and_changes_nothing(
 
 
 async def test_what_is_another_organizations_is_not_there(
-    limits: LimitStore, store: TenantStore, book: LimitBook, project: Project
+    limits: LimitStore, store: Tenants, book: LimitBook, project: Project
 ) -> None:
-    other = await store.create_organization("other")
-    key, _ = await store.create_project_key(project.organization_id, project.id, "key")
+    other = await store.organizations.create("other")
+    key, _ = await store.keys.create_for_project(project.organization_id, project.id, "key")
     made = await limits.set_subject(project.organization_id, SubjectType.KEY, key.id, {"tokens_per_day": 7})
     with pytest.raises(NotFound):
         await limits.update_model(other.id, project.id, "m", {"requests_per_minute": 1})
@@ -135,14 +135,14 @@ async def test_what_is_another_organizations_is_not_there(
 
 
 async def test_an_archived_project_and_a_revoked_key_get_no_limits(
-    limits: LimitStore, store: TenantStore, project: Project
+    limits: LimitStore, store: Tenants, project: Project
 ) -> None:
     organization_id = project.organization_id
-    key, _ = await store.create_project_key(organization_id, project.id, "key")
-    await store.revoke_key(organization_id, key.id)
+    key, _ = await store.keys.create_for_project(organization_id, project.id, "key")
+    await store.keys.revoke(organization_id, key.id)
     with pytest.raises(NotFound):
         await limits.set_subject(organization_id, SubjectType.KEY, key.id, {"tokens_per_day": 1})
-    await store.archive_project(organization_id, project.id)
+    await store.projects.archive(organization_id, project.id)
     with pytest.raises(InvalidValue, match="archived"):
         await limits.update_model(organization_id, project.id, "m", {"requests_per_minute": 1})
 

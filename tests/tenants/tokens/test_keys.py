@@ -16,17 +16,17 @@ SECRET = b"0123456789abcdef" * 2
 
 
 async def test_rotated_key_is_found_at_its_first_token(stage: Stage) -> None:
-    await stage.store.authenticate(stage.token())
+    await stage.store.credentials.authenticate(stage.token())
     old = stage.token({"sub": "late"})
     stage.idp.rotate("second")
     stage.now[0] += 31
-    assert (await stage.store.authenticate(stage.token({"sub": "user-2"}))).user_id == "user-2"
+    assert (await stage.store.credentials.authenticate(stage.token({"sub": "user-2"}))).user_id == "user-2"
     assert stage.idp.hits == 2
     assert "no key of its issuer" in await stage.detail(old), "the earlier key is gone"
 
 
 async def test_storm_of_unknown_kids_asks_the_issuer_once_in_a_while(stage: Stage) -> None:
-    await stage.store.authenticate(stage.token())
+    await stage.store.credentials.authenticate(stage.token())
     stage.now[0] += 31
 
     async def one(number: int) -> None:
@@ -44,13 +44,13 @@ async def test_storm_of_unknown_kids_asks_the_issuer_once_in_a_while(stage: Stag
 
 async def test_first_tokens_share_one_fetch(stage: Stage) -> None:
     tokens = [stage.token({"sub": f"user-{number}"}) for number in range(20)]
-    await asyncio.gather(*map(stage.store.authenticate, tokens))
+    await asyncio.gather(*map(stage.store.credentials.authenticate, tokens))
     assert stage.idp.hits == 1
 
 
 async def test_one_caller_that_goes_away_takes_the_fetch_from_no_other(stage: Stage) -> None:
-    leaving = asyncio.create_task(stage.store.authenticate(stage.token()))
-    staying = asyncio.create_task(stage.store.authenticate(stage.token({"sub": "user-2"})))
+    leaving = asyncio.create_task(stage.store.credentials.authenticate(stage.token()))
+    staying = asyncio.create_task(stage.store.credentials.authenticate(stage.token({"sub": "user-2"})))
     while stage.idp.hits == 0:
         await asyncio.sleep(0.001)
     leaving.cancel()
@@ -63,11 +63,11 @@ async def test_keys_that_cannot_be_read_are_not_the_callers_fault(stage: Stage, 
     stage.idp.fault = fault
     for _ in range(5):
         with pytest.raises(IssuerUnavailable):
-            await stage.store.authenticate(stage.token())
+            await stage.store.credentials.authenticate(stage.token())
     assert stage.idp.hits == 1
     stage.idp.fault = None
     stage.now[0] += 31
-    await stage.store.authenticate(stage.token())
+    await stage.store.credentials.authenticate(stage.token())
 
 
 async def _settled(keys: ReadKeys) -> None:
@@ -76,18 +76,18 @@ async def _settled(keys: ReadKeys) -> None:
 
 
 async def test_stale_keys_are_used_for_a_bounded_time(stage: Stage) -> None:
-    await stage.store.authenticate(stage.token())
+    await stage.store.credentials.authenticate(stage.token())
     stage.idp.fault = "error"
 
     async def user(name: str) -> str | None:
-        return (await stage.store.authenticate(stage.token({"sub": name}))).user_id
+        return (await stage.store.credentials.authenticate(stage.token({"sub": name}))).user_id
 
     stage.now[0] += stage.keys.lifetime_s
     assert await user("a") == "a"
     await _settled(stage.keys)
     assert stage.idp.hits == 2
     with pytest.raises(IssuerUnavailable):
-        await stage.store.authenticate(stage.token(kid="second"))
+        await stage.store.credentials.authenticate(stage.token(kid="second"))
     stage.now[0] += stage.keys.stale_s - 1
     assert await user("b") == "b"
     stage.now[0] += 31

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenants.errors import InvalidCredential, InvalidValue
 from tenants.scopes import SCOPES, grants
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.tokens.authentication import MAX_KEPT_S
 from tenants.types import ApiKey, Principal, Project
 from tests.tenants.conftest import PEPPER, Statements
@@ -18,19 +18,19 @@ REQUEST = frozenset({"model.request"})
 
 
 async def _key(
-    store: TenantStore,
+    store: Tenants,
     project: Project,
     scopes: frozenset[str] = frozenset({"all"}),
     expires_at: int | None = None,
 ) -> tuple[ApiKey, Principal]:
-    key, secret = await store.create_project_key(
+    key, secret = await store.keys.create_for_project(
         project.organization_id, project.id, "key", scopes=scopes, expires_at=expires_at
     )
-    return key, await store.authenticate(secret)
+    return key, await store.credentials.authenticate(secret)
 
 
 def _mint(
-    store: TenantStore,
+    store: Tenants,
     principal: Principal,
     *,
     user_id: str | None = "visitor",
@@ -38,70 +38,70 @@ def _mint(
     models: frozenset[str] | None = None,
     expires_in_s: int = 60,
 ) -> tuple[str, int]:
-    return store.mint_token(
+    return store.credentials.mint_token(
         principal, user_id=user_id, scopes=scopes, models=models, expires_in_s=expires_in_s
     )
 
 
-async def test_a_token_stands_for_its_key(
-    store: TenantStore, project: Project, database: AsyncEngine
-) -> None:
+async def test_a_token_stands_for_its_key(store: Tenants, project: Project, database: AsyncEngine) -> None:
     _, principal = await _key(store, project)
     token, expires_at = _mint(store, principal, models=frozenset({"small"}))
     assert abs(expires_at - time.time() - 60) < 5
     expected = replace(
         principal, user_id="visitor", scopes=REQUEST, models=frozenset({"small"}), issuer="torpor"
     )
-    assert await store.authenticate(token) == expected
+    assert await store.credentials.authenticate(token) == expected
     statements = Statements(database)
-    assert await store.authenticate(token) == expected
-    assert (await store.authenticate(_mint(store, principal, user_id="other")[0])).user_id == "other"
+    assert await store.credentials.authenticate(token) == expected
+    assert (
+        await store.credentials.authenticate(_mint(store, principal, user_id="other")[0])
+    ).user_id == "other"
     assert statements.count == 0
 
 
-async def test_it_dies_with_its_key(store: TenantStore, project: Project) -> None:
+async def test_it_dies_with_its_key(store: Tenants, project: Project) -> None:
     key, principal = await _key(store, project)
     token, _ = _mint(store, principal)
-    await store.authenticate(token)
-    await store.revoke_key(project.organization_id, key.id)
+    await store.credentials.authenticate(token)
+    await store.keys.revoke(project.organization_id, key.id)
     for one in (token, _mint(store, principal, user_id="late")[0]):
         with pytest.raises(InvalidCredential) as caught:
-            await store.authenticate(one)
+            await store.credentials.authenticate(one)
         assert caught.value.reason == "unknown"
 
 
-async def test_it_dies_with_its_project(store: TenantStore, project: Project) -> None:
+async def test_it_dies_with_its_project(store: Tenants, project: Project) -> None:
     _, principal = await _key(store, project)
     token, _ = _mint(store, principal)
-    await store.authenticate(token)
-    await store.archive_project(project.organization_id, project.id)
+    await store.credentials.authenticate(token)
+    await store.projects.archive(project.organization_id, project.id)
     with pytest.raises(InvalidCredential):
-        await store.authenticate(token)
+        await store.credentials.authenticate(token)
 
 
 @pytest.mark.parametrize("seen", [True, False])
 async def test_it_ends_at_its_second_and_with_its_keys(
-    database: AsyncEngine, store: TenantStore, project: Project, seen: bool
+    database: AsyncEngine, store: Tenants, project: Project, seen: bool
 ) -> None:
     clock = [time.time()]
-    timed = TenantStore(database, PEPPER, clock=lambda: clock[0])
+    timed = Tenants.of(database, PEPPER, clock=lambda: clock[0])
     _, lasting = await _key(store, project)
     _, ending = await _key(store, project, expires_at=int(clock[0]) + 30)
     short, _ = _mint(timed, lasting, expires_in_s=60)
     bound, _ = _mint(timed, ending, expires_in_s=600)
     if seen:
         for token in (short, bound):
-            await timed.authenticate(token)
+            await timed.credentials.authenticate(token)
     clock[0] += 31
-    await timed.authenticate(short)
+    await timed.credentials.authenticate(short)
     with pytest.raises(InvalidCredential, match="the key that minted it has expired"):
-        await timed.authenticate(bound)
+        await timed.credentials.authenticate(bound)
     clock[0] += 30
     with pytest.raises(InvalidCredential, match="it has expired"):
-        await timed.authenticate(short)
+        await timed.credentials.authenticate(short)
 
 
-async def test_it_opens_no_more_than_its_key(store: TenantStore, project: Project) -> None:
+async def test_it_opens_no_more_than_its_key(store: Tenants, project: Project) -> None:
     _, principal = await _key(store, project, frozenset({"model.request", "api.files.read"}))
     assert _mint(store, principal, scopes=frozenset({"model.read", "api.files.read"}))
     for scope in ("all", "read", "api.files", "api.fine_tuning", "usage.read", "nonsense"):
@@ -123,7 +123,7 @@ async def test_it_opens_no_more_than_its_key(store: TenantStore, project: Projec
     ],
 )
 async def test_what_is_not_minted(
-    store: TenantStore, project: Project, changes: dict[str, object], param: str
+    store: Tenants, project: Project, changes: dict[str, object], param: str
 ) -> None:
     _, principal = await _key(store, project)
     with pytest.raises(InvalidValue) as caught:
@@ -131,31 +131,31 @@ async def test_what_is_not_minted(
     assert caught.value.param == param
 
 
-async def test_the_largest_token_is_taken(store: TenantStore, project: Project) -> None:
+async def test_the_largest_token_is_taken(store: Tenants, project: Project) -> None:
     _, principal = await _key(store, project)
     models = frozenset(f"{number:064}" for number in range(32))
     token, _ = _mint(store, principal, user_id="ü" * 256, models=models, scopes=SCOPES)
-    assert (await store.authenticate(token)).models == models
+    assert (await store.credentials.authenticate(token)).models == models
 
 
 async def test_tokens_of_another_installation_are_refused(
-    store: TenantStore, project: Project, database: AsyncEngine
+    store: Tenants, project: Project, database: AsyncEngine
 ) -> None:
     _, principal = await _key(store, project)
-    token, _ = _mint(TenantStore(database, b"another pepper" * 3), principal)
+    token, _ = _mint(Tenants.of(database, b"another pepper" * 3), principal)
     with pytest.raises(InvalidCredential):
-        await store.authenticate(token)
+        await store.credentials.authenticate(token)
     claims = jwt.decode(token, options={"verify_signature": False})
     for secret in (PEPPER, b"\0" * 32):
         with pytest.raises(InvalidCredential):
-            await store.authenticate(jwt.encode(claims, secret, algorithm="HS256"))
+            await store.credentials.authenticate(jwt.encode(claims, secret, algorithm="HS256"))
 
 
-async def test_a_root_key_mints_nothing_that_opens(store: TenantStore) -> None:
-    _, secret = await store.create_root_key()
-    token, _ = _mint(store, await store.authenticate(secret))
+async def test_a_root_key_mints_nothing_that_opens(store: Tenants) -> None:
+    _, secret = await store.keys.create_root()
+    token, _ = _mint(store, await store.credentials.authenticate(secret))
     with pytest.raises(InvalidCredential):
-        await store.authenticate(token)
+        await store.credentials.authenticate(token)
 
 
 def test_which_scope_includes_which() -> None:
@@ -174,33 +174,33 @@ def test_which_scope_includes_which() -> None:
 
 
 async def test_a_clock_that_is_put_right_keeps_no_token_in_memory(
-    database: AsyncEngine, store: TenantStore, project: Project
+    database: AsyncEngine, store: Tenants, project: Project
 ) -> None:
     """Verified a year ahead, it would be remembered for a year."""
     now, steady = [time.time() + 366 * 24 * 3600], [0.0]
-    ahead = TenantStore(database, PEPPER, clock=lambda: now[0], steady=lambda: steady[0])
+    ahead = Tenants.of(database, PEPPER, clock=lambda: now[0], steady=lambda: steady[0])
     _, principal = await _key(ahead, project)
     token, _ = _mint(ahead, principal, expires_in_s=3600)
-    assert await ahead.authenticate(token)
+    assert await ahead.credentials.authenticate(token)
     now[0] -= 366 * 24 * 3600
     steady[0] += MAX_KEPT_S - 1
-    assert ahead.known(token)
+    assert ahead.credentials.known(token)
     steady[0] += 1
-    assert ahead.known(token) is None
+    assert ahead.credentials.known(token) is None
     with pytest.raises(InvalidCredential, match="iat"):
-        await ahead.authenticate(token)
+        await ahead.credentials.authenticate(token)
 
 
 async def test_a_clock_that_jumps_ahead_lets_the_token_expire_and_comes_back(
-    database: AsyncEngine, store: TenantStore, project: Project
+    database: AsyncEngine, store: Tenants, project: Project
 ) -> None:
     now = [time.time()]
-    jumping = TenantStore(database, PEPPER, clock=lambda: now[0])
+    jumping = Tenants.of(database, PEPPER, clock=lambda: now[0])
     _, principal = await _key(jumping, project)
     token, _ = _mint(jumping, principal)
-    assert await jumping.authenticate(token)
+    assert await jumping.credentials.authenticate(token)
     now[0] += 366 * 24 * 3600
     with pytest.raises(InvalidCredential):
-        await jumping.authenticate(token)
+        await jumping.credentials.authenticate(token)
     now[0] -= 366 * 24 * 3600
-    assert await jumping.authenticate(token)
+    assert await jumping.credentials.authenticate(token)

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenants.errors import InvalidCredential
-from tenants.store import TenantStore
+from tenants.store import Tenants
 from tenants.tokens import keys as token_keys
 from tenants.tokens.sources import FixedKeys, ReadKeys, discover, key_client
 from tenants.types import KeyKind, Principal, Project
@@ -22,7 +22,7 @@ from tests.tenants.issuers import AUDIENCE, IssuerServer, Stage, issuer_for, pri
 
 
 async def test_a_token_stands_for_a_user_of_the_project(stage: Stage) -> None:
-    assert await stage.store.authenticate(stage.token()) == Principal(
+    assert await stage.store.credentials.authenticate(stage.token()) == Principal(
         kind=KeyKind.PROJECT,
         key_id="jwt_idp",
         organization_id=stage.project.organization_id,
@@ -38,22 +38,22 @@ async def test_a_token_stands_for_a_user_of_the_project(stage: Stage) -> None:
 async def test_algorithms(stage: Stage, algorithm: str) -> None:
     stage.idp.algorithm = algorithm
     stage.idp.rotate("first")
-    assert (await stage.store.authenticate(stage.token())).user_id == "user-1"
-    assert (await stage.store.authenticate(stage.token(kid=None))).user_id == "user-1"
+    assert (await stage.store.credentials.authenticate(stage.token())).user_id == "user-1"
+    assert (await stage.store.credentials.authenticate(stage.token(kid=None))).user_id == "user-1"
 
 
 async def test_known_token_is_not_verified_again(stage: Stage, database: AsyncEngine) -> None:
     token = stage.token()
-    await stage.store.authenticate(token)
+    await stage.store.credentials.authenticate(token)
     statements = Statements(database)
     for _ in range(100):
-        await stage.store.authenticate(token)
-    assert stage.store.known(token) is not None
+        await stage.store.credentials.authenticate(token)
+    assert stage.store.credentials.known(token) is not None
     assert statements.count == 0
     assert stage.idp.hits == 1
     other = stage.token({"sub": "user-2"})
-    assert stage.store.known(other) is None
-    assert (await stage.store.authenticate(other)).user_id == "user-2"
+    assert stage.store.credentials.known(other) is None
+    assert (await stage.store.credentials.authenticate(other)).user_id == "user-2"
     assert statements.count == 0, "the project is known"
 
 
@@ -84,13 +84,13 @@ async def test_claims_that_are_refused(stage: Stage, claims: dict[str, Any], tol
 
 async def test_leeway(stage: Stage) -> None:
     now = time.time()
-    await stage.store.authenticate(stage.token({"exp": now - 20, "nbf": now + 20}))
+    await stage.store.credentials.authenticate(stage.token({"exp": now - 20, "nbf": now + 20}))
     assert "expired" in await stage.detail(stage.token({"exp": now - 40}))
 
 
 async def test_scopes_are_words_or_a_list_and_only_torpors_own(stage: Stage) -> None:
     async def scopes(value: Any) -> frozenset[str]:
-        return (await stage.store.authenticate(stage.token({"scope": value}))).scopes
+        return (await stage.store.credentials.authenticate(stage.token({"scope": value}))).scopes
 
     assert await scopes("openid email model.read") == {"model.read"}
     assert await scopes(["model.read", "all", "root"]) == {"model.read", "all"}
@@ -129,13 +129,13 @@ async def test_the_public_key_is_no_shared_secret_where_both_algorithms_are_allo
         "https://idp.test",
         algorithms=frozenset({"RS256", "HS256"}),
     )
-    store = TenantStore(database, PEPPER, issuers=[issuer])
+    store = Tenants.of(database, PEPPER, issuers=[issuer])
     claims = {"iss": "https://idp.test", "aud": AUDIENCE, "exp": time.time() + 60, "project": project.id}
-    assert await store.authenticate(jwt.encode(claims, key, algorithm="RS256"))
+    assert await store.credentials.authenticate(jwt.encode(claims, key, algorithm="RS256"))
     signed = _unsigned({"alg": "HS256"}, claims)
     mac = base64.urlsafe_b64encode(hmac.digest(public_pem(key), signed.encode(), hashlib.sha256))
     with pytest.raises(InvalidCredential, match="no key of its issuer"):
-        await store.authenticate(f"{signed}.{mac.rstrip(b'=').decode()}")
+        await store.credentials.authenticate(f"{signed}.{mac.rstrip(b'=').decode()}")
 
 
 async def test_signature_of_a_key_that_is_not_the_issuers(stage: Stage) -> None:
@@ -201,19 +201,19 @@ async def test_what_should_be_text_and_is_not(stage: Stage) -> None:
 async def test_what_is_no_token_costs_nothing_and_breaks_nothing(stage: Stage, token: str) -> None:
     begun = time.perf_counter()
     assert await stage.detail(token)
-    assert stage.store.known(token) is None
+    assert stage.store.credentials.known(token) is None
     assert time.perf_counter() - begun < 0.2
     assert stage.idp.hits == 0
 
 
-async def test_an_issuer_speaks_for_its_organizations_alone(stage: Stage, store: TenantStore) -> None:
-    other = await store.create_organization("umbrella")
-    theirs = await store.create_project(other.id, "secret plans")
+async def test_an_issuer_speaks_for_its_organizations_alone(stage: Stage, store: Tenants) -> None:
+    other = await store.organizations.create("umbrella")
+    theirs = await store.projects.create(other.id, "secret plans")
     token = stage.token({"project": theirs.id})
     assert "may not speak for the project's organization" in await stage.detail(token)
     absent = stage.token({"project": "proj_absent"})
     assert await stage.told(token) == await stage.told(absent), "nobody learns which projects others have"
-    await store.archive_project(other.id, theirs.id)
+    await store.projects.archive(other.id, theirs.id)
     assert await stage.told(token) == await stage.told(absent)
 
 
@@ -233,9 +233,9 @@ async def test_before_the_signature_is_verified_only_what_the_sender_wrote_is_to
 
 
 async def test_the_organization_that_is_named_must_be_the_projects(
-    idp: IssuerServer, database: AsyncEngine, store: TenantStore, project: Project
+    idp: IssuerServer, database: AsyncEngine, store: Tenants, project: Project
 ) -> None:
-    other = await store.create_organization("umbrella")
+    other = await store.organizations.create("umbrella")
     async with key_client() as client:
         source = ReadKeys(name="idp", read=partial(discover, client, idp.url))
         issuer = issuer_for(
@@ -247,28 +247,28 @@ async def test_the_organization_that_is_named_must_be_the_projects(
             scope_claim="realm_access.roles",
             default_scopes=frozenset({"model.read"}),
         )
-        store = TenantStore(database, PEPPER, issuers=[issuer])
+        store = Tenants.of(database, PEPPER, issuers=[issuer])
         nested: dict[str, Any] = {"torpor": {"project": project.id}}
         for named in ("acme", project.organization_id):
-            principal = await store.authenticate(
+            principal = await store.credentials.authenticate(
                 idp.token({**nested, "https://torpor.test/organization": named})
             )
             assert principal.organization == "acme"
             assert principal.scopes == {"model.read"}
         roles = {"realm_access": {"roles": ["offline_access", "model.request"]}}
-        principal = await store.authenticate(
+        principal = await store.credentials.authenticate(
             idp.token({**nested, **roles, "https://torpor.test/organization": "acme"})
         )
         assert principal.scopes == {"model.request"}
         for wrong in (other.id, "umbrella", "acm", None):
             token = idp.token({**nested, "https://torpor.test/organization": wrong})
             with pytest.raises(InvalidCredential):
-                await store.authenticate(token)
+                await store.credentials.authenticate(token)
 
 
 async def test_archived_project_closes_its_tokens_at_once(stage: Stage) -> None:
     token = stage.token()
-    await stage.store.authenticate(token)
-    await stage.store.archive_project(stage.project.organization_id, stage.project.id)
-    assert stage.store.known(token) is None
+    await stage.store.credentials.authenticate(token)
+    await stage.store.projects.archive(stage.project.organization_id, stage.project.id)
+    assert stage.store.credentials.known(token) is None
     assert "archived" in await stage.detail(token)
