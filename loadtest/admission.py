@@ -37,7 +37,7 @@ from tenants.queueing.turnstile import Turnstile
 from tenants.secrets import digest, new_secret
 from tenants.store import Tenants
 from tenants.tables import api_keys, metadata, organizations, projects
-from tenants.types import KeyKind, Principal
+from tenants.types import KeyKind, ProjectPrincipal
 
 PEPPER = b"p" * 32
 MODEL = "model"
@@ -194,7 +194,7 @@ async def measure(site: Site, requests: int, samples: int) -> Result:
 
 
 async def _plain(site: Site, secret: str) -> None:
-    principal = await site.store.credentials.authenticate(secret)
+    principal = await _principal(site, secret)
     admission = site.admissions.admit(principal, MODEL, INPUT, cost=(INPUT + OUTPUT) * PRICE)
     async with site.turnstile.turn(_ticket(principal), PATIENCE_S) as turn:
         for step in range(1, STEPS + 1):
@@ -204,15 +204,21 @@ async def _plain(site: Site, secret: str) -> None:
     site.admissions.standings(principal, MODEL)
 
 
-def _ticket(principal: Principal) -> Ticket:
-    return Ticket(project_id=principal.project_id or "", cost=token_cost(INPUT, OUTPUT))
+async def _principal(site: Site, secret: str) -> ProjectPrincipal:
+    principal = await site.store.credentials.authenticate(secret)
+    assert isinstance(principal, ProjectPrincipal)
+    return principal
+
+
+def _ticket(principal: ProjectPrincipal) -> Ticket:
+    return Ticket(project_id=principal.project_id, cost=token_cost(INPUT, OUTPUT))
 
 
 async def _timed(
     site: Site, secret: str, result: Result, now: Callable[[], int] = time.thread_time_ns
 ) -> None:
     marks = [now()]
-    principal = await site.store.credentials.authenticate(secret)
+    principal = await _principal(site, secret)
     marks.append(now())
     admission = site.admissions.admit(principal, MODEL, INPUT, cost=(INPUT + OUTPUT) * PRICE)
     marks.append(now())
@@ -232,7 +238,7 @@ async def _timed(
 async def measure_refusals(site: Site, samples: int, result: Result) -> None:
     """What a request costs that is refused, the tokens of its key being used up."""
     secret = site.secrets[0]
-    principal = await site.store.credentials.authenticate(secret)
+    principal = await _principal(site, secret)
     site.clock.now_ns += 10**15
     admission = site.admissions.admit(principal, MODEL, _KEY_LIMIT["tokens_per_minute"])
     for _ in range(samples):

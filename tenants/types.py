@@ -134,6 +134,29 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True)
+class OrganizationPrincipal(Principal):
+    """A principal of an organization: an admin key, or the key or token of a project."""
+
+    organization_id: str
+    organization: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectPrincipal(OrganizationPrincipal):
+    """A principal of a project: its key, or a token that speaks for it."""
+
+    project_id: str
+
+
+PRINCIPALS: dict[KeyKind, type[Principal]] = {
+    KeyKind.ROOT: Principal,
+    KeyKind.ADMIN: OrganizationPrincipal,
+    KeyKind.PROJECT: ProjectPrincipal,
+}
+"""The class of a key's principal."""
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """Part of a list in order of creation, and whether there is more after it."""
 

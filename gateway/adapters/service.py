@@ -28,7 +28,7 @@ from gateway.storage.content import ContentStore
 from tenants.adapters.index import RegisteredAdapter
 from tenants.adapters.permissions import AdapterPermissions
 from tenants.adapters.registry import AdapterRegistry, NewAdapter
-from tenants.types import Principal
+from tenants.types import ProjectPrincipal
 
 _logger = logging.getLogger("torpor.adapters")
 
@@ -87,15 +87,17 @@ class Adapters:
         """Whether any user of the project may use the adapter."""
         return self.registry.index.usable(project_id, name)
 
-    async def register(self, request: Request, principal: Principal, catalog: Catalog) -> RegisteredAdapter:
+    async def register(
+        self, request: Request, principal: ProjectPrincipal, catalog: Catalog
+    ) -> RegisteredAdapter:
         """Take an upload; when it returns, the adapter is durable, and an engine was seen to serve it.
 
         Every upload is checked and examined in full, also where its content is there already: who else has
         it cannot be told from how long it takes. Raises `ApiError`, `QuotaExceeded`, `EngineUnavailable`,
         `StorageUnavailable` and ``ClientDisconnect``.
         """
-        self.registry.check_quota(principal.project_id or "", 0)
-        async with self._slot(principal.project_id or ""):
+        self.registry.check_quota(principal.project_id, 0)
+        async with self._slot(principal.project_id):
             try:
                 async with self._store.incoming() as folder:
                     return await self._register(request, principal, catalog, folder)
@@ -108,7 +110,7 @@ class Adapters:
                 raise storage_unavailable() from error
 
     async def _register(
-        self, request: Request, principal: Principal, catalog: Catalog, folder: Path
+        self, request: Request, principal: ProjectPrincipal, catalog: Catalog, folder: Path
     ) -> RegisteredAdapter:
         config = self._config
         files = {"file": config.max_upload_bytes, "config": MAX_CONFIG_BYTES}
@@ -117,11 +119,11 @@ class Adapters:
         adapter_folder = folder / "adapter"
         async with self._checks:
             checked = await asyncio.to_thread(_check, upload, new, adapter_folder, config.max_upload_bytes)
-        self.registry.check_quota(principal.project_id or "", checked.size_bytes)
+        self.registry.check_quota(principal.project_id, checked.size_bytes)
         return await _unbroken(self._examined(principal, new, adapter_folder, checked))
 
     async def _examined(
-        self, principal: Principal, request: _Wanted, folder: Path, checked: Checked
+        self, principal: ProjectPrincipal, request: _Wanted, folder: Path, checked: Checked
     ) -> RegisteredAdapter:
         """Take what is at the place into the store and, when an engine serves it, into the registry."""
         async with self._store.kept(folder, checked.digest, self.registry.index.uses) as kept:
@@ -185,7 +187,7 @@ async def _unbroken(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _wanted(upload: Upload, principal: Principal, catalog: Catalog) -> _Wanted:
+def _wanted(upload: Upload, principal: ProjectPrincipal, catalog: Catalog) -> _Wanted:
     """Raises `ApiError` for the first field that is missing or wrong."""
     fields = upload.fields
     for name in ("base_model", "suffix"):
@@ -204,7 +206,7 @@ def _wanted(upload: Upload, principal: Principal, catalog: Catalog) -> _Wanted:
     return _Wanted(base, base.lora, fields["suffix"], _is_private(fields, principal))
 
 
-def _is_private(fields: Mapping[str, str], principal: Principal) -> bool:
+def _is_private(fields: Mapping[str, str], principal: ProjectPrincipal) -> bool:
     visibility = fields.get("visibility") or "project"
     if visibility not in ("project", "user"):
         raise invalid_request("'visibility' must be project or user.", "visibility", "invalid_value")

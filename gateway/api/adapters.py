@@ -6,14 +6,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.authentication import act_as_caller, authenticate
+from gateway.api.authentication import act_as_caller, authenticate_member, authenticate_project
 from gateway.api.requests import page, paging
 from gateway.http.errors import insufficient_scope, model_not_found, shutting_down
 from gateway.services import Services, services_of
 from tenants.adapters.index import RegisteredAdapter
 from tenants.errors import NotFound
 from tenants.scopes import FINE_TUNING
-from tenants.types import KeyKind, Principal
+from tenants.types import KeyKind, OrganizationPrincipal, ProjectPrincipal
 
 _READ = f"{FINE_TUNING}.read"
 _MAX_NAME = 256
@@ -42,7 +42,7 @@ async def create_adapter(request: Request) -> Response:
 
     Answers when the adapter is durable and its canary has been recorded, which may take a wake of an engine.
     """
-    principal = await authenticate(request, KeyKind.PROJECT, scope=FINE_TUNING)
+    principal = await authenticate_project(request, scope=FINE_TUNING)
     services = services_of(request)
     if services.draining:
         raise shutting_down()
@@ -53,7 +53,7 @@ async def create_adapter(request: Request) -> Response:
 
 async def list_adapters(request: Request) -> Response:
     """``GET``: the project's and the user's own, the oldest first; the organization's for its admin key."""
-    principal = await authenticate(request, KeyKind.PROJECT, KeyKind.ADMIN, scope=_READ)
+    principal = await authenticate_member(request, KeyKind.PROJECT, KeyKind.ADMIN, scope=_READ)
     after, limit = paging(request)
     adapters = await services_of(request).adapters.registry.listed(principal, after=after, limit=limit)
     return page([adapter_object(adapter) for adapter in adapters.items], adapters.has_more)
@@ -61,14 +61,14 @@ async def list_adapters(request: Request) -> Response:
 
 async def retrieve_adapter(request: Request) -> Response:
     """``GET .../{adapter}``: also one that another project shares."""
-    principal = await authenticate(request, KeyKind.PROJECT, KeyKind.ADMIN, scope=_READ)
+    principal = await authenticate_member(request, KeyKind.PROJECT, KeyKind.ADMIN, scope=_READ)
     adapter = await _found(services_of(request), principal, request.path_params["adapter"])
     return JSONResponse(adapter_object(adapter))
 
 
 async def delete_adapter(request: Request) -> Response:
     """``DELETE .../{adapter}``: no request may use it from now on."""
-    principal = await authenticate(request, KeyKind.PROJECT, KeyKind.ADMIN, scope=FINE_TUNING)
+    principal = await authenticate_member(request, KeyKind.PROJECT, KeyKind.ADMIN, scope=FINE_TUNING)
     services = services_of(request)
     adapter = await _found(services, principal, request.path_params["adapter"])
     await delete_owned(request, services, principal, adapter)
@@ -76,10 +76,10 @@ async def delete_adapter(request: Request) -> Response:
 
 
 async def delete_owned(
-    request: Request, services: Services, principal: Principal, adapter: RegisteredAdapter
+    request: Request, services: Services, principal: OrganizationPrincipal, adapter: RegisteredAdapter
 ) -> None:
     """Delete an adapter that the principal sees. Raises 403 where another project only shares it."""
-    if principal.kind is KeyKind.PROJECT and adapter.project_id != principal.project_id:
+    if isinstance(principal, ProjectPrincipal) and adapter.project_id != principal.project_id:
         raise insufficient_scope("The adapter belongs to another project, which alone can delete it.")
     act_as_caller(request, principal)
     try:
@@ -88,10 +88,10 @@ async def delete_owned(
         raise model_not_found(adapter.name) from None
 
 
-async def _found(services: Services, principal: Principal, name: str) -> RegisteredAdapter:
+async def _found(services: Services, principal: OrganizationPrincipal, name: str) -> RegisteredAdapter:
     """Raises 404 ``model_not_found``, for another tenant's adapter as for one that does not exist."""
     registry = services.adapters.registry
-    if principal.kind is KeyKind.PROJECT:
+    if isinstance(principal, ProjectPrincipal):
         adapter = registry.index.find(principal, name)
         if adapter is None or not principal.may_use(name, adapter.base_model):
             raise model_not_found(name)
@@ -99,7 +99,7 @@ async def _found(services: Services, principal: Principal, name: str) -> Registe
     if len(name) > _MAX_NAME or not name.isprintable():
         raise model_not_found(name)
     try:
-        return await registry.of_organization(principal.organization_id or "", name)
+        return await registry.of_organization(principal.organization_id, name)
     except NotFound:
         raise model_not_found(name) from None
 

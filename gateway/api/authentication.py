@@ -12,7 +12,7 @@ from tenants.audit import Actor, act_as
 from tenants.errors import InvalidCredential, TenantError
 from tenants.scopes import grants
 from tenants.tokens.envelope import MAX_TOKEN_CHARACTERS, too_long
-from tenants.types import KeyKind, Principal
+from tenants.types import KeyKind, OrganizationPrincipal, Principal, ProjectPrincipal
 
 _KEY = {KeyKind.ROOT: "a root key", KeyKind.ADMIN: "an admin key", KeyKind.PROJECT: "a project key"}
 _OPENS = {
@@ -50,6 +50,22 @@ async def authenticate(request: Request, *kinds: KeyKind, scope: str | None = No
     services.counts.authentication("ok")
     if principal.kind is not KeyKind.PROJECT:
         act_as_caller(request, principal)
+    return principal
+
+
+async def authenticate_project(request: Request, *, scope: str | None = None) -> ProjectPrincipal:
+    """As `authenticate`, for the keys and tokens of projects alone."""
+    principal = await authenticate(request, KeyKind.PROJECT, scope=scope)
+    assert isinstance(principal, ProjectPrincipal)  # noqa: S101 - for the type: its kind has been checked
+    return principal
+
+
+async def authenticate_member(
+    request: Request, *kinds: KeyKind, scope: str | None = None
+) -> OrganizationPrincipal:
+    """As `authenticate`, for kinds of keys that belong to an organization."""
+    principal = await authenticate(request, *kinds, scope=scope)
+    assert isinstance(principal, OrganizationPrincipal)  # noqa: S101 - for the type, likewise
     return principal
 
 

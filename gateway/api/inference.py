@@ -7,7 +7,7 @@ import msgspec
 from starlette.requests import Request
 
 from engines.spec import Task
-from gateway.api.authentication import authenticate
+from gateway.api.authentication import authenticate_project
 from gateway.api.resolving import resolve_model
 from gateway.http.context import RequestRecord, record_of
 from gateway.http.errors import not_supported, shutting_down
@@ -38,14 +38,14 @@ from gateway.services import Services, services_of
 from metering.types import Attempt, Operation, new_attempt_id
 from tenants.adapters.index import RegisteredAdapter
 from tenants.scopes import MODEL_REQUEST
-from tenants.types import KeyKind, Principal
+from tenants.types import ProjectPrincipal
 
 
 class ParsedCall(msgspec.Struct, frozen=True):
     """A call that has been read and found good, but for the length of its prompt."""
 
     services: Services
-    principal: Principal
+    principal: ProjectPrincipal
     body: dict[str, Any]
     call: Call
     model: Model
@@ -55,7 +55,7 @@ class ParsedCall(msgspec.Struct, frozen=True):
 async def _read(request: Request, kind: type[Call], task: Task | None = None) -> ParsedCall:
     """Who asks what of which model. Raises 503 while the gateway drains, and what the steps raise."""
     services = services_of(request)
-    principal = await authenticate(request, KeyKind.PROJECT, scope=MODEL_REQUEST)
+    principal = await authenticate_project(request, scope=MODEL_REQUEST)
     if services.draining:
         raise shutting_down()
     config = services.config
@@ -115,8 +115,8 @@ class Endpoint:
             attempt=Attempt(
                 id=new_attempt_id(),
                 request_id=parsed.record.request_id,
-                organization_id=principal.organization_id or "",
-                project_id=principal.project_id or "",
+                organization_id=principal.organization_id,
+                project_id=principal.project_id,
                 api_key_id=principal.key_id,
                 user_id=principal.user_id,
                 model=parsed.model.id,
@@ -197,7 +197,7 @@ _BYTES_A_TOKEN = 4
 
 def _queue_request(parsed: ParsedCall, body_bytes: int) -> QueueRequest:
     """What the request wants of the model, as far as that is known before."""
-    call, project_id = parsed.call, parsed.principal.project_id or ""
+    call, project_id = parsed.call, parsed.principal.project_id
     most, sequences = (None, call.n or 1) if isinstance(call, Generation) else (0, 1)
     if isinstance(call, Generation):
         most = call.answer_limit

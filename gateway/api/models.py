@@ -6,17 +6,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gateway.api.adapters import delete_owned
-from gateway.api.authentication import authenticate
+from gateway.api.authentication import authenticate_project
 from gateway.api.resolving import resolve_model, visible_cards
 from gateway.http.errors import JSON, ApiError
 from gateway.services import services_of
 from tenants.scopes import FINE_TUNING, MODEL_READ
-from tenants.types import KeyKind
 
 
 async def list_models(request: Request) -> Response:
     """``GET /v1/models``."""
-    principal = await authenticate(request, KeyKind.PROJECT, scope=MODEL_READ)
+    principal = await authenticate_project(request, scope=MODEL_READ)
     cards = visible_cards(services_of(request), principal)
     return Response(msgspec.json.encode({"object": "list", "data": cards}), media_type=JSON)
 
@@ -31,14 +30,14 @@ def _id(request: Request) -> str:
 
 async def retrieve_model(request: Request) -> Response:
     """``GET /v1/models/{id}``. An id may hold slashes, as they are or encoded."""
-    principal = await authenticate(request, KeyKind.PROJECT, scope=MODEL_READ)
+    principal = await authenticate_project(request, scope=MODEL_READ)
     model = resolve_model(services_of(request), principal, _id(request))
     return JSONResponse(model.card())
 
 
 async def delete_model(request: Request) -> Response:
     """``DELETE /v1/models/{id}``: for the caller's own adapters."""
-    principal = await authenticate(request, KeyKind.PROJECT, scope=FINE_TUNING)
+    principal = await authenticate_project(request, scope=FINE_TUNING)
     services = services_of(request)
     model = resolve_model(services, principal, _id(request))
     if model.adapter is None:

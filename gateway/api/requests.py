@@ -8,7 +8,7 @@ from unicodedata import category
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.api.authentication import authenticate
+from gateway.api.authentication import authenticate, authenticate_member
 from gateway.http.errors import invalid_request
 from gateway.http.json_body import read_json
 from gateway.services import Services, services_of
@@ -29,8 +29,8 @@ _OPENAI_SCOPES = {"api.all": ALL, "api.all.read": READ} | {
 
 async def admin_of(request: Request) -> tuple[Services, str]:
     """The services, and the organization that the admin key belongs to."""
-    principal = await authenticate(request, KeyKind.ADMIN)
-    return services_of(request), principal.organization_id or ""
+    principal = await authenticate_member(request, KeyKind.ADMIN)
+    return services_of(request), principal.organization_id
 
 
 async def root_of(request: Request) -> Services:

@@ -8,10 +8,12 @@ from gateway.http.errors import model_not_found
 from gateway.inference.catalog import Model, wrong_task
 from gateway.services import Services
 from tenants.adapters.registry import PREFIX
-from tenants.types import Principal
+from tenants.types import ProjectPrincipal
 
 
-def resolve_model(services: Services, principal: Principal, name: str, task: Task | None = None) -> Model:
+def resolve_model(
+    services: Services, principal: ProjectPrincipal, name: str, task: Task | None = None
+) -> Model:
     """Raises 404 if the caller has no such model, 400 if it cannot do the task.
 
     Another tenant's adapter takes the same steps as one that does not exist.
@@ -27,7 +29,7 @@ def resolve_model(services: Services, principal: Principal, name: str, task: Tas
     return replace(base, adapter=adapter)
 
 
-def visible_cards(services: Services, principal: Principal) -> list[dict[str, Any]]:
+def visible_cards(services: Services, principal: ProjectPrincipal) -> list[dict[str, Any]]:
     """What the caller may use: base models in the order of the configuration, then adapters."""
     catalog = services.catalog
     cards = [model.card() for model in catalog.visible(principal)]

@@ -7,14 +7,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.api.authentication import authenticate
+from gateway.api.authentication import authenticate_project
 from gateway.api.resolving import resolve_model
 from gateway.http.errors import insufficient_scope, invalid_request
 from gateway.http.json_body import read_json
 from gateway.services import services_of
 from tenants.scopes import MODEL_REQUEST
 from tenants.tokens.minting import ISSUER, MAX_LIFETIME_S, MAX_MODELS
-from tenants.types import KeyKind
 
 _FIELDS = frozenset({"user", "scopes", "models", "expires_in_seconds"})
 _DEFAULT_LIFETIME_S = 600
@@ -27,7 +26,7 @@ async def create_token(request: Request) -> Response:
     The token opens no more than the key: its scopes are some of the key's, its models some of those that the
     key sees. It ends at the latest with the key.
     """
-    principal = await authenticate(request, KeyKind.PROJECT)
+    principal = await authenticate_project(request)
     if principal.issuer is not None:
         raise insufficient_scope("This is a token: only an API key mints tokens.")
     services = services_of(request)

@@ -6,7 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.api.authentication import authenticate
+from gateway.api.authentication import authenticate_member, authenticate_project
 from gateway.services import services_of
 from metering.reports.costs import parse_costs
 from metering.reports.usage import UsageKind, parse_query
@@ -23,9 +23,9 @@ class UsageEndpoint:
     kind: UsageKind
 
     async def __call__(self, request: Request) -> Response:
-        principal = await authenticate(request, KeyKind.ADMIN)
+        principal = await authenticate_member(request, KeyKind.ADMIN)
         parameters = request.query_params.multi_items()
-        query = parse_query(self.kind, principal.organization_id or "", parameters)
+        query = parse_query(self.kind, principal.organization_id, parameters)
         return JSONResponse(await services_of(request).reports.report(query))
 
 
@@ -43,9 +43,9 @@ class ProjectUsageEndpoint:
 
 async def costs(request: Request) -> Response:
     """``GET /v1/organization/costs``. Amounts are exact decimal numbers."""
-    principal = await authenticate(request, KeyKind.ADMIN)
+    principal = await authenticate_member(request, KeyKind.ADMIN)
     parameters = request.query_params.multi_items()
-    return await _costs(request, principal.organization_id or "", parameters)
+    return await _costs(request, principal.organization_id, parameters)
 
 
 async def project_costs(request: Request) -> Response:
@@ -60,13 +60,13 @@ async def _costs(request: Request, organization_id: str, parameters: list[tuple[
 
 async def _own(request: Request) -> tuple[str, list[tuple[str, str]]]:
     """The organization of the project's key, and the parameters, held to the project."""
-    principal = await authenticate(request, KeyKind.PROJECT, scope=USAGE_READ)
+    principal = await authenticate_project(request, scope=USAGE_READ)
     parameters = [
         (name, value)
         for name, value in request.query_params.multi_items()
         if name not in ("project_ids", "project_ids[]")
     ]
-    return principal.organization_id or "", [*parameters, ("project_ids", principal.project_id or "")]
+    return principal.organization_id, [*parameters, ("project_ids", principal.project_id)]
 
 
 completions = UsageEndpoint(UsageKind.COMPLETIONS)

@@ -25,7 +25,7 @@ from tenants.limits.budgets import Budgets
 from tenants.limits.rate_limit_store import LimitStore
 from tenants.limits.rate_limits import LimitBook, RateLimit
 from tenants.limits.spend_limits import SpendLimitStore
-from tenants.types import Principal
+from tenants.types import ProjectPrincipal
 
 _COMPLETION_TOKENS = 16
 """What OpenAI and vLLM generate for a text completion that does not say how many."""
@@ -114,7 +114,7 @@ class Admitted:
 class AdmissionDemand(msgspec.Struct, frozen=True, kw_only=True):
     """A request that wants to be let in. ``body_bytes`` is the size of what an engine is sent."""
 
-    principal: Principal
+    principal: ProjectPrincipal
     model: Model
     call: Any
     body: dict[str, Any]

@@ -12,7 +12,7 @@ from metering.errors import TemplateError
 from metering.tokenizers.chat_template import ChatTemplate
 from metering.tokenizers.counter import TokenCounter
 from tenants.adapters.index import RegisteredAdapter
-from tenants.types import Principal
+from tenants.types import ProjectPrincipal
 
 _logger = logging.getLogger("torpor.catalog")
 
@@ -78,7 +78,7 @@ class Catalog:
     def __init__(self, models: Iterable[Model]) -> None:
         self._models = {model.id: model for model in models}
 
-    def visible(self, principal: Principal) -> list[Model]:
+    def visible(self, principal: ProjectPrincipal) -> list[Model]:
         """What the caller may use, in the order of the configuration."""
         return [model for model in self._models.values() if principal.may_use(model.id)]
 
@@ -90,7 +90,7 @@ class Catalog:
         """Every model, in the order of the configuration."""
         return list(self._models)
 
-    def resolve(self, principal: Principal, name: str, task: Task | None = None) -> Model:
+    def resolve(self, principal: ProjectPrincipal, name: str, task: Task | None = None) -> Model:
         """Raises 404 where the caller has no such model, 400 where it cannot do the task."""
         model = self._models.get(name)
         if model is None or not principal.may_use(name):

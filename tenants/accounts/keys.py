@@ -22,6 +22,7 @@ from tenants.tables import organizations as organizations_table
 from tenants.tables import projects as projects_table
 from tenants.types import (
     ALL_SCOPES,
+    PRINCIPALS,
     ApiKey,
     KeyKind,
     ModelPermissions,
@@ -29,6 +30,7 @@ from tenants.types import (
     Page,
     PermissionMode,
     Principal,
+    ProjectPrincipal,
     ServiceAccount,
 )
 
@@ -274,7 +276,7 @@ async def find_project(storage: Storage, project_id: str) -> KnownKey | None:
             users.c.organization_id == row["organization_id"], users.c.removed_ms.is_not(None)
         )
         removed_users = frozenset(await connection.scalars(removed))
-    principal = Principal(
+    principal = ProjectPrincipal(
         kind=KeyKind.PROJECT,
         key_id="",
         organization_id=row["organization_id"],
@@ -311,8 +313,9 @@ def _known(row: RowMapping) -> KnownKey:
         refusal = "revoked"
     elif row["archived_ms"] is not None:
         refusal = "archived"
-    principal = Principal(
-        kind=KeyKind(row["kind"]),
+    kind = KeyKind(row["kind"])
+    principal = PRINCIPALS[kind](
+        kind=kind,
         key_id=row["id"],
         organization_id=row["organization_id"],
         organization=row["slug"],

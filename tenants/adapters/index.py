@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from tenants.types import Principal
+from tenants.types import ProjectPrincipal
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ class AdapterIndex:
     def __len__(self) -> int:
         return self._digests.total()
 
-    def find(self, principal: Principal, name: str) -> RegisteredAdapter | None:
+    def find(self, principal: ProjectPrincipal, name: str) -> RegisteredAdapter | None:
         """The adapter of that name, where the principal may use it."""
-        project_id = principal.project_id or ""
+        project_id = principal.project_id
         of_project = self._places.get((project_id, None), _NONE).get(name)
         of_user = self._places.get((project_id, _user_of(principal)), _NONE).get(name)
         return of_project or of_user
@@ -73,9 +73,9 @@ class AdapterIndex:
         """Whether any user of the project may use the adapter of that name."""
         return name in self._usable.get(project_id, ())
 
-    def visible(self, principal: Principal) -> Iterator[RegisteredAdapter]:
+    def visible(self, principal: ProjectPrincipal) -> Iterator[RegisteredAdapter]:
         """What the principal may use: the project's, the user's own, and what is shared with the project."""
-        project_id, user_id = principal.project_id or "", _user_of(principal)
+        project_id, user_id = principal.project_id, _user_of(principal)
         yield from self._places.get((project_id, None), _NONE).values()
         if user_id is not None:
             yield from self._places.get((project_id, user_id), _NONE).values()
@@ -137,6 +137,6 @@ class AdapterIndex:
             del self._usable[project_id]
 
 
-def _user_of(principal: Principal) -> str | None:
+def _user_of(principal: ProjectPrincipal) -> str | None:
     """The user whom a token names. A key stands for a program, not for a user."""
     return None if principal.issuer is None else principal.user_id

@@ -16,7 +16,7 @@ from tenants.audit import Act, record
 from tenants.errors import InvalidValue, NotFound, QuotaExceeded
 from tenants.secrets import new_id
 from tenants.storage import Storage, now_ms, page_of
-from tenants.types import Page, Principal
+from tenants.types import OrganizationPrincipal, Page, ProjectPrincipal
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class AdapterQuota:
 class NewAdapter:
     """An adapter that is to be registered, by ``principal``; ``private`` to the user whom its token names."""
 
-    principal: Principal
+    principal: ProjectPrincipal
     private: bool
     base_model: str
     suffix: str
@@ -90,7 +90,7 @@ class AdapterRegistry:
 
     async def _add(self, new: NewAdapter) -> RegisteredAdapter:
         who = new.principal
-        project_id, organization_id = who.project_id or "", who.organization_id or ""
+        project_id, organization_id = who.project_id, who.organization_id
         self.check_quota(project_id, new.size_bytes)
         adapter_id = new_id("")[:_ID_CHARACTERS]
         name = f"{PREFIX}{new.base_model}:{who.organization}:{new.suffix}:{adapter_id}"
@@ -149,7 +149,7 @@ class AdapterRegistry:
         await self.change(work)
 
     async def listed(
-        self, principal: Principal, *, after: str | None = None, limit: int = 20
+        self, principal: OrganizationPrincipal, *, after: str | None = None, limit: int = 20
     ) -> Page[RegisteredAdapter]:
         """The adapters of the principal's project and of the user, the oldest first; ``after`` is a name.
 
@@ -196,8 +196,8 @@ async def fetch(connection: AsyncConnection, organization_id: str, name: str) ->
     return adapter_of(row)
 
 
-def _owned_by(principal: Principal) -> ColumnElement[bool]:
-    if principal.project_id is None:
+def _owned_by(principal: OrganizationPrincipal) -> ColumnElement[bool]:
+    if not isinstance(principal, ProjectPrincipal):
         return adapters.c.organization_id == principal.organization_id
     mine: ColumnElement[bool] = adapters.c.user_id.is_(None)
     if principal.issuer is not None and principal.user_id is not None:

@@ -8,7 +8,7 @@ from tenants.errors import RateLimitExceeded, RequestTooLarge
 from tenants.limits.budgets import Budgets, Reservation
 from tenants.limits.gcra import Charge, Gcra, Rate, Refusal, Standing
 from tenants.limits.rate_limits import Applicable, LimitBook
-from tenants.types import Principal
+from tenants.types import ProjectPrincipal
 
 _SECOND_NS = 10**9
 _RETRY_CONCURRENCY_S = 1.0
@@ -42,13 +42,13 @@ class Admissions:
         """Entries in memory: limits that have been charged, and counters of what runs."""
         return len(self._gcra) + len(self._running)
 
-    def counts_tokens(self, principal: Principal, model: str, adapter: str | None = None) -> bool:
+    def counts_tokens(self, principal: ProjectPrincipal, model: str, adapter: str | None = None) -> bool:
         """Whether `admit` needs to know the tokens of the input for a limit."""
         return bool(self._book.applicable(principal, model, adapter).tokens)
 
     def admit(
         self,
-        principal: Principal,
+        principal: ProjectPrincipal,
         model: str,
         input_tokens: int,
         *,
@@ -67,7 +67,7 @@ class Admissions:
         `RateLimitExceeded`; then nothing has been charged.
         """
         applicable = self._book.applicable(principal, model, adapter)
-        project_id, organization_id = principal.project_id or "", principal.organization_id or ""
+        project_id, organization_id = principal.project_id, principal.organization_id
         self._budgets.check(project_id, organization_id, cost, at)
         if batch:
             applicable = Applicable(tokens=applicable.batch, names=applicable.names)
@@ -85,7 +85,7 @@ class Admissions:
         reservation = self._budgets.reserve(project_id, organization_id, cost, at)
         return Admission(self, applicable, input_tokens, charges, reservation, charges_output=not batch)
 
-    def standings(self, principal: Principal, model: str, adapter: str | None = None) -> Standings:
+    def standings(self, principal: ProjectPrincipal, model: str, adapter: str | None = None) -> Standings:
         """How the caller's tightest limits for the model stand: those of which the least is left."""
         applicable = self._book.applicable(principal, model, adapter)
         now_ns, gcra = self._clock_ns(), self._gcra

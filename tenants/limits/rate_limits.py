@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from tenants.limits.gcra import Rate
-from tenants.types import Principal
+from tenants.types import ProjectPrincipal
 
 MOST = 2**31 - 1
 """The largest size of a limit."""
@@ -130,7 +130,7 @@ class LimitBook:
         mine = (name for owner, name in self._of_models if owner == project_id)
         return sorted(name for name in mine if name.startswith(prefix))
 
-    def applicable(self, principal: Principal, model: str, adapter: str | None = None) -> Applicable:
+    def applicable(self, principal: ProjectPrincipal, model: str, adapter: str | None = None) -> Applicable:
         """What applies to a request of this principal to this model, or to this adapter of it."""
         key = (principal.project_id, principal.key_id, principal.user_id, model, adapter)
         limits = self._resolved.get(key)
@@ -140,8 +140,8 @@ class LimitBook:
             limits = self._resolved[key] = self._resolve(principal, model, adapter)
         return limits
 
-    def _resolve(self, principal: Principal, model: str, adapter: str | None) -> Applicable:
-        organization_id, project_id = principal.organization_id or "", principal.project_id or ""
+    def _resolve(self, principal: ProjectPrincipal, model: str, adapter: str | None) -> Applicable:
+        organization_id, project_id = principal.organization_id, principal.project_id
         held = _Held()
         held.add(
             self.of_model(project_id, model), f"model/{project_id}/{model}", f"the project for `{model}`"

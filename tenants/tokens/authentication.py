@@ -14,7 +14,7 @@ from tenants.storage import Storage
 from tenants.tokens.envelope import MAX_TOKEN_CHARACTERS, Envelope, open_envelope, refused
 from tenants.tokens.issuers import Issuers
 from tenants.tokens.minting import ISSUER, Mint
-from tenants.types import KeyKind, Principal
+from tenants.types import KeyKind, Principal, ProjectPrincipal
 
 _Find = Callable[[Storage, str], Awaitable[KnownKey | None]]
 
@@ -99,7 +99,9 @@ class TokenAuthentication:
         named = statement.organization
         if named is not None and named not in (project.organization_id, project.organization):
             raise refused("the project is not of the organization that the token names", _NO_PROJECT)
-        if not issuer.speaks_for(project.organization_id or "", project.organization or ""):
+        if not isinstance(project, ProjectPrincipal) or not issuer.speaks_for(
+            project.organization_id, project.organization
+        ):
             raise refused("the issuer may not speak for the project's organization", _NO_PROJECT)
         if statement.user_id in project_key.removed_users:
             raise refused("the user was removed from the organization")

@@ -14,6 +14,7 @@ from sqlalchemy import insert
 from starlette.requests import Request
 
 from tenants.adapter_tables import adapters
+from tenants.types import ProjectPrincipal
 from tests.gateway.adapter_stage import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
 
 MIB = 1024**2
@@ -135,6 +136,7 @@ async def test_a_registration_that_is_cancelled_is_whole_or_not_there(stage: Ada
     scope = {"type": "http", "headers": [(b"content-type", sent.headers["content-type"].encode())]}
     services, tenant = stage.stage.services, stage.stage.tenant
     who = await services.tenants.credentials.authenticate(tenant.key)
+    assert isinstance(who, ProjectPrincipal)
     stage.examiner.go_on.clear()
     work = asyncio.create_task(stage.adapters.register(Request(scope, receive), who, services.catalog))
     while not stage.examiner.examined:

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.config.sections import LimitsConfig
 from tenants.limits.rate_limits import MOST
+from tenants.types import ProjectPrincipal
 from tests.engines.support import eventually
 from tests.gateway.limits_stage import CONTEXT, SECOND, Stage, stage_at
 
@@ -180,6 +181,7 @@ async def test_a_stream_owes_its_output_as_it_is_generated(stage: Stage) -> None
     async with stage.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
         assert _rates(response)["remaining-tokens"] == str(60 - ASKED)
         principal = await stage.services.tenants.credentials.authenticate(stage.tenant.key)
+        assert isinstance(principal, ProjectPrincipal)
         async for _ in response.aiter_lines():
             standing = stage.control.admissions.standings(principal, "near").tokens
             assert standing is not None

@@ -16,7 +16,7 @@ from tenants.accounts.credential_cache import CredentialCache
 from tenants.accounts.keys import KnownKey
 from tenants.errors import InvalidCredential, StorageUnavailable
 from tenants.store import Tenants
-from tenants.types import ALL_SCOPES, KeyKind, Principal, Project
+from tenants.types import ALL_SCOPES, KeyKind, Project, ProjectPrincipal
 from tests.tenants.conftest import PEPPER, Statements
 
 
@@ -28,7 +28,7 @@ async def _reason(store: Tenants, secret: str) -> str:
 
 async def test_project_key_stands_for_its_project(store: Tenants, project: Project) -> None:
     key, secret = await store.keys.create_for_project(project.organization_id, project.id, "key")
-    assert await store.credentials.authenticate(secret) == Principal(
+    assert await store.credentials.authenticate(secret) == ProjectPrincipal(
         kind=KeyKind.PROJECT,
         key_id=key.id,
         organization_id=project.organization_id,
@@ -206,7 +206,9 @@ def _be_impatient(connection: Any, _record: object) -> None:
 
 
 def _known(number: int) -> KnownKey:
-    principal = Principal(KeyKind.PROJECT, f"key_{number}", "org-1", "acme", "proj_1", None, ALL_SCOPES)
+    principal = ProjectPrincipal(
+        KeyKind.PROJECT, f"key_{number}", "org-1", "acme", "proj_1", None, ALL_SCOPES
+    )
     return KnownKey(principal, None, None)
 
 

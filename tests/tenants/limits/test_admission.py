@@ -12,13 +12,13 @@ from tenants.limits.admission import Admission, Admissions
 from tenants.limits.budgets import CENT, Budgets
 from tenants.limits.gcra import Standing
 from tenants.limits.rate_limits import LimitBook, RateLimit, SubjectType
-from tenants.types import ALL_SCOPES, KeyKind, Principal
+from tenants.types import ALL_SCOPES, KeyKind, ProjectPrincipal
 
 SECOND = 10**9
 
 
-def principal(key_id: str = "key_1", user_id: str | None = None) -> Principal:
-    return Principal(KeyKind.PROJECT, key_id, "org-1", "acme", "proj_1", user_id, ALL_SCOPES)
+def principal(key_id: str = "key_1", user_id: str | None = None) -> ProjectPrincipal:
+    return ProjectPrincipal(KeyKind.PROJECT, key_id, "org-1", "acme", "proj_1", user_id, ALL_SCOPES)
 
 
 @dataclass

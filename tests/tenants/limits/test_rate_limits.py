@@ -9,14 +9,14 @@ from tenants.errors import InvalidValue, NotFound
 from tenants.limits.rate_limit_store import LimitStore
 from tenants.limits.rate_limits import MOST, NO_LIMIT, LimitBook, RateLimit, SubjectType
 from tenants.store import Tenants
-from tenants.types import ALL_SCOPES, KeyKind, Principal, Project
+from tenants.types import ALL_SCOPES, KeyKind, Project, ProjectPrincipal
 
 DEFAULTS = RateLimit(requests_per_minute=100, requests_per_day=1000)
 
 
-def principal(project: Project, key_id: str = "key_1", user_id: str | None = None) -> Principal:
+def principal(project: Project, key_id: str = "key_1", user_id: str | None = None) -> ProjectPrincipal:
     organization_id = project.organization_id
-    return Principal(KeyKind.PROJECT, key_id, organization_id, "acme", project.id, user_id, ALL_SCOPES)
+    return ProjectPrincipal(KeyKind.PROJECT, key_id, organization_id, "acme", project.id, user_id, ALL_SCOPES)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def limits(database: AsyncEngine, book: LimitBook) -> LimitStore:
     return LimitStore(database, book)
 
 
-def _names(book: LimitBook, who: Principal) -> dict[str, int]:
+def _names(book: LimitBook, who: ProjectPrincipal) -> dict[str, int]:
     found = book.applicable(who, "m")
     rates = {found.names[rate.key]: rate.amount for rate in (*found.requests, *found.tokens, *found.batch)}
     return rates | {ceiling.name: ceiling.most for ceiling in found.ceilings}

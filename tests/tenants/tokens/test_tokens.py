@@ -16,13 +16,13 @@ from tenants.errors import InvalidCredential
 from tenants.store import Tenants
 from tenants.tokens import keys as token_keys
 from tenants.tokens.sources import FixedKeys, ReadKeys, discover, key_client
-from tenants.types import KeyKind, Principal, Project
+from tenants.types import KeyKind, Project, ProjectPrincipal
 from tests.tenants.conftest import PEPPER, Statements
 from tests.tenants.issuers import AUDIENCE, IssuerServer, Stage, issuer_for, private_key, public_pem
 
 
 async def test_a_token_stands_for_a_user_of_the_project(stage: Stage) -> None:
-    assert await stage.store.credentials.authenticate(stage.token()) == Principal(
+    assert await stage.store.credentials.authenticate(stage.token()) == ProjectPrincipal(
         kind=KeyKind.PROJECT,
         key_id="jwt_idp",
         organization_id=stage.project.organization_id,
