@@ -5,11 +5,15 @@
     EngineError
     ├── UnknownModel
     ├── InvalidModel
+    │   └── ModelMisfit         it cannot fit the machine (engines.fitting.choice)
     ├── UnsupportedTier
     ├── AdapterRejected
     │   └── AdapterGone
     ├── EngineBroken
     │   └── AdapterUnfit
+    ├── EngineStartFailed       a cold start ended early (engines.lifecycle.process)
+    ├── DumpFailed              CRIU could not dump an engine (engines.lifecycle.process)
+    ├── RunFoldersInUse         another host has the folder (engines.lifecycle.run_folders)
     ├── SnapshotFailed
     ├── InsufficientMemory
     └── EngineUnavailable

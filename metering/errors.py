@@ -1,7 +1,6 @@
-"""What metering/ raises::
+"""What metering/ raises, beside `tenants.errors.StorageUnavailable`::
 
 MeteringError
-├── StorageUnavailable  the ledger cannot be written, or its queue is full
 ├── InvalidEntry        the database refuses this one entry, whatever is tried
 ├── InvalidQuery        a parameter of a usage query is wrong; ``param`` names it
 ├── InvalidTokenizer    the model folder has no tokenizer that can be used
@@ -11,10 +10,6 @@ MeteringError
 
 class MeteringError(Exception):
     """Root of what metering/ raises."""
-
-
-class StorageUnavailable(MeteringError):
-    """The ledger cannot be written now: the database is away, locked or full, or the queue is."""
 
 
 class InvalidEntry(MeteringError):

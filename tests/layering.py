@@ -11,7 +11,7 @@ FOLDERS = ("gateway", "engines", "tenants", "metering", "coldstart", "tests", "l
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "gateway": frozenset({"engines", "tenants", "metering", "coldstart"}),
     "tenants": frozenset(),
-    "metering": frozenset({"tenants.types"}),
+    "metering": frozenset({"tenants.types", "tenants.errors"}),
     "engines": frozenset({"coldstart"}),
     "coldstart": frozenset(),
     "tests": frozenset(FOLDERS),

@@ -117,7 +117,7 @@ class EngineSnapshots:
     async def inspect(self, snapshot: Snapshot) -> None:
         """Read every byte of a snapshot in use, if that is due. One that has changed is condemned.
 
-        EngineSnapshots are read one after the other, slowly. Watchers are called before this returns.
+        Snapshots are read one after the other, slowly. Watchers are called before this returns.
         """
         async with self._inspecting:
             due_s = self.due_s(snapshot.id)

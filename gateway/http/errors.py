@@ -25,7 +25,6 @@ from engines.errors import (
 )
 from gateway.http.context import record_of
 from metering.errors import InvalidQuery
-from metering.errors import StorageUnavailable as LedgerUnavailable
 from metering.prices import DOLLAR
 from tenants.errors import (
     BudgetExceeded,
@@ -39,8 +38,8 @@ from tenants.errors import (
     QuotaExceeded,
     RateLimitExceeded,
     RequestTooLarge,
+    StorageUnavailable,
 )
-from tenants.errors import StorageUnavailable as TenantStorageUnavailable
 from tenants.limits.budgets import CENT
 
 JSON = "application/json"
@@ -329,7 +328,7 @@ def translate(error: Exception) -> ApiError:  # noqa: C901 - a table, in the ord
             return _queue_full(error)
         case QueueTimeout():
             return _queue_timeout(error)
-        case TenantStorageUnavailable() | LedgerUnavailable():
+        case StorageUnavailable():
             return storage_unavailable()
         case HTTPException():
             headers = dict(error.headers or {})

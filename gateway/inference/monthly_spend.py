@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Protocol
 
-from metering.errors import StorageUnavailable
+from tenants.errors import StorageUnavailable
 from tenants.limits.budgets import Budgets, month_of
 
 _READ_S = 10.0

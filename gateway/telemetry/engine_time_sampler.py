@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from engines.host import EngineHost
 from engines.status import EngineState
-from metering.errors import StorageUnavailable
 from metering.reports.engine_times import EngineClock, Sample, store_times
+from tenants.errors import StorageUnavailable
 
 _logger = logging.getLogger("torpor.ledger")
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import msgspec
 
-from metering.errors import StorageUnavailable
+from tenants.errors import StorageUnavailable
 
 _logger = logging.getLogger("torpor.ledger")
 

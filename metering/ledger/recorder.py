@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from metering.errors import InvalidEntry, MeteringError, StorageUnavailable
+from metering.errors import InvalidEntry, MeteringError
 from metering.ledger.entries import Write, is_storable
 from metering.ledger.journal import Group, Journal
 from metering.ledger.lag import Lag
 from metering.ledger.tickets import Durability
 from metering.ledger.writer import MAX_BATCH, MAX_QUEUED, RETRY_S, DatabaseWriter, Listener
+from tenants.errors import StorageUnavailable
 
 _logger = logging.getLogger("torpor.ledger")
 
@@ -270,7 +271,10 @@ class Recorder:
         self._resolve(writes, error, gone=[write for write in writes if write.settlement is None])
 
     def _resolve(
-        self, writes: Sequence[Write], error: MeteringError, gone: Sequence[Write] | None = None
+        self,
+        writes: Sequence[Write],
+        error: MeteringError | StorageUnavailable,
+        gone: Sequence[Write] | None = None,
     ) -> None:
         tickets = [ticket for write in writes for ticket in write.tickets]
         for write in writes:
@@ -302,7 +306,9 @@ class Recorder:
                 ticket.resolve(None)
         self._wake(0)
 
-    def _has_refused(self, tickets: list[Durability], error: MeteringError, gone: int) -> None:
+    def _has_refused(
+        self, tickets: list[Durability], error: MeteringError | StorageUnavailable, gone: int
+    ) -> None:
         self._recorded += gone
         self._journal_lag.follows(self._recorded, self._loop.time())
         for ticket in tickets:

@@ -11,7 +11,6 @@ from typing import Self
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from metering.errors import StorageUnavailable
 from metering.ledger.backlog import Backlog
 from metering.ledger.entries import Settlement, Write, attempt_of, interrupted, usage_of
 from metering.ledger.journal import Journal
@@ -22,6 +21,7 @@ from metering.ledger.tickets import Durability
 from metering.ledger.writer import MAX_BATCH, DatabaseWriter
 from metering.prices import PriceList
 from metering.types import Attempt, Outcome, Timings, Usage
+from tenants.errors import StorageUnavailable
 
 _logger = logging.getLogger("torpor.ledger")
 

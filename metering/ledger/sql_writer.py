@@ -10,13 +10,13 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from metering.errors import StorageUnavailable
 from metering.ledger.backlog import Backlog, report_lost
 from metering.ledger.entries import COLUMNS, OUTCOME, upsert
 from metering.ledger.journal import Group, Row
 from metering.ledger.rollups import ROLLUPS, addition, increments, values_of
 from metering.ledger.writer import RETRY_S, Listener
 from metering.tables import ledger_entries
+from tenants.errors import StorageUnavailable
 
 _logger = logging.getLogger("torpor.ledger")
 

@@ -19,12 +19,12 @@ from urllib.parse import quote
 from sqlalchemy import Insert
 from sqlalchemy.dialects import sqlite
 
-from metering.errors import StorageUnavailable
 from metering.ledger.backlog import Backlog, report_lost
 from metering.ledger.entries import COLUMNS, OUTCOME, upsert
 from metering.ledger.journal import Group, Row
 from metering.ledger.rollups import ROLLUPS, addition, increments, values_of
 from metering.ledger.writer import RETRY_S, Listener
+from tenants.errors import StorageUnavailable
 
 _logger = logging.getLogger("torpor.ledger")
 

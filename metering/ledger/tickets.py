@@ -3,6 +3,7 @@
 import asyncio
 
 from metering.errors import MeteringError
+from tenants.errors import StorageUnavailable
 
 
 class Durability:
@@ -16,10 +17,10 @@ class Durability:
 
     def __init__(self) -> None:
         self.resolved = False
-        self._error: MeteringError | None = None
+        self._error: MeteringError | StorageUnavailable | None = None
         self._waiting: list[asyncio.Future[None]] | None = None
 
-    def resolve(self, error: MeteringError | None) -> None:
+    def resolve(self, error: MeteringError | StorageUnavailable | None) -> None:
         """Wakes those who wait."""
         self.resolved, self._error = True, error
         waiting, self._waiting = self._waiting, None
@@ -28,7 +29,7 @@ class Durability:
                 future.set_result(None)
 
     async def wait(self) -> None:
-        """Return when the write is durable; raises its `MeteringError` where it is not."""
+        """Return when the write is durable; raises its error if it is not."""
         if not self.resolved:
             future = asyncio.get_running_loop().create_future()
             if self._waiting is None:

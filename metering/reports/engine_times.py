@@ -15,8 +15,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from metering.dialects import insert_into
-from metering.errors import StorageUnavailable
 from metering.tables import engine_times, usage_hours
+from tenants.errors import StorageUnavailable
 
 _HOUR_S = 3_600
 _HOUR_MS = _HOUR_S * 1000

@@ -9,8 +9,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from metering.errors import InvalidQuery, StorageUnavailable
+from metering.errors import InvalidQuery
 from metering.reports.buckets import Span, Width, decode_cursor, encode_cursor, page_of_buckets
+from tenants.errors import StorageUnavailable
 
 
 class PagedQuery(Protocol):

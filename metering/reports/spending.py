@@ -8,9 +8,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from metering.errors import StorageUnavailable
 from metering.reports.sums import DAY_S
 from metering.tables import ledger_entries, usage_days
+from tenants.errors import StorageUnavailable
 
 
 async def spent_since(

@@ -1,4 +1,4 @@
-"""EngineSnapshots in use are read in full in the background: what no file's identity tells is found then.
+"""Snapshots in use are read in full in the background: what no file's identity tells is found then.
 
 A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`.
 """

@@ -18,8 +18,8 @@ import pytest
 from gateway.config.prices import PriceConfig
 from gateway.inference.admission import open_admission
 from gateway.inference.monthly_spend import MonthlySpend
-from metering.errors import StorageUnavailable
 from tenants.alert_tables import alert_notifications
+from tenants.errors import StorageUnavailable
 from tenants.limits.budgets import CENT, Budgets, month_of
 from tests.gateway.alerts_stage import (
     COST_CENTS,

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from metering.errors import StorageUnavailable
 from metering.ledger.entries import OUTCOME
 from metering.ledger.journal import Journal, Row
+from tenants.errors import StorageUnavailable
 from tests.gateway.limits_stage import QUESTION, Stage, stage_at
 
 WHILE_S = 0.5

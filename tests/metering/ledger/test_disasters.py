@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from metering.errors import StorageUnavailable
 from metering.ledger.service import Ledger, open_ledger
 from metering.ledger.sqlite_writer import SqliteWriter
 from metering.types import Outcome, Usage
+from tenants.errors import StorageUnavailable
 from tests.metering.conftest import Entries, applied, attempt
 
 _VICTIM = """

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metering.errors import StorageUnavailable
 from metering.ledger.journal import Journal, Row
+from tenants.errors import StorageUnavailable
 
 
 def _journal(folder: Path, *, size: int = 4_096, segments: int = 4) -> Journal:

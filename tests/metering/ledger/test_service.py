@@ -10,13 +10,14 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.storage.database import open_database
-from metering.errors import InvalidEntry, StorageUnavailable
+from metering.errors import InvalidEntry
 from metering.ledger import service as ledger_module
 from metering.ledger import writer
 from metering.ledger.service import Ledger, open_ledger
 from metering.ledger.sql_writer import SqlWriter
 from metering.ledger.sqlite_writer import SqliteWriter
 from metering.types import Outcome, Timings, Usage
+from tenants.errors import StorageUnavailable
 from tests.metering.conftest import Entries, Make, applied, attempt
 
 

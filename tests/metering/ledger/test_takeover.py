@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from metering.errors import StorageUnavailable
 from metering.ledger.journal import Journal
 from metering.ledger.service import Ledger
 from metering.types import Outcome, Usage
+from tenants.errors import StorageUnavailable
 from tests.metering.conftest import Entries, Make, applied, attempt
 
 

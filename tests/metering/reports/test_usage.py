@@ -11,13 +11,14 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.storage.database import open_database
-from metering.errors import InvalidQuery, StorageUnavailable
+from metering.errors import InvalidQuery
 from metering.ledger.entries import Settlement, Write
 from metering.ledger.sql_writer import SqlWriter
 from metering.reports.sums import Piece, Selection, pieces, statement_of
 from metering.reports.usage import UsageKind, UsageQuery, UsageReports, parse_query
 from metering.tables import MEASURES, ledger_entries, usage_days, usage_hours
 from metering.types import Operation, Outcome, Usage
+from tenants.errors import StorageUnavailable
 from tests.metering.conftest import attempt
 
 DAY = 86_400
