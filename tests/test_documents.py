@@ -83,7 +83,7 @@ def test_the_glossary_names_what_the_code_has() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/development.md"])
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/explanation/development.md"])
 def test_make_targets_exist(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.M))
     assert set(_TARGET.findall((REPOSITORY / name).read_text())) <= targets

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from gateway.config.toml import TomlSource
 from gateway.config.toml_values import convert, from_text, without_none
 
-DOCUMENT = "docs/configuration.md"
+DOCUMENT = "docs/reference/configuration.md"
 
 Wanted = Mapping[str, Collection[str]]
 """Keys by section."""

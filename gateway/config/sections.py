@@ -1,6 +1,6 @@
 """The configuration: one TOML file into frozen dataclasses, overridable by environment.
 
-``docs/configuration.md`` documents every key; a test holds it to that.
+``docs/reference/configuration.md`` documents every key; a test holds it to that.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Counts tokens that no engine has reported: with the model's own tokenizer, or four bytes of text a token.
 
 Relayed text is never free. What a server reports of the input and of the output is judged separately, and
-either is estimated where it is missing or cannot be true (docs/metering.md).
+either is estimated where it is missing or cannot be true (docs/explanation/metering.md).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -19,7 +19,7 @@ def test_a_client_works_unpatched(gateway: Gateway, client: Client) -> None:
 
 
 def test_the_documents_table_is_of_the_pinned_versions() -> None:
-    document = (REPOSITORY / "docs/clients.md").read_text()
+    document = (REPOSITORY / "docs/how-to/clients.md").read_text()
     pinned = (FOLDER / "requirements.txt").read_text() + (FOLDER / "package.json").read_text()
     rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \| ([\d.]+) \|(.*)\|$", document, flags=re.M)
     assert [package for package, _, _ in rows] == [client.package for client in CLIENTS]

@@ -1,4 +1,4 @@
-"""Every client against what ``make up`` configures: prints the table and puts it into docs/clients.md."""
+"""Every client against what ``make up`` configures: prints the table and puts it into docs/how-to/clients.md."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.e2e.clients.runner import CLIENTS, run, table
 from tests.process import MODELS, REPOSITORY, running_gateway
 
-DOCUMENT = REPOSITORY / "docs/clients.md"
+DOCUMENT = REPOSITORY / "docs/how-to/clients.md"
 _TABLE = re.compile(r"^\| client \|.*?\n(?!\|)", re.M | re.S)
 
 

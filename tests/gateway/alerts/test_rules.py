@@ -54,7 +54,7 @@ def test_faults_of_the_configuration_are_named(config: AlertsConfig, key: str | 
 
 
 def test_the_page_verifies_what_is_sent() -> None:
-    """The receiver's code in docs/alerts.md, with a signature of the gateway's."""
+    """The receiver's code in docs/how-to/alerts.md, with a signature of the gateway's."""
     page = (REPOSITORY / "docs" / "alerts.md").read_text()
     code = page.partition("To verify one without a library:\n\n```python\n")[2].partition("```")[0]
     scope: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The commands of docs/administration.md, and the rotation of a key, as an operator types them."""
+"""The commands of docs/how-to/administration.md, and the rotation of a key, as an operator types them."""
 
 import json
 import re

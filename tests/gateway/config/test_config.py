@@ -36,7 +36,7 @@ def test_the_default_folder_is_the_files_own_too(tmp_path: Path) -> None:
 
 
 def test_every_key_is_documented_with_its_default() -> None:
-    document = (REPOSITORY / "docs/configuration.md").read_text()
+    document = (REPOSITORY / "docs/reference/configuration.md").read_text()
     for section, kind in {**SECTIONS, **NESTED}.items():
         text = re.split(r"^## ", document.partition(f"\n## {section}\n")[2], flags=re.M)[0]
         rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, flags=re.M))

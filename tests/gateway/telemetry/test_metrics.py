@@ -24,8 +24,8 @@ from tests.gateway.inference.test_queues import waiting as queued
 from tests.gateway.limits_stage import Stage, stage_at
 from tests.process import REPOSITORY
 
-_DOCUMENT = REPOSITORY / "docs/metrics.md"
-_DASHBOARD = REPOSITORY / "docs/grafana.json"
+_DOCUMENT = REPOSITORY / "docs/reference/metrics.md"
+_DASHBOARD = REPOSITORY / "docs/reference/grafana.json"
 
 
 def told(*sources: MetricSource) -> dict[str, float]:
