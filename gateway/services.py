@@ -70,7 +70,7 @@ class Services:
         yield gauge("torpor_ledger_open_entries", "Attempts that are not settled.", self.ledger.open_entries)
         yield gauge("torpor_ledger_backlog", "Writes that wait to be durable.", self.ledger.backlog)
         yield gauge(
-            "torpor_ledger_journal_bytes", "Of the local journal that are taken.", self.ledger.journal_bytes
+            "torpor_ledger_journal_bytes", "Bytes of the local journal in use.", self.ledger.journal_bytes
         )
         yield gauge_by(
             "torpor_ledger_lag_seconds",
@@ -81,7 +81,7 @@ class Services:
         yield gauge("torpor_ledger_writable", "1 while the ledger takes entries.", self.ledger.accepts)
         yield gauge(
             "torpor_database_silent_seconds",
-            "Since the database has last answered.",
+            "Seconds since the database last responded.",
             self.tenants.storage.silent_s(),
         )
 

@@ -42,7 +42,8 @@ def defined(folder: str, root: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "root"), [("engines", "EngineError"), ("tenants", "TenantError"), ("metering", "MeteringError")]
+    ("folder", "root"),
+    [("engines", "EngineError"), ("tenants", "TenantError"), ("metering", "MeteringError")],
 )
 def test_the_drawing_has_every_error_below_its_parent(folder: str, root: str) -> None:
     assert drawn(folder, root) == defined(folder, root)

@@ -75,7 +75,7 @@ def org() -> None:
 
 @org.command("create")
 @click.argument("slug")
-@click.option("--name", help="A name to read; the slug where not given.")
+@click.option("--name", help="A display name; the slug by default.")
 @config_option
 @json_option
 def create_org(slug: str, name: str | None, config_file: Path, as_json: bool) -> None:
@@ -125,7 +125,7 @@ def create_project(name: str, config_file: Path, as_json: bool) -> None:
 
 
 @project.command("list")
-@click.option("--archived", is_flag=True, help="Archived ones too.")
+@click.option("--archived", is_flag=True, help="Include archived ones.")
 @config_option
 @json_option
 def list_projects(archived: bool, config_file: Path, as_json: bool) -> None:
@@ -154,8 +154,8 @@ _project_option = click.option("--project", "project_id", required=True, help="T
 
 @key.command("create")
 @_project_option
-@click.option("--name", default="key", show_default=True)
-@click.option("--expires-at", type=int, help="Unix seconds; never where not given.")
+@click.option("--name", default="key", show_default=True, help="A name for the key.")
+@click.option("--expires-at", type=int, help="Unix seconds; never by default.")
 @click.option(
     "--scope", "scopes", multiple=True, help="A scope, and as many more as needed; all where not given."
 )
@@ -203,7 +203,7 @@ def revoke_key(key_id: str, project_id: str, config_file: Path, as_json: bool) -
 
 @key.command("rotate")
 @click.argument("key_id")
-@click.option("--overlap-seconds", type=int, default=0, show_default=True, help="How long the old one works.")
+@click.option("--overlap-seconds", type=int, default=0, show_default=True, help="How long the old key works.")
 @config_option
 @json_option
 def rotate_key(key_id: str, overlap_seconds: int, config_file: Path, as_json: bool) -> None:

@@ -23,7 +23,7 @@ _HEADS = (
     "waking",
     "idle",
     "keep warm s",
-    "now it would idle s",
+    "idle seconds at that setting",
 )
 _COSTS = (
     "$ per million tokens",
@@ -36,7 +36,9 @@ _COSTS = (
 
 
 @click.command("advise")
-@click.option("--days", type=click.IntRange(1, 366), default=7, show_default=True)
+@click.option(
+    "--days", type=click.IntRange(1, 366), default=7, show_default=True, help="Days of traffic to look at."
+)
 @click.option(
     "--hardware-hour", type=click.FloatRange(min=0), required=True, help="Dollars an hour of the machine."
 )

@@ -16,8 +16,8 @@ _READ_TIMEOUT_S = 300.0
 @click.command()
 @click.argument("model")
 @click.argument("prompt")
-@click.option("--temperature", type=float)
-@click.option("--max-tokens", type=int, default=256, show_default=True)
+@click.option("--temperature", type=float, help="The model's own default if not given.")
+@click.option("--max-tokens", type=int, default=256, show_default=True, help="Length of the answer.")
 @config_option
 def chat(model: str, prompt: str, temperature: float | None, max_tokens: int, config_file: Path) -> None:
     """QueueRequest MODEL and stream its answer."""

@@ -58,7 +58,9 @@ def _vllm() -> Finding:
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
         )
     except subprocess.TimeoutExpired:
-        return Finding("vLLM", "fails", "importing it takes more than two minutes", "see docs/how-to/operations.md")
+        return Finding(
+            "vLLM", "fails", "importing it takes more than two minutes", "see docs/how-to/operations.md"
+        )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return Finding("vLLM", "fails", last, "run `make setup`")

@@ -20,7 +20,14 @@ from metering.reports.parquet import ParquetWriter
 
 
 @click.command()
-@click.option("--format", "kind", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["csv", "parquet"]),
+    default="csv",
+    show_default=True,
+    help="The format of the file.",
+)
 @click.option("--from", "start", type=click.DateTime(["%Y-%m-%d"]), help="First day (UTC); today by default.")
 @click.option(
     "--to", "end", type=click.DateTime(["%Y-%m-%d"]), help="Last day (UTC); that of --from by default."

@@ -25,7 +25,9 @@ _BAR = 48
     commands_in={"export": "gateway.cli.export:export"},
     invoke_without_command=True,
 )
-@click.option("--days", type=click.IntRange(1, 31), default=7, show_default=True)
+@click.option(
+    "--days", type=click.IntRange(1, 31), default=7, show_default=True, help="Days, today included."
+)
 @config_option
 @json_option
 @click.pass_context
@@ -41,7 +43,9 @@ def usage(context: click.Context, days: int, config_file: Path, as_json: bool) -
 
 
 @usage.command()
-@click.option("--days", type=click.IntRange(1, 31), default=7, show_default=True)
+@click.option(
+    "--days", type=click.IntRange(1, 31), default=7, show_default=True, help="Days, today included."
+)
 @config_option
 def report(days: int, config_file: Path) -> None:
     """A table, and a plot of tokens per day by project."""

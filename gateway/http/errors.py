@@ -234,7 +234,7 @@ def _rate_limited(error: RateLimitExceeded) -> ApiError:
 def _too_large(error: RequestTooLarge) -> ApiError:
     message = (
         f"Request too large for {error.name}: limit {error.limit}, requested {error.requested}. "
-        "It will never fit: please shorten the input."
+        "It exceeds the limit on its own; shorten the input."
     )
     return ApiError(429, "rate_limit_error", "rate_limit_exceeded", message, headers=NO_RETRY)
 
@@ -261,7 +261,7 @@ def _dollars(picodollars: int) -> str:
 
 def _over_quota(error: QuotaExceeded) -> ApiError:
     message = (
-        f"Your project has {error.used} {error.name} of the {error.limit} that it may have, and this needs "
+        f"Your project has {error.used} of at most {error.limit} {error.name}, and this upload needs "
         f"{error.requested} more. Delete some first."
     )
     return ApiError(429, "insufficient_quota", "insufficient_quota", message, headers=NO_RETRY)
@@ -269,8 +269,8 @@ def _over_quota(error: QuotaExceeded) -> ApiError:
 
 def _queue_full(error: QueueFull) -> ApiError:
     message = (
-        f"{error.limit} requests of your project wait for this model already, as many as may. "
-        f"Send the request again in {error.retry_after_s:.0f} seconds, or fewer at once."
+        f"Your project already has {error.limit} requests queued for this model, the maximum. "
+        f"Retry in {error.retry_after_s:.0f} seconds or send fewer requests at once."
     )
     headers = {"retry-after": f"{error.retry_after_s:.0f}"}
     return ApiError(429, "rate_limit_error", "queue_full", message, headers=headers)
@@ -278,7 +278,7 @@ def _queue_full(error: QueueFull) -> ApiError:
 
 def _queue_timeout(error: QueueTimeout) -> ApiError:
     waited = f"{error.waited_s:g} seconds"
-    message = f"The request has waited {waited} for its turn at this model. Send it again later."
+    message = f"The request has waited {waited} in the queue of this model. Retry later."
     headers = {"retry-after": f"{error.retry_after_s:.0f}"}
     return ApiError(503, "server_error", "queue_timeout", message, headers=headers)
 

@@ -1,7 +1,7 @@
 """The chunks of a streamed answer: read for usage, text, ends and errors, and passed on without usage.
 
-The payloads are OpenAI's chunk objects, as vLLM and other servers write them. docs/explanation/metering.md says where
-servers put their usage.
+The payloads are OpenAI's chunk objects, as vLLM and other servers write them. docs/explanation/metering.md
+says where servers put their usage.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every client against what ``make up`` configures: prints the table and puts it into docs/how-to/clients.md."""
+"""Every client against what ``make up`` configures: prints the table, and puts it into its page of docs/."""
 
 import re
 import sys

@@ -171,7 +171,10 @@ async def test_input_is_counted_before_the_request(stage: Stage) -> None:
     refused = await stage.ask()
     assert _error(refused) == (429, "rate_limit_error", "rate_limit_exceeded")
     assert refused.headers["x-should-retry"] == "false"
-    assert f"limit {ASKED - 1}, requested {ASKED}. It will never fit" in refused.json()["error"]["message"]
+    assert (
+        f"limit {ASKED - 1}, requested {ASKED}. It exceeds the limit on its own"
+        in refused.json()["error"]["message"]
+    )
 
 
 async def test_a_stream_owes_its_output_as_it_is_generated(stage: Stage) -> None:

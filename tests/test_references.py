@@ -1,0 +1,79 @@
+"""The reference pages say what the code has: commands, routes, error codes."""
+
+import ast
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from gateway.cli import torpor
+from gateway.inference.engine_errors import CODES
+from tests.process import REPOSITORY
+from tests.references import PAGES, commands
+
+_DOCS = sorted((REPOSITORY / "docs").rglob("*.md")) + [REPOSITORY / "README.md"]
+_PROGRAM = re.compile(r"`(?:\.venv/bin/)?torpor ([a-z][a-z -]*[a-z])")
+_POSITIONS = {"invalid_request": 2, "ApiError": 2}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_generated_page_is_current(page: Path) -> None:
+    assert page.read_text() == PAGES[page](), "run: python -m tests.references"
+
+
+def test_documented_commands_exist() -> None:
+    existing = {path.removeprefix("torpor ") for path, _ in commands(torpor, "torpor")}
+    groups = {name.partition(" ")[0] for name in existing}
+    mentioned = {words for page in _DOCS for words in _PROGRAM.findall(page.read_text())}
+    assert len(mentioned) > 10
+    unknown = {
+        words
+        for words in mentioned
+        if not any(words == name or words.startswith(f"{name} ") for name in existing) and words not in groups
+    }
+    assert unknown == set()
+
+
+def test_a_command_that_does_not_exist_is_seen() -> None:
+    assert _PROGRAM.findall("run `torpor snapshot create m` or `torpor fly`") == ["snapshot create m", "fly"]
+    assert "fly" not in {path.removeprefix("torpor ") for path, _ in commands(torpor, "torpor")}
+
+
+def served_codes() -> set[str]:
+    """The literal codes of errors in the gateway's source."""
+    codes: set[str] = set()
+    for file in (REPOSITORY / "gateway").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CODE":
+                codes.add(ast.literal_eval(node.value))
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            position = _POSITIONS.get(node.func.id)
+            literals = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            if position is not None and len(node.args) > position:
+                literals.append(node.args[position])
+            codes |= {
+                literal.value
+                for literal in literals
+                if isinstance(literal, ast.Constant) and isinstance(literal.value, str)
+            }
+    return codes
+
+
+def test_the_page_of_errors_has_every_code_and_no_other() -> None:
+    page = (REPOSITORY / "docs/reference/errors.md").read_text()
+    tables = re.findall(r"^\| (`[a-z_`, ]+`) \|", page, flags=re.M)
+    sentences = page.partition("## Faults of single fields")[2]
+    documented = set(re.findall(r"`([a-z0-9_]+)`", " ".join([*tables, sentences]))) - {"url"}
+    served = served_codes()
+    assert {"model_not_found", "invalid_http", "tools_not_supported"} <= served
+    assert documented == served | CODES
+
+
+def test_every_command_has_help() -> None:
+    for path, entry in commands(torpor, "torpor"):
+        assert entry.help, path
+        for option in entry.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{path} {option.name}"
