@@ -70,8 +70,8 @@ def http_page() -> str:
         "# HTTP API",
         "",
         "Made from the OpenAPI document by `python -m tests.references`. A running gateway serves the",
-        "document, with all bodies and answers, at `/openapi.json`. [Inference requests](requests.md) has their",
-        "fields, [errors](errors.md) the codes.",
+        "document, with all bodies and answers, at `/openapi.json`. [Requests](requests.md) has the fields",
+        "of inference requests, [errors](errors.md) the codes.",
         "",
     ]
     by_tag: dict[str, list[str]] = {}

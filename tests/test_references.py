@@ -14,6 +14,7 @@ from tests.references import PAGES, commands
 
 _DOCS = sorted((REPOSITORY / "docs").rglob("*.md")) + [REPOSITORY / "README.md"]
 _PROGRAM = re.compile(r"`(?:\.venv/bin/)?torpor ([a-z][a-z -]*[a-z])")
+_STANDINGS = ("limit", "remaining", "reset")
 _POSITIONS = {"invalid_request": 2, "ApiError": 2}
 
 
@@ -69,6 +70,18 @@ def test_the_page_of_errors_has_every_code_and_no_other() -> None:
     served = served_codes()
     assert {"model_not_found", "invalid_http", "tools_not_supported"} <= served
     assert documented == served | CODES
+
+
+def test_the_page_of_headers_has_those_of_the_source_and_no_other() -> None:
+    """Names that only Torpor, OpenAI's clients or proxies know; the rest of HTTP is HTTP's."""
+    source = " ".join(file.read_text() for file in (REPOSITORY / "gateway").rglob("*.py"))
+    own = r"(?:x-(?!gzip|or-|tokens)[a-z-]*|openai-processing-ms|server-timing|retry-after|www-authenticate)"
+    served = set(re.findall(rf"[\"'`]({own})[\"'`]", source))
+    served |= {f"x-ratelimit-{what}-{unit}" for what in _STANDINGS for unit in ("requests", "tokens")}
+    page = (REPOSITORY / "docs/reference/headers.md").read_text()
+    documented = set(re.findall(rf"`({own})`", page))
+    assert "x-torpor-engine" in served
+    assert documented == served
 
 
 def test_every_command_has_help() -> None:
