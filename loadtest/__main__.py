@@ -1,6 +1,8 @@
-"""Load tests: ``python -m loadtest overhead|streams|saturation|soak|compare``.
+"""Load tests and benchmarks: ``python -m loadtest NAME``; ``--help`` lists the names.
 
-Each prints its tables; ``--write`` puts the page, the figures as JSON and the plot into docs/benchmarks.
+Those with a report (overhead, streams, saturation, soak, compare) print its tables; ``--write`` puts the
+page, the figures as JSON and the plot into docs/benchmarks. The others have options of their own: ``NAME
+--help`` prints them.
 """
 
 import argparse
@@ -8,6 +10,7 @@ import asyncio
 import resource
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -26,11 +29,29 @@ TESTS: Mapping[str, ModuleType] = {
     "compare": compare,
 }
 
+OTHERS: Mapping[str, str] = {
+    "adapters": "adapters: loads, shares of the time, answers of many at once",
+    "admission": "what limits, budgets and the queue cost a request",
+    "coldstart": "wakes from every tier, for any model",
+    "crash-metering": "entries of the ledger through kills of the gateway",
+    "fairness": "what a flood of one project does to another",
+    "generator": "the load generator alone, against any server",
+    "ledger": "how many entries a second become durable",
+    "policy-sim": "keep-alive policies on simulated arrivals",
+    "random-model": "makes a model with random weights",
+    "set-up": "how long `make up` takes on fresh clones",
+    "usage-query": "usage reports over millions of entries",
+}
+"""Commands of modules that have the same name, with ``_`` for ``-``."""
+
 
 def arguments_of(given: list[str]) -> argparse.Namespace:
-    """What was asked for."""
+    """The parsed command line of a test with a report."""
     parser = argparse.ArgumentParser(
-        prog="python -m loadtest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m loadtest",
+        description=__doc__,
+        epilog="others:\n" + "\n".join(f"  {name:<16}{text}" for name, text in OTHERS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="test", required=True)
     for name, module in TESTS.items():
@@ -51,7 +72,12 @@ def arguments_of(given: list[str]) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Exit code 1 where a goal is missed, 2 where the test could not be made."""
+    """Exit code 1 if a goal is missed, 2 if the test could not be made."""
+    if len(sys.argv) > 1 and sys.argv[1] in OTHERS:
+        name = sys.argv.pop(1)
+        sys.argv[0] = f"python -m loadtest {name}"
+        result: int | None = import_module(f"loadtest.{name.replace('-', '_')}").main()
+        return result or 0
     arguments = arguments_of(sys.argv[1:])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

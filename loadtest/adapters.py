@@ -1,4 +1,4 @@
-"""Adapters from a gateway with a real engine: ``python -m loadtest.adapters SECTION [--write PAGE]``.
+"""Adapters from a gateway with a real engine: ``python -m loadtest adapters SECTION [--write PAGE]``.
 
 ``first-token``: streams to an adapter that is not resident and to its base model in turns, on an engine that
 is hot and on one that sleeps in a snapshot; what counts is the difference of the medians, the machine being
@@ -286,7 +286,7 @@ def main() -> None:
             text = many(Path(folder), registered, chosen.used, chosen.clients, chosen.seconds)
     print(text)
     if chosen.write is not None:
-        write_section(chosen.write, title, f"{text}\n\n{command('loadtest.adapters')}")
+        write_section(chosen.write, title, f"{text}\n\n{command('loadtest adapters')}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What it costs to let a request in: authentication, limits, budget and their settlement, in CPU time.
 
-    python -m loadtest.admission --help
+    python -m loadtest admission --help
 
 No engine and no HTTP: the parts of tenants/ alone, as the gateway calls them for each request, in one thread.
 Every project has limits for the model, every key limits of its own and a spend limit above it: each request
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = table(result)
     print(text)
     if options.write is not None:
-        command = shlex.join(["python", "-m", "loadtest.admission", *arguments])
+        command = shlex.join(["python", "-m", "loadtest", "admission", *arguments])
         legend = _legend(options)
         options.write.parent.mkdir(parents=True, exist_ok=True)
         options.write.write_text(f"# Letting requests in\n\n    {command}\n\n{legend}\n\n{text}\n")

@@ -1,4 +1,4 @@
-"""How long engines take to wake: ``python -m loadtest.coldstart [--write docs/benchmarks/coldstart.md]``.
+"""How long engines take to wake: ``python -m loadtest coldstart [--write docs/benchmarks/coldstart.md]``.
 
 Starts a gateway of its own with the real engine and model, and vLLM itself beside it, in one run: the machine
 is noisy, so what counts are the ratios. Speaks HTTP to both. *Ready* is the time from the host's decision to
@@ -212,7 +212,7 @@ def render(
     lines = [
         "# Waking engines",
         "",
-        f"`python -m loadtest.coldstart --wakes {wakes}`: {MODEL} on {os.cpu_count()} cores, Linux "
+        f"`python -m loadtest coldstart --wakes {wakes}`: {MODEL} on {os.cpu_count()} cores, Linux "
         f"{platform.release()}, everything in one run. Medians and p95 in milliseconds.",
         "",
         "| tier | ready | p95 | TTFT | p95 | TTFT - hot | vLLM's cold start / ready |",
@@ -276,5 +276,10 @@ def render(
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line."""
     print(report(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Kills the gateway, the engine and the clients, takes the database and the disk away, and checks the ledger.
 
-    python -m loadtest.crash_metering --help
+    python -m loadtest crash-metering --help
 
 A real gateway in a process of its own, in front of a stand-in engine that knows what it has generated for
 each request (`loadtest.standin`), and streams that know what they have received and when. What the
@@ -257,7 +257,7 @@ def _write(page: Path, tallies: list[Tally], load: str) -> None:
     for name, _ in KINDS.values():
         rows += [new[name]] if name in new else [line for line in lines if line.startswith(f"| {name} |")]
     names = "; ".join(new)
-    summary = f"- {names}: `{command('loadtest.crash_metering').strip()}`. {load}"
+    summary = f"- {names}: `{command('loadtest crash-metering').strip()}`. {load}"
     commands = [line for line in lines if line.startswith("- ") and not any(name in line for name in new)]
     parts = [ABOUT, "\n".join([*commands, summary]), "\n".join([_TABLE, *rows])]
     write_section(page, _PAGE_TITLE, "\n\n".join(parts))

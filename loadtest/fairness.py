@@ -1,4 +1,4 @@
-"""What a flood does to its neighbour: ``python -m loadtest.fairness [--write docs/benchmarks/fairness.md]``.
+"""What a flood does to its neighbour: ``python -m loadtest fairness [--write docs/benchmarks/fairness.md]``.
 
 Starts a gateway of its own with the real engine and model. Tenant A keeps 64 streams open, tenant B asks
 once a second for a few tokens; B's time to the first token is taken by B's client, alone, and beside A under
@@ -269,7 +269,7 @@ def report(options: argparse.Namespace) -> str:
     lines = [
         "# Fairness",
         "",
-        f"`python -m loadtest.fairness`: {SOURCE} on {os.cpu_count()} cores, Linux {platform.release()}, "
+        f"`python -m loadtest fairness`: {SOURCE} on {os.cpu_count()} cores, Linux {platform.release()}, "
         f"everything in one run. A keeps {STREAMS} streams of {FLOOD_TOKENS} tokens open; B asks once a "
         f"second for {QUESTION_TOKENS} tokens, for {options.seconds:.0f} s a row. Milliseconds.",
         "",
@@ -299,7 +299,8 @@ def report(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=40.0, help="of each row")
     parser.add_argument("--cap", type=int, default=32, help="max_concurrent")
@@ -308,7 +309,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--engine-args", default="", help="further arguments of the engine")
     parser.add_argument("--no-uncapped", dest="uncapped", action="store_false")
     parser.add_argument("--write", type=Path, help="write the table to this file too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     page = report(options)
     print(page)
     if options.write:
@@ -316,4 +317,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,6 +1,6 @@
 """Load: closed loop (so many requests at a time) and open loop (so many a second, whatever becomes of them).
 
-    python -m loadtest.generator --url http://127.0.0.1:8080 --key KEY --connections 32 --seconds 5 --stream
+    python -m loadtest generator --url http://127.0.0.1:8080 --key KEY --connections 32 --seconds 5 --stream
 
 The open loop has no coordinated omission: a request is due at its time, and that is from when its latency
 counts, also if no connection was free to send it.

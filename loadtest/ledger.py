@@ -1,6 +1,6 @@
 """What the durable ledger costs: requests opened and settled in a file of SQLite, with nothing else around.
 
-    python -m loadtest.ledger --help
+    python -m loadtest ledger --help
 
 Each request is opened, waits until that is durable, and is settled, and waits for that, as the gateway does
 it for a stream. All that CPU time is counted: event loop, journal, database, rollups, prices. A run ends when
@@ -234,7 +234,7 @@ def main() -> int:
     table = "\n".join([HEAD, *[figure.line() for figure in figures]])
     print(table)
     if arguments.write:
-        text = f"{command('loadtest.ledger')}\n\n{ABOUT}\n{load}\n\n{table}"
+        text = f"{command('loadtest ledger')}\n\n{ABOUT}\n{load}\n\n{table}"
         write_section(arguments.write, "The ledger", text)
     full = [figure for figure in figures if figure.name.startswith("saturated")]
     slow = [figure for figure in figures if not figure.name.startswith("saturated")]

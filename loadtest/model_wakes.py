@@ -1,4 +1,4 @@
-"""How wakes depend on a model's size: ``python -m loadtest.coldstart --model FOLDER --write PAGE``.
+"""How wakes depend on a model's size: ``python -m loadtest coldstart --model FOLDER --write PAGE``.
 
 Each call measures one model with a gateway of its own and adds a row to the page's figures, which are kept
 beside it as JSON: a run takes minutes, and sizes can be measured one by one (`loadtest.random_model`). A
@@ -238,8 +238,8 @@ def _limit(row: dict[str, Any]) -> float:
 
 HEAD = """# Wakes by the size of the model
 
-    python -m loadtest.random_model SIZE
-    python -m loadtest.coldstart --model FOLDER --wakes N --write docs/benchmarks/models.md"""
+    python -m loadtest random-model SIZE
+    python -m loadtest coldstart --model FOLDER --wakes N --write docs/benchmarks/models.md"""
 
 SIZES = """
 *TTFT - hot* is what a client waits longer than for a hot engine. *Dropped*: with an empty page cache, so that

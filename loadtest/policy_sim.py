@@ -1,6 +1,6 @@
 """What keep-alive policies cost and spare: a simulation of one engine under one trace of arrivals.
 
-    python -m loadtest.policy_sim --help
+    python -m loadtest policy-sim --help
 
 The engine is hot while it works and for ``idle_pause_s`` after; then paused until its policy lets it sleep;
 then asleep, in a snapshot or cold. It serves any number of requests at once, each in the same time. It begins
@@ -220,7 +220,7 @@ def _histogram(text: str) -> tuple[float, float]:
 def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, Engine]:
     engine = Engine()
     parser = argparse.ArgumentParser(
-        "python -m loadtest.policy_sim", description="Compare keep-alive policies."
+        "python -m loadtest policy-sim", description="Compare keep-alive policies."
     )
     add = parser.add_argument
     add("--days", type=float, default=14.0, help="length of a trace (%(default)s)")

@@ -1,4 +1,4 @@
-"""Llama-shaped models with random weights: ``python -m loadtest.random_model 1.7b [FOLDER]``.
+"""Llama-shaped models with random weights: ``python -m loadtest random-model 1.7b [FOLDER]``.
 
 For measurements and tests that depend on a model's size and not on what it says. The weights are bf16 and
 uniformly distributed with the standard deviation ``initializer_range``; every page of them differs, so that

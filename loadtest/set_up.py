@@ -1,13 +1,13 @@
-"""``python -m loadtest.set_up REVISION...``: how long `make up` takes on a fresh clone, revision by revision.
+"""``python -m loadtest set-up REVISION...``: how long `make up` takes on a fresh clone, revision by revision.
 
 Each revision is cloned into a temporary directory, set up with `make up DETACH=1`, and removed again. The
 package index's answers and pip's cache are what they are on this machine, so the first clone is not counted:
 name a revision twice, or compare the later ones. No other process may use port 8080.
 """
 
+import argparse
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,10 +36,11 @@ def set_up(revision: str) -> tuple[float, dict[str, int]]:
 
 def main() -> None:
     """The command line."""
-    if len(sys.argv) < 2:
-        sys.exit("usage: python -m loadtest.set_up REVISION...")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("revisions", nargs="+", metavar="REVISION")
+    options = parser.parse_args()
     print("| revision | seconds | phases |\n|---|---:|---|")
-    for revision in sys.argv[1:]:
+    for revision in options.revisions:
         took_s, phases = set_up(revision)
         durations = ", ".join(f"{phase} {seconds}" for phase, seconds in phases.items())
         print(f"| {revision} | {took_s:.0f} | {durations} |", flush=True)

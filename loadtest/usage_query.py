@@ -1,6 +1,6 @@
 """What a usage query takes over millions of real entries: a month by day, grouped by project and model.
 
-    python -m loadtest.usage_query --help
+    python -m loadtest usage-query --help
 
 The entries go through the ledger's own writer, rollups included, so that the database is what a gateway would
 have made of that many requests. The reports are those behind `client.admin.organization.usage`.
@@ -160,7 +160,7 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> int:
     table = "\n".join(["| query | median ms | slowest ms |\n|---|--:|--:|", *lines])
     print(f"{size}\n\n{table}")
     if arguments.write:
-        text = f"{command('loadtest.usage_query')}\n\n{ABOUT}\n{load}\n\n{size}\n\n{table}"
+        text = f"{command('loadtest usage-query')}\n\n{ABOUT}\n{load}\n\n{size}\n\n{table}"
         write_section(arguments.write, "Usage queries", text)
     whole = {
         requests for name, _, requests in figures if name in (QUERIES[0][0], QUERIES[2][0], QUERIES[5][0])

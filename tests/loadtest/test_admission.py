@@ -13,7 +13,7 @@ def test_a_small_run_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixt
     admission.main([*sizes, "--write", str(file)])
     printed = capsys.readouterr().out
     written = file.read_text()
-    assert written.startswith("# Letting requests in\n\n    python -m loadtest.admission --keys 40 ")
+    assert written.startswith("# Letting requests in\n\n    python -m loadtest admission --keys 40 ")
     assert printed in written
     for row in ("authenticate", "admit", "turn", "output", "settle", "headers", "**all of it**", "refused"):
         assert f"| {row} |" in printed

@@ -122,7 +122,7 @@ def test_the_command_line_writes_what_it_prints(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     written = file.read_text()
     assert printed in written
-    assert f"python -m loadtest.policy_sim {' '.join(arguments)}" in written
+    assert f"python -m loadtest policy-sim {' '.join(arguments)}" in written
     lines = printed.splitlines()
     # A head, a rule, and two traces under three fixed policies and two hybrids.
     assert len(lines) == 2 + 2 * 5
