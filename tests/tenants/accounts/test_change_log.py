@@ -33,10 +33,10 @@ async def main(url, changes):
             secret = line.strip()
             before = statements.count
             try:
-                told = (await store.authenticate(secret)).key_id
+                outcome = (await store.credentials.authenticate(secret)).key_id
             except InvalidCredential as error:
-                told = error.reason
-            print(told, statements.count - before, flush=True)
+                outcome = error.reason
+            print(outcome, statements.count - before, flush=True)
     await database.dispose()
 
 asyncio.run(main(*sys.argv[1:]))
