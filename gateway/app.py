@@ -17,23 +17,36 @@ from engines.errors import EngineError
 from engines.spec import ModelSpec
 from gateway.adapters.open import open_adapters
 from gateway.alerts.service import open_alerts
-from gateway.api import engines, health, inference, models, project_weights, snapshots, tokens, usage
-from gateway.api.adapters import adapter_routes
-from gateway.api.authentication import authenticate
-from gateway.api.checkpoint_permissions import checkpoint_permission_routes
-from gateway.api.openapi.document import openapi_routes
-from gateway.api.openapi.table import NOT_YET
-from gateway.api.rate_limits import limit_routes
-from gateway.api.routes import administration_routes
-from gateway.api.spend_alerts import spend_alert_routes
-from gateway.api.spend_limits import spend_limit_routes
+from gateway.api import (
+    adapters,
+    admin_keys,
+    audit_logs,
+    checkpoint_permissions,
+    engines,
+    health,
+    inference,
+    models,
+    organizations,
+    project_keys,
+    project_weights,
+    projects,
+    rate_limits,
+    snapshots,
+    spend_alerts,
+    spend_limits,
+    tokens,
+    unsupported,
+    usage,
+    users,
+)
+from gateway.api.openapi import document
 from gateway.config.identity import make_issuers
 from gateway.config.prices import price_list
 from gateway.config.sections import Config
 from gateway.engine_host import engine_host, fitted_specs
 from gateway.http.context import RequestContext, record_of
 from gateway.http.cors import cors
-from gateway.http.errors import ApiError, answer_error, not_supported
+from gateway.http.errors import ApiError, answer_error
 from gateway.http.failure_limit import FailureLimit
 from gateway.http.fast_path import FastPath
 from gateway.http.unknown_endpoint import UnknownEndpoints
@@ -52,10 +65,37 @@ from metering.reports.spending import spent_since
 from metering.reports.usage import UsageReports
 from tenants.errors import TenantError
 from tenants.queueing.project_weights import open_weights
-from tenants.scopes import FILES, FINE_TUNING, MODEL_REQUEST
 from tenants.store import open_tenants
 from tenants.tokens.sources import key_client
-from tenants.types import KeyKind
+
+ROUTES: list[Route] = [
+    route
+    for module in (
+        health,
+        models,
+        inference,
+        organizations,
+        projects,
+        project_keys,
+        admin_keys,
+        users,
+        audit_logs,
+        usage,
+        engines,
+        snapshots,
+        project_weights,
+        tokens,
+        rate_limits,
+        spend_limits,
+        spend_alerts,
+        adapters,
+        checkpoint_permissions,
+        document,
+        unsupported,
+    )
+    for route in module.ROUTES
+]
+"""Every route; the first that matches is taken."""
 
 
 def create_app(config: Config, data: DataDirectory) -> Starlette:
@@ -77,13 +117,12 @@ def create_app(config: Config, data: DataDirectory) -> Starlette:
     handled = (ApiError, TenantError, MeteringError, EngineError)
     handlers = dict.fromkeys(handled, answer_error)
     counts = RequestCounts(config.metrics.by_project)
-    routes = _routes()
     app = Starlette(
-        routes=routes,
+        routes=ROUTES,
         middleware=cors(config.server.cors_origins),
         exception_handlers={
             **handlers,
-            HTTPException: UnknownEndpoints(routes).answer,
+            HTTPException: UnknownEndpoints(ROUTES).answer,
             ClientDisconnect: _client_gone,
             Exception: answer_error,
         },
@@ -163,20 +202,6 @@ async def _client_gone(request: Request, _error: Exception) -> Response:
     return Response(status_code=400)
 
 
-_NOT_YET_SCOPES = {"responses": MODEL_REQUEST, "messages": MODEL_REQUEST, "fine_tuning": FINE_TUNING}
-
-
-async def _not_yet(request: Request) -> Response:
-    scope = _NOT_YET_SCOPES.get(request.url.path.split("/")[2], FILES)
-    if request.method == "GET" and scope != MODEL_REQUEST:
-        scope += ".read"
-    await authenticate(request, KeyKind.PROJECT, scope=scope)
-    raise not_supported(f"{request.method} {request.url.path}")
-
-
-_METERED = (inference.chat_completions, inference.completions, inference.embeddings)
-
-
 def served(app: Starlette) -> ASGIApp:
     """The application as it is served: requests have their record and their line in the log.
 
@@ -184,71 +209,5 @@ def served(app: Starlette) -> ASGIApp:
     """
     inner: ASGIApp = app
     if not app.user_middleware:
-        endpoints = [
-            (Route(endpoint.path, endpoint.__call__, methods=["POST"]), endpoint) for endpoint in _METERED
-        ]
-        inner = FastPath(app, endpoints)
+        inner = FastPath(app, inference.METERED)
     return RequestContext(inner, app.state.counts.observe)
-
-
-def _routes() -> list[Route]:
-    return [
-        *_inference_routes(),
-        *administration_routes(),
-        *_usage_routes(),
-        *_own_routes(),
-        *limit_routes(),
-        *spend_limit_routes(),
-        *spend_alert_routes(),
-        *adapter_routes(),
-        *checkpoint_permission_routes(),
-        *openapi_routes(),
-    ]
-
-
-def _inference_routes() -> list[Route]:
-    return [
-        Route("/health", health.ready, methods=["GET"]),
-        Route("/health/live", health.live, methods=["GET"]),
-        Route("/health/ready", health.ready, methods=["GET"]),
-        Route("/v1/models", models.list_models, methods=["GET"]),
-        Route("/v1/models/{id:path}", models.retrieve_model, methods=["GET"]),
-        Route("/v1/models/{id:path}", models.delete_model, methods=["DELETE"]),
-        *[Route(endpoint.path, endpoint.__call__, methods=["POST"]) for endpoint in _METERED],
-        Route("/tokenize", inference.tokenize.__call__, methods=["POST"]),
-        Route("/detokenize", inference.detokenize.__call__, methods=["POST"]),
-        *[
-            Route(f"/v1/{path}{rest}", _not_yet, methods=["GET", "POST", "DELETE"])
-            for path in NOT_YET
-            for rest in ("", "/{rest:path}")
-        ],
-    ]
-
-
-def _usage_routes() -> list[Route]:
-    usages = "/v1/organization/usage"
-    return [
-        Route(f"{usages}/completions", usage.completions.__call__, methods=["GET"]),
-        Route(f"{usages}/embeddings", usage.embeddings.__call__, methods=["GET"]),
-        Route("/v1/organization/costs", usage.costs, methods=["GET"]),
-    ]
-
-
-def _own_routes() -> list[Route]:
-    prefix = "/v1/torpor"
-    return [
-        Route(f"{prefix}/engines", engines.list_engines, methods=["GET"]),
-        Route(f"{prefix}/engines/{{model:path}}/wake", engines.wake_engine, methods=["POST"]),
-        Route(f"{prefix}/engines/{{model:path}}/sleep", engines.sleep_engine, methods=["POST"]),
-        Route(f"{prefix}/engines/{{model:path}}/snapshot", engines.snapshot_engine, methods=["POST"]),
-        Route(f"{prefix}/snapshots", snapshots.list_snapshots, methods=["GET"]),
-        Route(f"{prefix}/snapshots/{{model:path}}", snapshots.verify_snapshot, methods=["POST"]),
-        Route(f"{prefix}/snapshots/{{model:path}}", snapshots.remove_snapshots, methods=["DELETE"]),
-        Route(f"{prefix}/projects/{{project}}/weight", project_weights.retrieve_weight, methods=["GET"]),
-        Route(f"{prefix}/projects/{{project}}/weight", project_weights.update_weight, methods=["POST"]),
-        Route(f"{prefix}/tokens", tokens.create_token, methods=["POST"]),
-        Route(f"{prefix}/usage", usage.project_completions.__call__, methods=["GET"]),
-        Route(f"{prefix}/usage/completions", usage.project_completions.__call__, methods=["GET"]),
-        Route(f"{prefix}/usage/embeddings", usage.project_embeddings.__call__, methods=["GET"]),
-        Route(f"{prefix}/costs", usage.project_costs, methods=["GET"]),
-    ]

@@ -104,13 +104,11 @@ async def _found(services: Services, principal: OrganizationPrincipal, name: str
         raise model_not_found(name) from None
 
 
-def adapter_routes() -> list[Route]:
-    """The routes of this module."""
-    every = "/v1/torpor/adapters"
-    path = f"{every}/{{adapter}}"
-    return [
-        Route(every, create_adapter, methods=["POST"]),
-        Route(every, list_adapters, methods=["GET"]),
-        Route(path, retrieve_adapter, methods=["GET"]),
-        Route(path, delete_adapter, methods=["DELETE"]),
-    ]
+_EVERY = "/v1/torpor/adapters"
+_PATH = f"{_EVERY}/{{adapter}}"
+ROUTES: list[Route] = [
+    Route(_EVERY, create_adapter, methods=["POST"]),
+    Route(_EVERY, list_adapters, methods=["GET"]),
+    Route(_PATH, retrieve_adapter, methods=["GET"]),
+    Route(_PATH, delete_adapter, methods=["DELETE"]),
+]

@@ -103,13 +103,11 @@ async def rotate_key(request: Request) -> Response:
     )
 
 
-def admin_key_routes() -> list[Route]:
-    """The routes of this module."""
-    every = "/v1/organization/admin_api_keys"
-    return [
-        Route(every, create_key, methods=["POST"]),
-        Route(every, list_keys, methods=["GET"]),
-        Route(f"{every}/{{key}}", retrieve_key, methods=["GET"]),
-        Route(f"{every}/{{key}}", delete_key, methods=["DELETE"]),
-        Route("/v1/torpor/keys/{key}/rotate", rotate_key, methods=["POST"]),
-    ]
+_EVERY = "/v1/organization/admin_api_keys"
+ROUTES: list[Route] = [
+    Route(_EVERY, create_key, methods=["POST"]),
+    Route(_EVERY, list_keys, methods=["GET"]),
+    Route(f"{_EVERY}/{{key}}", retrieve_key, methods=["GET"]),
+    Route(f"{_EVERY}/{{key}}", delete_key, methods=["DELETE"]),
+    Route("/v1/torpor/keys/{key}/rotate", rotate_key, methods=["POST"]),
+]

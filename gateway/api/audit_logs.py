@@ -115,9 +115,7 @@ def _effective_at(request: Request) -> tuple[int | None, int | None]:
     return max(firsts, default=None), min(lasts, default=None)
 
 
-def audit_routes() -> list[Route]:
-    """The routes of this module."""
-    return [
-        Route("/v1/organization/audit_logs", list_audit_logs, methods=["GET"]),
-        Route("/v1/torpor/audit_logs", list_host_logs, methods=["GET"]),
-    ]
+ROUTES: list[Route] = [
+    Route("/v1/organization/audit_logs", list_audit_logs, methods=["GET"]),
+    Route("/v1/torpor/audit_logs", list_host_logs, methods=["GET"]),
+]

@@ -59,11 +59,9 @@ async def delete_permission(request: Request) -> Response:
     return JSONResponse({"id": permission_id, "object": "checkpoint.permission", "deleted": True})
 
 
-def checkpoint_permission_routes() -> list[Route]:
-    """The routes of this module."""
-    every = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
-    return [
-        Route(every, create_permissions, methods=["POST"]),
-        Route(every, list_permissions, methods=["GET"]),
-        Route(f"{every}/{{permission}}", delete_permission, methods=["DELETE"]),
-    ]
+_EVERY = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
+ROUTES: list[Route] = [
+    Route(_EVERY, create_permissions, methods=["POST"]),
+    Route(_EVERY, list_permissions, methods=["GET"]),
+    Route(f"{_EVERY}/{{permission}}", delete_permission, methods=["DELETE"]),
+]

@@ -5,6 +5,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from coldstart.tiers import SleepTier
 from engines.sizing import Sizing
@@ -119,3 +120,12 @@ async def record_engine_act(services: Services, kind: str, name: str, **details:
 async def _root(request: Request) -> tuple[Services, str]:
     await authenticate(request, KeyKind.ROOT)
     return services_of(request), request.path_params["model"]
+
+
+_ENGINES = "/v1/torpor/engines"
+ROUTES: list[Route] = [
+    Route(_ENGINES, list_engines, methods=["GET"]),
+    Route(f"{_ENGINES}/{{model:path}}/wake", wake_engine, methods=["POST"]),
+    Route(f"{_ENGINES}/{{model:path}}/sleep", sleep_engine, methods=["POST"]),
+    Route(f"{_ENGINES}/{{model:path}}/snapshot", snapshot_engine, methods=["POST"]),
+]

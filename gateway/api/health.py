@@ -2,6 +2,7 @@
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from gateway.services import services_of
 from tenants.errors import StorageUnavailable
@@ -27,3 +28,10 @@ async def ready(request: Request) -> Response:
     if not services.ledger.accepts:
         return JSONResponse({"status": "storage_unavailable"}, 503)
     return JSONResponse({"status": "ready"})
+
+
+ROUTES: list[Route] = [
+    Route("/health", ready, methods=["GET"]),
+    Route("/health/live", live, methods=["GET"]),
+    Route("/health/ready", ready, methods=["GET"]),
+]

@@ -1,10 +1,11 @@
 """The inference endpoints: authenticate, read, resolve, check, and hand over to an exchange."""
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
+from starlette.routing import Route
 
 from engines.spec import Task
 from gateway.api.authentication import authenticate_project
@@ -71,19 +72,16 @@ async def _read(request: Request, kind: type[Call], task: Task | None = None) ->
     return ParsedCall(services, principal, body, call, model, record)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One inference call of the API, the same path at the gateway and at the engine."""
+Endpoint = Callable[[Request], Awaitable[Exchange]]
 
-    path: str
-    kind: type[Call]
-    operation: Operation
-    task: Task
 
-    async def __call__(self, request: Request) -> Exchange:
-        parsed = await _read(request, self.kind, self.task)
+def _metered(path: str, kind: type[Call], operation: Operation, task: Task) -> Endpoint:
+    """The endpoint of a call that generates or embeds: the same path at the gateway and at the engine."""
+
+    async def endpoint(request: Request) -> Exchange:
+        parsed = await _read(request, kind, task)
         call = parsed.call
-        plan = self._plan(parsed)
+        plan = _plan(parsed, path, operation)
         demand = AdmissionDemand(
             principal=parsed.principal,
             model=parsed.model,
@@ -94,48 +92,70 @@ class Endpoint:
             record=parsed.record,
         )
         admitted = await admit(parsed.services.control, demand)
-        streamed = isinstance(call, Generation) and bool(call.stream)
-        return (StreamExchange if streamed else PlainExchange)(
-            parsed.services.relay, plan, parsed.record, admitted
-        )
+        relay = parsed.services.relay
+        if isinstance(call, Generation) and call.stream:
+            return StreamExchange(relay, plan, parsed.record, admitted)
+        return PlainExchange(relay, plan, parsed.record, admitted)
 
-    def _plan(self, parsed: ParsedCall) -> MeteredPlan:
-        principal, call = parsed.principal, parsed.call
-        options = call.stream_options if isinstance(call, Generation) else None
-        body = _engine_body(parsed, parsed.model.adapter)
-        adapter = parsed.model.adapter
-        return MeteredPlan(
+    return endpoint
+
+
+def _unmetered(path: str, kind: type[Call]) -> Endpoint:
+    """The endpoint of a call that generates nothing: an exchange like the others, but in no ledger."""
+
+    async def endpoint(request: Request) -> Exchange:
+        parsed = await _read(request, kind)
+        if parsed.model.spec.url is not None:
+            raise not_supported(f"{path} for a model that another server runs")
+        plan = Plan(
             model_id=parsed.model.id,
-            path=self.path,
-            body=body,
-            pool=_pool(parsed),
-            queue_request=_queue_request(parsed, len(body)),
-            adapter=None if adapter is None else parsed.services.adapters.for_engine(adapter),
-            prioritized=parsed.model.spec.url is None,
-            attempt=Attempt(
-                id=new_attempt_id(),
-                request_id=parsed.record.request_id,
-                organization_id=principal.organization_id,
-                project_id=principal.project_id,
-                api_key_id=principal.key_id,
-                user_id=principal.user_id,
-                model=parsed.model.id,
-                adapter=parsed.model.adapter_name,
-                operation=self.operation,
-                started_at=parsed.record.started_at,
-                service_tier=call.service_tier,
-            ),
+            path=path,
+            body=_engine_body(parsed),
             wake_timeout_s=_wake_timeout_s(parsed),
-            longest_wait_s=parsed.services.queues.timeout_s(parsed.model.id)
-            + MOST_ENGINES * _wake_timeout_s(parsed),
-            constraint=_constraint(call),
-            prefix=_prefix(parsed),
-            service_tier=None if parsed.model.spec.url else used_tier(call.service_tier),
-            include_usage=bool(options and options.include_usage),
-            continuous_usage=bool(options and options.continuous_usage_stats),
-            estimate=Estimate(parsed.model, call, parsed.body),
-            remote=parsed.model.spec.url is not None,
+            pool=_pool(parsed),
         )
+        return UnmeteredExchange(parsed.services.relay, plan, parsed.record)
+
+    return endpoint
+
+
+def _plan(parsed: ParsedCall, path: str, operation: Operation) -> MeteredPlan:
+    principal, call = parsed.principal, parsed.call
+    options = call.stream_options if isinstance(call, Generation) else None
+    body = _engine_body(parsed, parsed.model.adapter)
+    adapter = parsed.model.adapter
+    return MeteredPlan(
+        model_id=parsed.model.id,
+        path=path,
+        body=body,
+        pool=_pool(parsed),
+        queue_request=_queue_request(parsed, len(body)),
+        adapter=None if adapter is None else parsed.services.adapters.for_engine(adapter),
+        prioritized=parsed.model.spec.url is None,
+        attempt=Attempt(
+            id=new_attempt_id(),
+            request_id=parsed.record.request_id,
+            organization_id=principal.organization_id,
+            project_id=principal.project_id,
+            api_key_id=principal.key_id,
+            user_id=principal.user_id,
+            model=parsed.model.id,
+            adapter=parsed.model.adapter_name,
+            operation=operation,
+            started_at=parsed.record.started_at,
+            service_tier=call.service_tier,
+        ),
+        wake_timeout_s=_wake_timeout_s(parsed),
+        longest_wait_s=parsed.services.queues.timeout_s(parsed.model.id)
+        + MOST_ENGINES * _wake_timeout_s(parsed),
+        constraint=_constraint(call),
+        prefix=_prefix(parsed),
+        service_tier=None if parsed.model.spec.url else used_tier(call.service_tier),
+        include_usage=bool(options and options.include_usage),
+        continuous_usage=bool(options and options.continuous_usage_stats),
+        estimate=Estimate(parsed.model, call, parsed.body),
+        remote=parsed.model.spec.url is not None,
+    )
 
 
 def _engine_body(parsed: ParsedCall, adapter: RegisteredAdapter | None = None) -> bytes:
@@ -214,31 +234,17 @@ def _queue_request(parsed: ParsedCall, body_bytes: int) -> QueueRequest:
     )
 
 
-chat_completions = Endpoint("/v1/chat/completions", ChatCall, Operation.CHAT, Task.GENERATE)
-completions = Endpoint("/v1/completions", CompletionCall, Operation.COMPLETION, Task.GENERATE)
-embeddings = Endpoint("/v1/embeddings", EmbeddingCall, Operation.EMBEDDING, Task.EMBED)
-
-
-@dataclass(frozen=True, slots=True)
-class Unmetered:
-    """A call that generates nothing: an exchange like the others, but in no ledger."""
-
-    path: str
-    kind: type[Call]
-
-    async def __call__(self, request: Request) -> Exchange:
-        parsed = await _read(request, self.kind)
-        if parsed.model.spec.url is not None:
-            raise not_supported(f"{self.path} for a model that another server runs")
-        plan = Plan(
-            model_id=parsed.model.id,
-            path=self.path,
-            body=_engine_body(parsed),
-            wake_timeout_s=_wake_timeout_s(parsed),
-            pool=_pool(parsed),
-        )
-        return UnmeteredExchange(parsed.services.relay, plan, parsed.record)
-
-
-tokenize = Unmetered("/tokenize", TokenizeCall)
-detokenize = Unmetered("/detokenize", DetokenizeCall)
+METERED: list[Route] = [
+    Route(path, _metered(path, kind, operation, task), methods=["POST"])
+    for path, kind, operation, task in (
+        ("/v1/chat/completions", ChatCall, Operation.CHAT, Task.GENERATE),
+        ("/v1/completions", CompletionCall, Operation.COMPLETION, Task.GENERATE),
+        ("/v1/embeddings", EmbeddingCall, Operation.EMBEDDING, Task.EMBED),
+    )
+]
+"""The routes that take the fast path (`gateway.http.fast_path`)."""
+ROUTES: list[Route] = [
+    *METERED,
+    Route("/tokenize", _unmetered("/tokenize", TokenizeCall), methods=["POST"]),
+    Route("/detokenize", _unmetered("/detokenize", DetokenizeCall), methods=["POST"]),
+]

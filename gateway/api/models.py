@@ -4,6 +4,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from gateway.api.adapters import delete_owned
 from gateway.api.authentication import authenticate_project
@@ -51,3 +52,10 @@ async def delete_model(request: Request) -> Response:
         )
     await delete_owned(request, services, principal, model.adapter)
     return JSONResponse({"id": model.name, "object": "model", "deleted": True})
+
+
+ROUTES: list[Route] = [
+    Route("/v1/models", list_models, methods=["GET"]),
+    Route("/v1/models/{id:path}", retrieve_model, methods=["GET"]),
+    Route("/v1/models/{id:path}", delete_model, methods=["DELETE"]),
+]

@@ -90,15 +90,13 @@ async def create_admin_key(request: Request) -> Response:
     return secret({**admin_key_object(key), "value": value})
 
 
-def organization_routes() -> list[Route]:
-    """The routes of this module."""
-    every = "/v1/torpor/organizations"
-    path = f"{every}/{{organization}}"
-    return [
-        Route(every, create_organization, methods=["POST"]),
-        Route(every, list_organizations, methods=["GET"]),
-        Route(path, retrieve_organization, methods=["GET"]),
-        Route(path, update_organization, methods=["POST"]),
-        Route(f"{path}/archive", archive_organization, methods=["POST"]),
-        Route(f"{path}/admin_api_keys", create_admin_key, methods=["POST"]),
-    ]
+_EVERY = "/v1/torpor/organizations"
+_PATH = f"{_EVERY}/{{organization}}"
+ROUTES: list[Route] = [
+    Route(_EVERY, create_organization, methods=["POST"]),
+    Route(_EVERY, list_organizations, methods=["GET"]),
+    Route(_PATH, retrieve_organization, methods=["GET"]),
+    Route(_PATH, update_organization, methods=["POST"]),
+    Route(f"{_PATH}/archive", archive_organization, methods=["POST"]),
+    Route(f"{_PATH}/admin_api_keys", create_admin_key, methods=["POST"]),
+]

@@ -201,20 +201,18 @@ async def delete_key(request: Request) -> Response:
     return JSONResponse({"id": key_id, "object": "organization.project.api_key.deleted", "deleted": True})
 
 
-def project_key_routes() -> list[Route]:
-    """The routes of this module."""
-    project = "/v1/organization/projects/{project}"
-    accounts, keys = f"{project}/service_accounts", f"{project}/api_keys"
-    one_account, one_key = f"{accounts}/{{service_account}}", f"{keys}/{{key}}"
-    return [
-        Route(accounts, create_account, methods=["POST"]),
-        Route(accounts, list_accounts, methods=["GET"]),
-        Route(one_account, retrieve_account, methods=["GET"]),
-        Route(one_account, update_account, methods=["POST"]),
-        Route(one_account, delete_account, methods=["DELETE"]),
-        Route(f"{one_account}/api_keys", create_account_key, methods=["POST"]),
-        Route(keys, list_keys, methods=["GET"]),
-        Route(one_key, retrieve_key, methods=["GET"]),
-        Route(one_key, update_key, methods=["POST"]),
-        Route(one_key, delete_key, methods=["DELETE"]),
-    ]
+_PROJECT = "/v1/organization/projects/{project}"
+_ACCOUNTS, _KEYS = f"{_PROJECT}/service_accounts", f"{_PROJECT}/api_keys"
+_ONE_ACCOUNT, _ONE_KEY = f"{_ACCOUNTS}/{{service_account}}", f"{_KEYS}/{{key}}"
+ROUTES: list[Route] = [
+    Route(_ACCOUNTS, create_account, methods=["POST"]),
+    Route(_ACCOUNTS, list_accounts, methods=["GET"]),
+    Route(_ONE_ACCOUNT, retrieve_account, methods=["GET"]),
+    Route(_ONE_ACCOUNT, update_account, methods=["POST"]),
+    Route(_ONE_ACCOUNT, delete_account, methods=["DELETE"]),
+    Route(f"{_ONE_ACCOUNT}/api_keys", create_account_key, methods=["POST"]),
+    Route(_KEYS, list_keys, methods=["GET"]),
+    Route(_ONE_KEY, retrieve_key, methods=["GET"]),
+    Route(_ONE_KEY, update_key, methods=["POST"]),
+    Route(_ONE_KEY, delete_key, methods=["DELETE"]),
+]

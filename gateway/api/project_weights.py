@@ -4,6 +4,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from gateway.api.authentication import authenticate
 from gateway.api.requests import path_id
@@ -49,3 +50,10 @@ async def update_weight(request: Request) -> Response:
         value = float("inf")
     held = await services.weights.set(project_id, value, principal.organization_id, most=most)
     return JSONResponse(weight_object(project_id, held))
+
+
+_WEIGHT = "/v1/torpor/projects/{project}/weight"
+ROUTES: list[Route] = [
+    Route(_WEIGHT, retrieve_weight, methods=["GET"]),
+    Route(_WEIGHT, update_weight, methods=["POST"]),
+]

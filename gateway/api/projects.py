@@ -129,18 +129,16 @@ async def delete_permissions(request: Request) -> Response:
     return JSONResponse({"object": "project.model_permissions.deleted", "deleted": True})
 
 
-def project_routes() -> list[Route]:
-    """The routes of this module."""
-    every = "/v1/organization/projects"
-    path = f"{every}/{{project}}"
-    permissions = f"{path}/model_permissions"
-    return [
-        Route(every, create_project, methods=["POST"]),
-        Route(every, list_projects, methods=["GET"]),
-        Route(path, retrieve_project, methods=["GET"]),
-        Route(path, update_project, methods=["POST"]),
-        Route(f"{path}/archive", archive_project, methods=["POST"]),
-        Route(permissions, retrieve_permissions, methods=["GET"]),
-        Route(permissions, update_permissions, methods=["POST"]),
-        Route(permissions, delete_permissions, methods=["DELETE"]),
-    ]
+_EVERY = "/v1/organization/projects"
+_PATH = f"{_EVERY}/{{project}}"
+_PERMISSIONS = f"{_PATH}/model_permissions"
+ROUTES: list[Route] = [
+    Route(_EVERY, create_project, methods=["POST"]),
+    Route(_EVERY, list_projects, methods=["GET"]),
+    Route(_PATH, retrieve_project, methods=["GET"]),
+    Route(_PATH, update_project, methods=["POST"]),
+    Route(f"{_PATH}/archive", archive_project, methods=["POST"]),
+    Route(_PERMISSIONS, retrieve_permissions, methods=["GET"]),
+    Route(_PERMISSIONS, update_permissions, methods=["POST"]),
+    Route(_PERMISSIONS, delete_permissions, methods=["DELETE"]),
+]

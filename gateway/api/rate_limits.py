@@ -183,14 +183,12 @@ async def delete_limit(request: Request) -> Response:
     return JSONResponse({"id": limit_id, "object": "torpor.limit.deleted", "deleted": True})
 
 
-def limit_routes() -> list[Route]:
-    """The routes of this module."""
-    rate_limits, limits = "/v1/organization/projects/{project}/rate_limits", "/v1/torpor/limits"
-    return [
-        Route(rate_limits, list_rate_limits, methods=["GET"]),
-        Route(f"{rate_limits}/{{limit}}", update_rate_limit, methods=["POST"]),
-        Route(limits, list_limits, methods=["GET"]),
-        Route(limits, set_limit, methods=["POST"]),
-        Route(f"{limits}/{{limit}}", retrieve_limit, methods=["GET"]),
-        Route(f"{limits}/{{limit}}", delete_limit, methods=["DELETE"]),
-    ]
+_RATE_LIMITS, _LIMITS = "/v1/organization/projects/{project}/rate_limits", "/v1/torpor/limits"
+ROUTES: list[Route] = [
+    Route(_RATE_LIMITS, list_rate_limits, methods=["GET"]),
+    Route(f"{_RATE_LIMITS}/{{limit}}", update_rate_limit, methods=["POST"]),
+    Route(_LIMITS, list_limits, methods=["GET"]),
+    Route(_LIMITS, set_limit, methods=["POST"]),
+    Route(f"{_LIMITS}/{{limit}}", retrieve_limit, methods=["GET"]),
+    Route(f"{_LIMITS}/{{limit}}", delete_limit, methods=["DELETE"]),
+]

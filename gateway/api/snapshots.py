@@ -5,6 +5,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from coldstart.snapshots.store import Snapshot
 from engines.errors import UnknownModel
@@ -89,3 +90,11 @@ def _spec(services: Services, name: str) -> ModelSpec:
         if spec.id == name:
             return spec
     raise UnknownModel(name)
+
+
+_SNAPSHOTS = "/v1/torpor/snapshots"
+ROUTES: list[Route] = [
+    Route(_SNAPSHOTS, list_snapshots, methods=["GET"]),
+    Route(f"{_SNAPSHOTS}/{{model:path}}", verify_snapshot, methods=["POST"]),
+    Route(f"{_SNAPSHOTS}/{{model:path}}", remove_snapshots, methods=["DELETE"]),
+]

@@ -45,56 +45,57 @@ def alert_object(alert: SpendAlert) -> dict[str, Any]:
     }
 
 
-class SpendAlerts:
-    """``.../spend_alerts`` of the organization, or of a project where the path names one."""
+async def create_alert(request: Request) -> Response:
+    """``POST``. The answer for a webhook has its ``secret``, which is not seen again."""
+    services, organization_id = await admin_of(request)
+    cents, channel = await _wanted(request, services.config.alerts)
+    project_id = project_of(request)
+    alert = await services.alerts.store.create(organization_id, project_id, cents, channel)
+    services.alerts.changed(alert.subject_id)
+    result = alert_object(alert)
+    if channel["type"] == "webhook":
+        result[_CHANNEL]["secret"] = services.alerts.secret(alert.id)
+    return secret(result)
 
-    async def create(self, request: Request) -> Response:
-        """``POST``. The answer for a webhook has its ``secret``, which is not seen again."""
-        services, organization_id = await admin_of(request)
-        cents, channel = await _wanted(request, services.config.alerts)
-        project_id = project_of(request)
-        alert = await services.alerts.store.create(organization_id, project_id, cents, channel)
-        services.alerts.changed(alert.subject_id)
-        result = alert_object(alert)
-        if channel["type"] == "webhook":
-            result[_CHANNEL]["secret"] = services.alerts.secret(alert.id)
-        return secret(result)
 
-    async def listed(self, request: Request) -> Response:
-        """``GET``, in order of creation or, with ``order=desc``, the newest first."""
-        services, organization_id = await admin_of(request)
-        query = AlertQuery(
-            after=cursor_of(request),
-            before=cursor_of(request, "before"),
-            limit=limit_of(request),
-            newest_first=choice(request, "order", ("asc", "desc")) == "desc",
-        )
-        alerts = await services.alerts.store.listed(organization_id, project_of(request), query)
-        return page([alert_object(alert) for alert in alerts.items], alerts.has_more)
+async def list_alerts(request: Request) -> Response:
+    """``GET``, in order of creation or, with ``order=desc``, the newest first."""
+    services, organization_id = await admin_of(request)
+    query = AlertQuery(
+        after=cursor_of(request),
+        before=cursor_of(request, "before"),
+        limit=limit_of(request),
+        newest_first=choice(request, "order", ("asc", "desc")) == "desc",
+    )
+    alerts = await services.alerts.store.listed(organization_id, project_of(request), query)
+    return page([alert_object(alert) for alert in alerts.items], alerts.has_more)
 
-    async def retrieve(self, request: Request) -> Response:
-        """``GET .../{alert}``."""
-        services, organization_id = await admin_of(request)
-        names = project_of(request), path_id(request, "alert")
-        return JSONResponse(alert_object(await services.alerts.store.get(organization_id, *names)))
 
-    async def update(self, request: Request) -> Response:
-        """``POST .../{alert}``, with all that ``create`` takes. The secret of a webhook stays."""
-        services, organization_id = await admin_of(request)
-        cents, channel = await _wanted(request, services.config.alerts)
-        names = project_of(request), path_id(request, "alert")
-        alert = await services.alerts.store.update(organization_id, *names, cents, channel)
-        services.alerts.changed(alert.subject_id)
-        return JSONResponse(alert_object(alert))
+async def retrieve_alert(request: Request) -> Response:
+    """``GET .../{alert}``."""
+    services, organization_id = await admin_of(request)
+    names = project_of(request), path_id(request, "alert")
+    return JSONResponse(alert_object(await services.alerts.store.get(organization_id, *names)))
 
-    async def delete(self, request: Request) -> Response:
-        """``DELETE .../{alert}``."""
-        services, organization_id = await admin_of(request)
-        project_id, alert_id = project_of(request), path_id(request, "alert")
-        await services.alerts.store.delete(organization_id, project_id, alert_id)
-        services.alerts.changed(project_id or organization_id)
-        kind = f"{_kind(project_id)}.spend_alert.deleted"
-        return JSONResponse({"id": alert_id, "object": kind, "deleted": True})
+
+async def update_alert(request: Request) -> Response:
+    """``POST .../{alert}``, with all that ``POST`` of the list takes. The secret of a webhook stays."""
+    services, organization_id = await admin_of(request)
+    cents, channel = await _wanted(request, services.config.alerts)
+    names = project_of(request), path_id(request, "alert")
+    alert = await services.alerts.store.update(organization_id, *names, cents, channel)
+    services.alerts.changed(alert.subject_id)
+    return JSONResponse(alert_object(alert))
+
+
+async def delete_alert(request: Request) -> Response:
+    """``DELETE .../{alert}``."""
+    services, organization_id = await admin_of(request)
+    project_id, alert_id = project_of(request), path_id(request, "alert")
+    await services.alerts.store.delete(organization_id, project_id, alert_id)
+    services.alerts.changed(project_id or organization_id)
+    kind = f"{_kind(project_id)}.spend_alert.deleted"
+    return JSONResponse({"id": alert_id, "object": kind, "deleted": True})
 
 
 def _kind(project_id: str | None) -> str:
@@ -148,16 +149,16 @@ def _bad(name: str, requirement: str) -> ApiError:
     return invalid_request(f"'{name}' must be {requirement}.", name, "invalid_value")
 
 
-def spend_alert_routes() -> list[Route]:
-    """The routes of this module."""
-    alerts = SpendAlerts()
-    routes = []
-    for path in ("/v1/organization/spend_alerts", "/v1/organization/projects/{project}/spend_alerts"):
-        routes += [
-            Route(path, alerts.listed, methods=["GET"]),
-            Route(path, alerts.create, methods=["POST"]),
-            Route(f"{path}/{{alert}}", alerts.retrieve, methods=["GET"]),
-            Route(f"{path}/{{alert}}", alerts.update, methods=["POST"]),
-            Route(f"{path}/{{alert}}", alerts.delete, methods=["DELETE"]),
-        ]
-    return routes
+_PATHS = ("/v1/organization/spend_alerts", "/v1/organization/projects/{project}/spend_alerts")
+"""Of the organization, and of one of its projects."""
+ROUTES: list[Route] = [
+    route
+    for path in _PATHS
+    for route in (
+        Route(path, list_alerts, methods=["GET"]),
+        Route(path, create_alert, methods=["POST"]),
+        Route(f"{path}/{{alert}}", retrieve_alert, methods=["GET"]),
+        Route(f"{path}/{{alert}}", update_alert, methods=["POST"]),
+        Route(f"{path}/{{alert}}", delete_alert, methods=["DELETE"]),
+    )
+]

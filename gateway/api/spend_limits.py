@@ -26,47 +26,47 @@ def spend_limit_object(kind: str, subject_id: str, cents: int, budgets: Budgets)
     }
 
 
-class SpendLimit:
-    """``.../spend_limit`` of the organization, or of a project where the path names one."""
+async def retrieve_limit(request: Request) -> Response:
+    """``GET``; 404 if there is none."""
+    services, organization_id = await admin_of(request)
+    project_id = project_of(request)
+    cents = await services.control.spend_limits.get(organization_id, project_id)
+    return await _response(services, organization_id, project_id, cents)
 
-    async def retrieve(self, request: Request) -> Response:
-        """``GET``; 404 if there is none."""
-        services, organization_id = await admin_of(request)
-        project_id = project_of(request)
-        cents = await services.control.spend_limits.get(organization_id, project_id)
-        return await self._shown(services, organization_id, project_id, cents)
 
-    async def update(self, request: Request) -> Response:
-        """``POST``: create or change it; it holds from the next request on."""
-        services, organization_id = await admin_of(request)
-        project_id = project_of(request)
-        body = await body_of(request)
-        cents = body.get("threshold_amount")
-        if type(cents) is not int or not 0 <= cents <= MAX_CENTS:
-            raise _bad_spend_limit("threshold_amount", f"a whole number of cents from 0 to {MAX_CENTS}")
-        for name, only in (("currency", "USD"), ("interval", "month")):
-            if body.get(name) != only:
-                raise _bad_spend_limit(name, f"'{only}'")
-        await services.control.spend_limits.set(organization_id, project_id, cents)
-        return await self._shown(services, organization_id, project_id, cents)
+async def update_limit(request: Request) -> Response:
+    """``POST``: create or change it; it holds from the next request on."""
+    services, organization_id = await admin_of(request)
+    project_id = project_of(request)
+    body = await body_of(request)
+    cents = body.get("threshold_amount")
+    if type(cents) is not int or not 0 <= cents <= MAX_CENTS:
+        raise _bad_spend_limit("threshold_amount", f"a whole number of cents from 0 to {MAX_CENTS}")
+    for name, only in (("currency", "USD"), ("interval", "month")):
+        if body.get(name) != only:
+            raise _bad_spend_limit(name, f"'{only}'")
+    await services.control.spend_limits.set(organization_id, project_id, cents)
+    return await _response(services, organization_id, project_id, cents)
 
-    async def delete(self, request: Request) -> Response:
-        """``DELETE``; 404 if there is none."""
-        services, organization_id = await admin_of(request)
-        project_id = project_of(request)
-        if not await services.control.spend_limits.delete(organization_id, project_id):
-            raise NotFound("There is no spend limit.")
-        return JSONResponse({"object": f"{_kind(project_id)}.spend_limit.deleted", "deleted": True})
 
-    async def _shown(
-        self, services: Services, organization_id: str, project_id: str | None, cents: int | None
-    ) -> Response:
-        if cents is None:
-            raise NotFound("There is no spend limit.")
-        subject_id, budgets = project_id or organization_id, services.control.budgets
-        if services.config.prices:
-            await services.control.spend.ready(budgets.clock())
-        return JSONResponse(spend_limit_object(_kind(project_id), subject_id, cents, budgets))
+async def delete_limit(request: Request) -> Response:
+    """``DELETE``; 404 if there is none."""
+    services, organization_id = await admin_of(request)
+    project_id = project_of(request)
+    if not await services.control.spend_limits.delete(organization_id, project_id):
+        raise NotFound("There is no spend limit.")
+    return JSONResponse({"object": f"{_kind(project_id)}.spend_limit.deleted", "deleted": True})
+
+
+async def _response(
+    services: Services, organization_id: str, project_id: str | None, cents: int | None
+) -> Response:
+    if cents is None:
+        raise NotFound("There is no spend limit.")
+    subject_id, budgets = project_id or organization_id, services.control.budgets
+    if services.config.prices:
+        await services.control.spend.ready(budgets.clock())
+    return JSONResponse(spend_limit_object(_kind(project_id), subject_id, cents, budgets))
 
 
 def _kind(project_id: str | None) -> str:
@@ -77,12 +77,14 @@ def _bad_spend_limit(name: str, requirement: str) -> ApiError:
     return invalid_request(f"'{name}' must be {requirement}.", name, "invalid_value")
 
 
-def spend_limit_routes() -> list[Route]:
-    """The routes of this module."""
-    organization, spend_limit = "/v1/organization", SpendLimit()
-    of_both = (f"{organization}/spend_limit", f"{organization}/projects/{{project}}/spend_limit")
-    return [
-        *[Route(path, spend_limit.retrieve, methods=["GET"]) for path in of_both],
-        *[Route(path, spend_limit.update, methods=["POST"]) for path in of_both],
-        *[Route(path, spend_limit.delete, methods=["DELETE"]) for path in of_both],
-    ]
+_PATHS = ("/v1/organization/spend_limit", "/v1/organization/projects/{project}/spend_limit")
+"""Of the organization, and of one of its projects."""
+ROUTES: list[Route] = [
+    route
+    for path in _PATHS
+    for route in (
+        Route(path, retrieve_limit, methods=["GET"]),
+        Route(path, update_limit, methods=["POST"]),
+        Route(path, delete_limit, methods=["DELETE"]),
+    )
+]

@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from gateway.api.authentication import authenticate_project
 from gateway.api.resolving import resolve_model
@@ -76,3 +77,8 @@ def _lifetime_s(body: Mapping[str, Any]) -> int:
         message = f"'expires_in_seconds' must be an integer between 1 and {MAX_LIFETIME_S}."
         raise invalid_request(message, "expires_in_seconds", "invalid_type")
     return value
+
+
+ROUTES: list[Route] = [
+    Route("/v1/torpor/tokens", create_token, methods=["POST"]),
+]

@@ -1,11 +1,14 @@
-"""The rest of the official client's administration, which this gateway has nothing behind: 501 for each."""
+"""The parts of OpenAI's API that this gateway does not have: 501 for each."""
+
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.api.authentication import authenticate
-from gateway.http.errors import unsupported
+from gateway.api.authentication import authenticate, authenticate_project
+from gateway.http.errors import not_supported, unsupported
+from tenants.scopes import FILES, FINE_TUNING, MODEL_REQUEST
 from tenants.types import KeyKind
 
 _METHODS = ["GET", "POST", "DELETE"]
@@ -48,24 +51,44 @@ UNSUPPORTED: dict[str, str] = {
 """Paths, with all that is below them, and why there is nothing."""
 
 
-class Unsupported:
-    """One path and all below it."""
+NOT_YET: dict[str, str] = {
+    "responses": MODEL_REQUEST,
+    "messages": MODEL_REQUEST,
+    "files": FILES,
+    "batches": FILES,
+    "fine_tuning/jobs": FINE_TUNING,
+}
+"""Paths below ``/v1`` that inference clients use, and the scope that a key needs to be told so."""
 
-    def __init__(self, path: str, why: str) -> None:
-        self._path = path
-        self._why = why
 
-    async def __call__(self, request: Request) -> Response:
+def _unsupported(path: str, reason: str) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a path of the administration, and of all below it."""
+
+    async def endpoint(request: Request) -> Response:
         await authenticate(request, KeyKind.ADMIN)
-        what = self._path.removeprefix("/v1")
-        message = f"{request.method} {what} is not supported by this gateway: {self._why}."
-        raise unsupported(message)
+        what = path.removeprefix("/v1")
+        raise unsupported(f"{request.method} {what} is not supported by this gateway: {reason}.")
+
+    return endpoint
 
 
-def unsupported_routes() -> list[Route]:
-    """Explicit routes, so that a path that is nowhere in OpenAI's API still is a 404."""
-    return [
-        Route(f"{path}{rest}", Unsupported(path, why).__call__, methods=_METHODS)
-        for path, why in UNSUPPORTED.items()
-        for rest in ("", "/{rest:path}")
-    ]
+def _not_yet(scope: str) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a path that inference clients use, and of all below it."""
+
+    async def endpoint(request: Request) -> Response:
+        reads = request.method == "GET" and scope != MODEL_REQUEST
+        await authenticate_project(request, scope=f"{scope}.read" if reads else scope)
+        raise not_supported(f"{request.method} {request.url.path}")
+
+    return endpoint
+
+
+ROUTES: list[Route] = [
+    Route(f"{path}{rest}", endpoint, methods=_METHODS)
+    for path, endpoint in (
+        *((path, _unsupported(path, reason)) for path, reason in UNSUPPORTED.items()),
+        *((f"/v1/{path}", _not_yet(scope)) for path, scope in NOT_YET.items()),
+    )
+    for rest in ("", "/{rest:path}")
+]
+"""Explicit routes, so that a path that is nowhere in OpenAI's API is still a 404."""

@@ -1,10 +1,9 @@
 """Usage and cost reports over HTTP, in the shape of OpenAI's."""
 
-from dataclasses import dataclass
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from gateway.api.authentication import authenticate_member, authenticate_project
 from gateway.services import services_of
@@ -16,29 +15,35 @@ from tenants.types import KeyKind
 _EXACT = msgspec.json.Encoder(decimal_format="number")
 
 
-@dataclass(frozen=True, slots=True)
-class UsageEndpoint:
-    """``GET /v1/organization/usage/...`` for the organization of the admin key."""
-
-    kind: UsageKind
-
-    async def __call__(self, request: Request) -> Response:
-        principal = await authenticate_member(request, KeyKind.ADMIN)
-        parameters = request.query_params.multi_items()
-        query = parse_query(self.kind, principal.organization_id, parameters)
-        return JSONResponse(await services_of(request).reports.report(query))
+async def completions(request: Request) -> Response:
+    """``GET /v1/organization/usage/completions``, of the organization of the admin key."""
+    return await _of_organization(request, UsageKind.COMPLETIONS)
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectUsageEndpoint:
-    """``GET /v1/torpor/usage/...``: a project's own, read with its own key."""
+async def embeddings(request: Request) -> Response:
+    """``GET /v1/organization/usage/embeddings``, of the organization of the admin key."""
+    return await _of_organization(request, UsageKind.EMBEDDINGS)
 
-    kind: UsageKind
 
-    async def __call__(self, request: Request) -> Response:
-        organization_id, parameters = await _own(request)
-        query = parse_query(self.kind, organization_id, parameters)
-        return JSONResponse(await services_of(request).reports.report(query))
+async def project_completions(request: Request) -> Response:
+    """``GET /v1/torpor/usage/completions``: a project's own, read with its own key."""
+    return await _of_project(request, UsageKind.COMPLETIONS)
+
+
+async def project_embeddings(request: Request) -> Response:
+    """``GET /v1/torpor/usage/embeddings``: a project's own, read with its own key."""
+    return await _of_project(request, UsageKind.EMBEDDINGS)
+
+
+async def _of_organization(request: Request, kind: UsageKind) -> Response:
+    principal = await authenticate_member(request, KeyKind.ADMIN)
+    query = parse_query(kind, principal.organization_id, request.query_params.multi_items())
+    return JSONResponse(await services_of(request).reports.report(query))
+
+
+async def _of_project(request: Request, kind: UsageKind) -> Response:
+    query = parse_query(kind, *await _own(request))
+    return JSONResponse(await services_of(request).reports.report(query))
 
 
 async def costs(request: Request) -> Response:
@@ -69,7 +74,12 @@ async def _own(request: Request) -> tuple[str, list[tuple[str, str]]]:
     return principal.organization_id, [*parameters, ("project_ids", principal.project_id)]
 
 
-completions = UsageEndpoint(UsageKind.COMPLETIONS)
-embeddings = UsageEndpoint(UsageKind.EMBEDDINGS)
-project_completions = ProjectUsageEndpoint(UsageKind.COMPLETIONS)
-project_embeddings = ProjectUsageEndpoint(UsageKind.EMBEDDINGS)
+ROUTES: list[Route] = [
+    Route("/v1/organization/usage/completions", completions, methods=["GET"]),
+    Route("/v1/organization/usage/embeddings", embeddings, methods=["GET"]),
+    Route("/v1/organization/costs", costs, methods=["GET"]),
+    Route("/v1/torpor/usage", project_completions, methods=["GET"]),
+    Route("/v1/torpor/usage/completions", project_completions, methods=["GET"]),
+    Route("/v1/torpor/usage/embeddings", project_embeddings, methods=["GET"]),
+    Route("/v1/torpor/costs", project_costs, methods=["GET"]),
+]

@@ -137,17 +137,15 @@ async def delete_project_user(request: Request) -> Response:
     return JSONResponse({"id": user_id, "object": "organization.project.user.deleted", "deleted": True})
 
 
-def user_routes() -> list[Route]:
-    """The routes of this module."""
-    every, of_project = "/v1/organization/users", "/v1/organization/projects/{project}/users"
-    return [
-        Route(every, list_users, methods=["GET"]),
-        Route(f"{every}/{{user}}", retrieve_user, methods=["GET"]),
-        Route(f"{every}/{{user}}", update_user, methods=["POST"]),
-        Route(f"{every}/{{user}}", delete_user, methods=["DELETE"]),
-        Route(of_project, create_project_user, methods=["POST"]),
-        Route(of_project, list_project_users, methods=["GET"]),
-        Route(f"{of_project}/{{user}}", retrieve_project_user, methods=["GET"]),
-        Route(f"{of_project}/{{user}}", update_project_user, methods=["POST"]),
-        Route(f"{of_project}/{{user}}", delete_project_user, methods=["DELETE"]),
-    ]
+_EVERY, _OF_PROJECT = "/v1/organization/users", "/v1/organization/projects/{project}/users"
+ROUTES: list[Route] = [
+    Route(_EVERY, list_users, methods=["GET"]),
+    Route(f"{_EVERY}/{{user}}", retrieve_user, methods=["GET"]),
+    Route(f"{_EVERY}/{{user}}", update_user, methods=["POST"]),
+    Route(f"{_EVERY}/{{user}}", delete_user, methods=["DELETE"]),
+    Route(_OF_PROJECT, create_project_user, methods=["POST"]),
+    Route(_OF_PROJECT, list_project_users, methods=["GET"]),
+    Route(f"{_OF_PROJECT}/{{user}}", retrieve_project_user, methods=["GET"]),
+    Route(f"{_OF_PROJECT}/{{user}}", update_project_user, methods=["POST"]),
+    Route(f"{_OF_PROJECT}/{{user}}", delete_project_user, methods=["DELETE"]),
+]

@@ -18,9 +18,11 @@ Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 class FastPath:
     """ASGI: a POST of one of these routes at once, everything else through the application."""
 
-    def __init__(self, app: Starlette, endpoints: Iterable[tuple[Route, Endpoint]]) -> None:
+    def __init__(self, app: Starlette, routes: Iterable[Route]) -> None:
         self._app = app
-        self._endpoints = {route.path: (route, endpoint) for route, endpoint in endpoints}
+        self._endpoints: dict[str, tuple[Route, Endpoint]] = {
+            route.path: (route, route.endpoint) for route in routes
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None

@@ -97,6 +97,4 @@ async def openapi(_request: Request) -> Response:
     return Response(_encoded(), media_type=JSON)
 
 
-def openapi_routes() -> list[Route]:
-    """The route of the document."""
-    return [Route("/openapi.json", openapi, methods=["GET"])]
+ROUTES: list[Route] = [Route("/openapi.json", openapi, methods=["GET"])]

@@ -20,7 +20,7 @@ from gateway.api.openapi.operations import (
     choice,
     query,
 )
-from gateway.api.unsupported import UNSUPPORTED
+from gateway.api.unsupported import NOT_YET, UNSUPPORTED
 
 _ORGANIZATION = "/v1/organization"
 _OF_PROJECT = f"{_ORGANIZATION}/projects/{{project}}"
@@ -28,7 +28,6 @@ _OWN = "/v1/torpor"
 _ARCHIVED = query("include_archived", BOOLEAN)
 _ADAPTERS = f"{_OWN}/adapters"
 _SHARING = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
-NOT_YET = ("responses", "messages", "files", "batches", "fine_tuning/jobs")
 
 
 def _strings(name: str) -> Mapping[str, Any]:

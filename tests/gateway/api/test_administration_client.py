@@ -21,7 +21,7 @@ from openai.types.admin.organization.projects import (
 from starlette.routing import Match
 
 from gateway.api.unsupported import UNSUPPORTED
-from gateway.app import _routes
+from gateway.app import ROUTES
 from tests.gateway.limits_stage import Stage
 
 
@@ -305,7 +305,7 @@ def test_every_method_of_the_client_has_a_route() -> None:
             with pytest.raises(openai.BadRequestError):
                 method(**{name: "x" for name in names if name != "timeout"})
     assert len(sent) > 130
-    routes = [route for route in _routes() if route.methods is not None]
+    routes = [route for route in ROUTES if route.methods is not None]
     for called, path in sent:
         scope = {"type": "http", "method": called, "path": path, "root_path": ""}
         assert any(route.matches(scope)[0] is Match.FULL for route in routes), (called, path)
