@@ -19,7 +19,10 @@ _HALVES = (
         "tests/coldstart",
         "tests/loadtest",
         "tests/test_documents.py",
+        "tests/test_errors.py",
+        "tests/test_house_style.py",
         "tests/test_layering.py",
+        "tests/test_references.py",
     ),
 )
 _NOTHING_COLLECTED = 5
