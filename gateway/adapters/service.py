@@ -23,6 +23,7 @@ from gateway.adapters.peft import MAX_CONFIG_BYTES
 from gateway.adapters.validation import Checked, check_adapter
 from gateway.config.adapters import AdaptersConfig
 from gateway.http.errors import ApiError, invalid_request, storage_unavailable
+from gateway.http.host_paths import without_paths
 from gateway.inference.catalog import Catalog
 from gateway.storage.content import ContentStore
 from tenants.adapters.index import RegisteredAdapter
@@ -35,7 +36,6 @@ _logger = logging.getLogger("torpor.adapters")
 T = TypeVar("T")
 _SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FIELDS = frozenset({"base_model", "suffix", "visibility"})
-_PATH = re.compile(r"(?<![\w.])/[^\s'\",;:)\]]+")
 _MAX_REASON = 300
 _CHECKS_AT_ONCE = 2
 """Each reads and hashes whole files in a thread, which other requests need as well."""
@@ -219,7 +219,7 @@ def _is_private(fields: Mapping[str, str], principal: ProjectPrincipal) -> bool:
 
 def _refusal(error: AdapterRejected) -> str:
     """The engine's reason as its owner may read it: not long, and without any path of this host."""
-    return f"The engine refuses the adapter: {_PATH.sub('...', str(error))[:_MAX_REASON]}"
+    return f"The engine refuses the adapter: {without_paths(str(error))[:_MAX_REASON]}"
 
 
 def _check(upload: Upload, request: _Wanted, folder: Path, most_bytes: int) -> Checked:

@@ -11,8 +11,8 @@ from coldstart.tiers import SleepTier
 from engines.sizing import Sizing
 from engines.status import EngineStatus, ResidentAdapter
 from gateway.api.authentication import authenticate
+from gateway.api.requests import read_body
 from gateway.http.errors import invalid_request
-from gateway.http.json_body import read_json
 from gateway.services import Services, services_of
 from tenants.audit import Act
 from tenants.types import KeyKind
@@ -90,8 +90,7 @@ async def wake_engine(request: Request) -> Response:
 async def sleep_engine(request: Request) -> Response:
     """``POST /v1/torpor/engines/{model}/sleep`` with ``{"tier": ...}``: answers when it sleeps."""
     services, name = await _root(request)
-    config = services.config
-    body = await read_json(request, config.limits, config.server.body_timeout_s)
+    body = await read_body(request)
     tiers = [tier.value for tier in SleepTier if tier is not SleepTier.HOT]
     if body.get("tier") not in tiers:
         raise invalid_request(f"'tier' must be one of {', '.join(tiers)}.", "tier", "invalid_value")

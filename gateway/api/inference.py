@@ -9,10 +9,10 @@ from starlette.routing import Route
 
 from engines.spec import Task
 from gateway.api.authentication import authenticate_project
+from gateway.api.requests import read_body
 from gateway.api.resolving import resolve_model
 from gateway.http.context import RequestRecord, record_of
 from gateway.http.errors import not_supported, shutting_down
-from gateway.http.json_body import read_json
 from gateway.inference.admission import AdmissionDemand, admit
 from gateway.inference.call_checks import check_call, without_nulls
 from gateway.inference.calls import (
@@ -59,8 +59,7 @@ async def _read(request: Request, kind: type[Call], task: Task | None = None) ->
     principal = await authenticate_project(request, scope=MODEL_REQUEST)
     if services.draining:
         raise shutting_down()
-    config = services.config
-    body = without_nulls(await read_json(request, config.limits, config.server.body_timeout_s))
+    body = without_nulls(await read_body(request))
     call = check_call(body, kind)
     model = resolve_model(services, principal, call.model, task)
     check_fit(call, body, model)

@@ -7,9 +7,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.api.authentication import authenticate
-from gateway.api.requests import path_id
+from gateway.api.requests import path_id, read_body
 from gateway.http.errors import invalid_request
-from gateway.http.json_body import read_json
 from gateway.services import services_of
 from tenants.queueing.project_weights import MOST_WEIGHT, STANDARD_WEIGHT
 from tenants.types import KeyKind
@@ -33,12 +32,12 @@ async def retrieve_weight(request: Request) -> Response:
 async def update_weight(request: Request) -> Response:
     """``POST`` with ``{"weight": 0.5}``: holds for the project's next request.
 
-    An admin key may set up to 1, what every project has at first: shares are of one cake, and an organization
-    must not cut itself a larger piece of it than its neighbours have. The root key may.
+    An admin key may set up to 1, the weight that every project begins with. Weights divide one shared pool,
+    so only the root key may raise a project above that.
     """
     principal = await authenticate(request, *_KINDS)
     services = services_of(request)
-    body = await read_json(request, services.config.limits, services.config.server.body_timeout_s)
+    body = await read_body(request)
     weight = body.get("weight")
     if not isinstance(weight, int | float) or isinstance(weight, bool):
         raise invalid_request("'weight' must be a number.", "weight", "invalid_type")

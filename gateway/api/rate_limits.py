@@ -7,10 +7,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.requests import admin_of, cursor_of, page, path_id
+from gateway.api.requests import admin_of, cursor_of, limit_of, page, path_id, read_body
 from gateway.http.errors import invalid_request
-from gateway.http.json_body import read_json
-from gateway.services import services_of
 from tenants.adapters.registry import PREFIX
 from tenants.errors import NotFound
 from tenants.limits.rate_limits import MOST, RateLimit, SubjectLimit, SubjectType
@@ -33,12 +31,6 @@ _ID_PREFIX = "rl-"
 _MAX_SUBJECT = 256
 
 
-async def body_of(request: Request) -> dict[str, Any]:
-    """The body, read within the configured limits."""
-    config = services_of(request).config
-    return await read_json(request, config.limits, config.server.body_timeout_s)
-
-
 def _sizes(body: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int | None]:
     """The sizes in a body by the names of `RateLimit`; null takes one away."""
     for name in _NOT_HERE:
@@ -59,13 +51,6 @@ def _sizes(body: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int |
             raise invalid_request(message, name, "invalid_value")
         sizes[names[name]] = value
     return sizes
-
-
-def _limit_parameter(request: Request, default: int) -> int:
-    raw = request.query_params.get("limit", str(default))
-    if not (raw.isascii() and raw.isdecimal() and len(raw) < 4) or not 1 <= int(raw) <= 100:
-        raise invalid_request("'limit' must be between 1 and 100.", "limit", "invalid_value")
-    return int(raw)
 
 
 def rate_limit_object(model: str, limit: RateLimit) -> dict[str, Any]:
@@ -95,7 +80,7 @@ async def list_rate_limits(request: Request) -> Response:
 
 def _window(models: list[str], request: Request) -> tuple[list[str], bool]:
     """The models after or before the one of the cursor, and whether there are more in that direction."""
-    most = _limit_parameter(request, 100)
+    most = limit_of(request, 100)
     cursors = {name: request.query_params.get(name) for name in ("after", "before")}
     given = [name for name, cursor in cursors.items() if cursor is not None]
     if not given:
@@ -114,7 +99,7 @@ async def update_rate_limit(request: Request) -> Response:
     """``POST /v1/organization/projects/{project}/rate_limits/{id}``: holds from the next request on."""
     services, organization_id = await admin_of(request)
     project_id, limit_id = path_id(request, "project"), path_id(request, "limit")
-    sizes = _sizes(await body_of(request), MODEL_SIZES)
+    sizes = _sizes(await read_body(request), MODEL_SIZES)
     model = limit_id.removeprefix(_ID_PREFIX)
     await services.tenants.projects.get(organization_id, project_id)
     exists = model in services.catalog.ids() or services.adapters.usable(project_id, model)
@@ -140,7 +125,7 @@ async def list_limits(request: Request) -> Response:
     """``GET /v1/torpor/limits``."""
     services, organization_id = await admin_of(request)
     limits = await services.control.limits.list_subjects(
-        organization_id, after=cursor_of(request), limit=_limit_parameter(request, 20)
+        organization_id, after=cursor_of(request), limit=limit_of(request, 20)
     )
     return page([subject_limit_object(limit) for limit in limits.items], limits.has_more)
 
@@ -148,7 +133,7 @@ async def list_limits(request: Request) -> Response:
 async def set_limit(request: Request) -> Response:
     """``POST /v1/torpor/limits``: makes the subject's limits, or changes those that are named."""
     services, organization_id = await admin_of(request)
-    body = await body_of(request)
+    body = await read_body(request)
     kind, subject_id = body.pop("subject_type", None), body.pop("subject_id", None)
     if kind not in tuple(SubjectType):
         kinds = ", ".join(SubjectType)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gateway.api.authentication import authenticate, authenticate_member
-from gateway.http.errors import invalid_request
+from gateway.http.errors import ApiError, invalid_request
 from gateway.http.json_body import read_json
 from gateway.services import Services, services_of
 from tenants.errors import NotFound
@@ -52,10 +52,15 @@ def project_of(request: Request) -> str | None:
     return path_id(request, "project") if "project" in request.path_params else None
 
 
+async def read_body(request: Request) -> dict[str, Any]:
+    """The body, a JSON object, read within the configured limits; raises 400, 408, 413 and 415."""
+    config = services_of(request).config
+    return await read_json(request, config.limits, config.server.body_timeout_s)
+
+
 async def fields_of(request: Request, allowed: Sequence[str], not_here: Sequence[str] = ()) -> dict[str, Any]:
     """The body, which may hold the known fields; those of OpenAI's that are ``not_here`` must be null."""
-    config = services_of(request).config
-    body = await read_json(request, config.limits, config.server.body_timeout_s)
+    body = await read_body(request)
     for name, value in body.items():
         excerpt = name[:64]
         if name in not_here:
@@ -140,12 +145,22 @@ def scopes(body: Mapping[str, Any], *, empty_is_all: bool = False) -> frozenset[
     return result
 
 
-def limit_of(request: Request) -> int:
-    """``limit`` of the query: 1 to 100, and 20 where it is missing."""
-    raw = request.query_params.get("limit", "20")
+def limit_of(request: Request, default: int = 20) -> int:
+    """``limit`` of the query, from 1 to 100."""
+    raw = request.query_params.get("limit", str(default))
     if not (raw.isascii() and raw.isdecimal() and len(raw) < 4) or not 1 <= int(raw) <= 100:
         raise invalid_request("'limit' must be between 1 and 100.", "limit", "invalid_value")
     return int(raw)
+
+
+def owner_kind(project_id: str | None) -> str:
+    """The prefix of OpenAI's object names for what a project or its organization may have."""
+    return "organization" if project_id is None else "project"
+
+
+def bad_value(name: str, requirement: str) -> ApiError:
+    """400: the field has a value that is not allowed."""
+    return invalid_request(f"'{name}' must be {requirement}.", name, "invalid_value")
 
 
 def cursor_of(request: Request, name: str = "after") -> str | None:

@@ -10,11 +10,13 @@ from starlette.routing import Route
 from gateway.alerts.webhooks import url_fault
 from gateway.api.requests import (
     admin_of,
+    bad_value,
     choice,
     cursor_of,
     fields_of,
     limit_of,
     optional_text,
+    owner_kind,
     page,
     path_id,
     project_of,
@@ -22,7 +24,7 @@ from gateway.api.requests import (
     texts,
 )
 from gateway.config.alerts import AlertsConfig, is_address
-from gateway.http.errors import ApiError, invalid_request, unsupported
+from gateway.http.errors import invalid_request, unsupported
 from tenants.alerts.spend_alerts import AlertQuery, SpendAlert
 from tenants.limits.spend_limits import MAX_CENTS
 
@@ -37,7 +39,7 @@ def alert_object(alert: SpendAlert) -> dict[str, Any]:
     """OpenAI's ``project.spend_alert`` or ``organization.spend_alert`` object."""
     return {
         "id": alert.id,
-        "object": f"{_kind(alert.project_id)}.spend_alert",
+        "object": f"{owner_kind(alert.project_id)}.spend_alert",
         "threshold_amount": alert.threshold_cents,
         "currency": "USD",
         "interval": "month",
@@ -94,12 +96,8 @@ async def delete_alert(request: Request) -> Response:
     project_id, alert_id = project_of(request), path_id(request, "alert")
     await services.alerts.store.delete(organization_id, project_id, alert_id)
     services.alerts.changed(project_id or organization_id)
-    kind = f"{_kind(project_id)}.spend_alert.deleted"
+    kind = f"{owner_kind(project_id)}.spend_alert.deleted"
     return JSONResponse({"id": alert_id, "object": kind, "deleted": True})
-
-
-def _kind(project_id: str | None) -> str:
-    return "organization" if project_id is None else "project"
 
 
 async def _wanted(request: Request, config: AlertsConfig) -> tuple[int, dict[str, Any]]:
@@ -107,14 +105,14 @@ async def _wanted(request: Request, config: AlertsConfig) -> tuple[int, dict[str
     body = await fields_of(request, _FIELDS)
     cents = body.get("threshold_amount")
     if type(cents) is not int or not 1 <= cents <= MAX_CENTS:
-        raise _bad("threshold_amount", f"a whole number of cents from 1 to {MAX_CENTS}")
+        raise bad_value("threshold_amount", f"a whole number of cents from 1 to {MAX_CENTS}")
     for name, only in (("currency", "USD"), ("interval", "month")):
         if body.get(name) != only:
-            raise _bad(name, f"'{only}'")
+            raise bad_value(name, f"'{only}'")
     channel = body.get(_CHANNEL)
     kind = channel.get("type") if isinstance(channel, dict) else None
     if not isinstance(channel, dict) or kind not in ("email", "webhook"):
-        raise _bad(_CHANNEL, "an object with the 'type' email or webhook")
+        raise bad_value(_CHANNEL, "an object with the 'type' email or webhook")
     allowed = _CHANNEL_FIELDS[kind]
     for name in channel:
         if name not in allowed:
@@ -127,7 +125,7 @@ def _email(channel: Mapping[str, Any], config: AlertsConfig) -> dict[str, Any]:
     named = {f"{_CHANNEL}.{name}": value for name, value in channel.items()}
     recipients = texts(named, f"{_CHANNEL}.recipients", _MAX_RECIPIENTS)
     if not recipients or not all(is_address(address) for address in recipients):
-        raise _bad(f"{_CHANNEL}.recipients", f"1 to {_MAX_RECIPIENTS} addresses of email")
+        raise bad_value(f"{_CHANNEL}.recipients", f"1 to {_MAX_RECIPIENTS} addresses of email")
     prefix = optional_text(named, f"{_CHANNEL}.subject_prefix", _MAX_PREFIX)
     if config.smtp_host is None:
         message = "Alerts by email are not supported by this gateway: [alerts] configures no SMTP server."
@@ -139,14 +137,10 @@ def _webhook(channel: Mapping[str, Any], config: AlertsConfig) -> dict[str, Any]
     url = channel.get("url")
     name = f"{_CHANNEL}.url"
     if not isinstance(url, str):
-        raise _bad(name, "a string")
+        raise bad_value(name, "a string")
     if fault := url_fault(url, private=config.allow_private_addresses):
         raise invalid_request(f"'{name}' {fault}.", name, "invalid_value")
     return {"type": "webhook", "url": url}
-
-
-def _bad(name: str, requirement: str) -> ApiError:
-    return invalid_request(f"'{name}' must be {requirement}.", name, "invalid_value")
 
 
 _PATHS = ("/v1/organization/spend_alerts", "/v1/organization/projects/{project}/spend_alerts")

@@ -6,9 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.rate_limits import body_of
-from gateway.api.requests import admin_of, project_of
-from gateway.http.errors import ApiError, invalid_request
+from gateway.api.requests import admin_of, bad_value, owner_kind, project_of, read_body
 from gateway.services import Services
 from tenants.errors import NotFound
 from tenants.limits.budgets import Budgets
@@ -38,13 +36,13 @@ async def update_limit(request: Request) -> Response:
     """``POST``: create or change it; it holds from the next request on."""
     services, organization_id = await admin_of(request)
     project_id = project_of(request)
-    body = await body_of(request)
+    body = await read_body(request)
     cents = body.get("threshold_amount")
     if type(cents) is not int or not 0 <= cents <= MAX_CENTS:
-        raise _bad_spend_limit("threshold_amount", f"a whole number of cents from 0 to {MAX_CENTS}")
+        raise bad_value("threshold_amount", f"a whole number of cents from 0 to {MAX_CENTS}")
     for name, only in (("currency", "USD"), ("interval", "month")):
         if body.get(name) != only:
-            raise _bad_spend_limit(name, f"'{only}'")
+            raise bad_value(name, f"'{only}'")
     await services.control.spend_limits.set(organization_id, project_id, cents)
     return await _response(services, organization_id, project_id, cents)
 
@@ -55,7 +53,7 @@ async def delete_limit(request: Request) -> Response:
     project_id = project_of(request)
     if not await services.control.spend_limits.delete(organization_id, project_id):
         raise NotFound("There is no spend limit.")
-    return JSONResponse({"object": f"{_kind(project_id)}.spend_limit.deleted", "deleted": True})
+    return JSONResponse({"object": f"{owner_kind(project_id)}.spend_limit.deleted", "deleted": True})
 
 
 async def _response(
@@ -66,15 +64,7 @@ async def _response(
     subject_id, budgets = project_id or organization_id, services.control.budgets
     if services.config.prices:
         await services.control.spend.ready(budgets.clock())
-    return JSONResponse(spend_limit_object(_kind(project_id), subject_id, cents, budgets))
-
-
-def _kind(project_id: str | None) -> str:
-    return "organization" if project_id is None else "project"
-
-
-def _bad_spend_limit(name: str, requirement: str) -> ApiError:
-    return invalid_request(f"'{name}' must be {requirement}.", name, "invalid_value")
+    return JSONResponse(spend_limit_object(owner_kind(project_id), subject_id, cents, budgets))
 
 
 _PATHS = ("/v1/organization/spend_limit", "/v1/organization/projects/{project}/spend_limit")

@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.api.authentication import authenticate_project
+from gateway.api.requests import read_body
 from gateway.api.resolving import resolve_model
 from gateway.http.errors import insufficient_scope, invalid_request
-from gateway.http.json_body import read_json
 from gateway.services import services_of
 from tenants.scopes import MODEL_REQUEST
 from tenants.tokens.minting import ISSUER, MAX_LIFETIME_S, MAX_MODELS
@@ -31,8 +31,7 @@ async def create_token(request: Request) -> Response:
     if principal.issuer is not None:
         raise insufficient_scope("This is a token: only an API key mints tokens.")
     services = services_of(request)
-    config = services.config
-    body = await read_json(request, config.limits, config.server.body_timeout_s)
+    body = await read_body(request)
     for name in body:
         if name not in _FIELDS:
             raise invalid_request(f"'{name}' is not known here.", name[:64], "unknown_parameter")

@@ -12,6 +12,7 @@ from typing import Any
 from engines.errors import AdapterUnfit
 from engines.wire import UNFIT_ADAPTER
 from gateway.http.errors import ApiError, engine_failed, invalid_request, not_supported
+from gateway.http.host_paths import without_paths
 from gateway.inference.calls import ENGINE_FIELDS, ChatCall, CompletionCall
 from gateway.inference.openai_fields import OPENAI_FIELDS
 from gateway.inference.retry_after import retry_after_s
@@ -21,7 +22,6 @@ from gateway.inference.validation_errors import described, described_details
 
 _logger = logging.getLogger("torpor.exchange")
 
-_PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _MAX_MESSAGE = 1000
 _MAX_REPORT = 50_000
 _NO_TOOL_GRAMMAR = "Invalid grammar specification: 'triggers'"
@@ -151,7 +151,7 @@ def _invalid(error: Mapping[str, Any], code: str | None, *, remote: bool) -> Api
     param = param if isinstance(param, str) else None
     if not remote:
         fields = ENGINE_FIELDS[ChatCall] | ENGINE_FIELDS[CompletionCall]
-        text, param = described(_PATH.sub("<path>", text[:_MAX_REPORT]), param, fields)
+        text, param = described(without_paths(text[:_MAX_REPORT]), param, fields)
     if code is None and _is_length(text):
         code = "context_length_exceeded"
     if remote:

@@ -284,7 +284,7 @@ async def test_what_there_is_nothing_behind_is_a_clear_501(client: AsyncOpenAI, 
         assert caught.value.status_code == 501
         assert caught.value.code == "not_supported"
         assert caught.value.response.headers["x-should-retry"] == "false"
-    documented = (Path(__file__).parents[3] / "docs" / "administration.md").read_text()
+    documented = (Path(__file__).parents[3] / "docs/how-to/administration.md").read_text()
     for path in UNSUPPORTED:
         shown = path.removeprefix("/v1").replace("{project}", "{id}").replace("{user}", "{id}")
         assert f"`{shown}`" in documented
