@@ -55,7 +55,7 @@ def test_faults_of_the_configuration_are_named(config: AlertsConfig, key: str | 
 
 def test_the_page_verifies_what_is_sent() -> None:
     """The receiver's code in docs/how-to/alerts.md, with a signature of the gateway's."""
-    page = (REPOSITORY / "docs" / "alerts.md").read_text()
+    page = (REPOSITORY / "docs/how-to/alerts.md").read_text()
     code = page.partition("To verify one without a library:\n\n```python\n")[2].partition("```")[0]
     scope: dict[str, Any] = {}
     exec(code, scope)  # the page's own code

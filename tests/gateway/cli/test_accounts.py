@@ -13,7 +13,7 @@ from tests.process import REPOSITORY, Gateway
 
 
 def _five_commands() -> list[str]:
-    page = (REPOSITORY / "docs" / "administration.md").read_text()
+    page = (REPOSITORY / "docs/how-to/administration.md").read_text()
     found = re.search(r"## A tenant in five commands\n.*?```sh\n(.*?)```", page, re.DOTALL)
     assert found is not None
     return found[1].strip().splitlines()
@@ -56,7 +56,7 @@ def test_five_commands_onboard_a_tenant(routed: Gateway, tmp_path: Path) -> None
 
 
 def test_the_python_of_the_page_makes_a_key(routed: Gateway) -> None:
-    page = (REPOSITORY / "docs" / "administration.md").read_text()
+    page = (REPOSITORY / "docs/how-to/administration.md").read_text()
     found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert found is not None
     keys = {"TORPOR_BASE_URL": routed.base_url, "TORPOR_ADMIN_KEY": routed.admin_key}
