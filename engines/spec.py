@@ -1,6 +1,7 @@
 """What a model is, where its engine is reached, and whether its files are complete."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -47,15 +48,14 @@ class LoraSettings:
     cpu_slots: int = 16
     max_rank: int = 16
 
-    def fault(self) -> tuple[str, str] | None:
-        """The key that is wrong, and what it must be."""
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """The keys that are wrong, and what they must be."""
         if self.slots < 1:
-            return "slots", "must be more than 0"
+            yield "slots", "must be more than 0"
         if self.cpu_slots < self.slots:
-            return "cpu_slots", f"must be at least slots ({self.slots})"
+            yield "cpu_slots", f"must be at least slots ({self.slots})"
         if self.max_rank not in LORA_RANKS:
-            return "max_rank", f"must be one of {', '.join(map(str, LORA_RANKS))}"
-        return None
+            yield "max_rank", f"must be one of {', '.join(map(str, LORA_RANKS))}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,9 @@
 """``[alerts]``: how spend alerts are told."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+from gateway.config.faults import Fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,19 +23,18 @@ class AlertsConfig:
     check_every_s: float = 300.0
 
 
-def alerts_fault(alerts: AlertsConfig, environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """The key that is wrong, and why."""
+def alerts_faults(alerts: AlertsConfig, environment: Mapping[str, str]) -> Iterator[Fault]:
+    """What is wrong with the section."""
     if not 0 < alerts.smtp_port < 65536:
-        return "smtp_port", f"must be between 1 and 65535, not {alerts.smtp_port}"
+        yield Fault("alerts", "smtp_port", f"must be between 1 and 65535, not {alerts.smtp_port}")
     if alerts.smtp_host is not None and alerts.smtp_from is None:
-        return "smtp_from", "is required with smtp_host"
+        yield Fault("alerts", "smtp_from", "is required with smtp_host")
     if alerts.smtp_from is not None and not is_address(alerts.smtp_from):
-        return "smtp_from", "must be an address of email, such as torpor@example.com"
+        yield Fault("alerts", "smtp_from", "must be an address of email, such as torpor@example.com")
     if (alerts.smtp_user is None) != (alerts.smtp_password_env is None):
-        return "smtp_user", "smtp_user and smtp_password_env go together"
+        yield Fault("alerts", "smtp_user", "smtp_user and smtp_password_env go together")
     if alerts.smtp_password_env is not None and alerts.smtp_password_env not in environment:
-        return "smtp_password_env", f"{alerts.smtp_password_env} is not set"
-    return None
+        yield Fault("alerts", "smtp_password_env", f"{alerts.smtp_password_env} is not set")
 
 
 _SPECIAL = frozenset('<>,;:"()[]\\@')

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from gateway.config.faults import Fault
 from tenants.scopes import SCOPES
 from tenants.tokens.issuers import Issuer
 from tenants.tokens.keys import ALGORITHMS, InvalidKeys, KeySet, from_jwks, from_pem, from_secret
@@ -109,20 +110,16 @@ def make_issuers(
     ]
 
 
-Fault = tuple[int, str, str]
-"""The table's number, the key, and what is wrong with it."""
-
-
 def issuer_faults(issuers: Sequence[IssuerConfig], environment: Mapping[str, str]) -> Iterator[Fault]:
-    """What is wrong with the tables, the first thing first."""
+    """What is wrong with the tables, in their order."""
     seen: set[str] = set()
     for index, issuer in enumerate(issuers):
         for key, value in (("id", issuer.id), ("issuer", issuer.issuer)):
             if f"{key} {value}" in seen:
-                yield index, key, f"there are two issuers {value!r}"
+                yield Fault("issuers", key, f"there are two issuers {value!r}", index)
             seen.add(f"{key} {value}")
         for key, what in _faults(issuer, environment):
-            yield index, key, what
+            yield Fault("issuers", key, what, index)
 
 
 def _faults(issuer: IssuerConfig, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,11 @@
 """``[[prices]]`` of the configuration."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 
+from gateway.config.faults import Fault
 from metering.prices import Price, PriceEntry, PriceList, parse_price, parse_time
 
 
@@ -35,28 +36,32 @@ class PriceConfig:
         return PriceEntry(model=self.model, adapter=self.adapter, since=self.since or date.min, price=price)
 
 
-def price_fault(prices: Sequence[PriceConfig], index: int, models: Collection[str]) -> tuple[str, str] | None:
-    """The key and what is wrong with it, of the table with this number."""
+def price_faults(prices: Sequence[PriceConfig], index: int, models: Collection[str]) -> Iterator[Fault]:
+    """What is wrong with the table of this number."""
     price = prices[index]
     if price.model not in models:
-        return "model", f"there is no model {price.model!r}"
+        yield Fault("prices", "model", f"there is no model {price.model!r}", index)
     if price.adapter is not None and not price.adapter.startswith(f"ft:{price.model}:"):
-        return "adapter", f"must be the name of an adapter of the model, which begins with ft:{price.model}:"
+        yield Fault(
+            "prices",
+            "adapter",
+            f"must be the name of an adapter of the model, which begins with ft:{price.model}:",
+            index,
+        )
     same = (price.model, price.adapter, price.since)
     if any((other.model, other.adapter, other.since) == same for other in prices[:index]):
-        return "model", "there are two prices for the same model, adapter and day"
+        yield Fault("prices", "model", "there are two prices for the same model, adapter and day", index)
     for name, value in (
         ("input", price.input), ("cached_input", price.cached_input), ("output", price.output)
     ):  # fmt: skip
         try:
             parse_price(value or Decimal(0))
         except ValueError as error:
-            return name, str(error)
+            yield Fault("prices", name, str(error), index)
     try:
         parse_time(price.engine_hour)
     except ValueError as error:
-        return "engine_hour", str(error)
-    return None
+        yield Fault("prices", "engine_hour", str(error), index)
 
 
 def price_list(prices: Iterable[PriceConfig]) -> PriceList:

@@ -6,7 +6,7 @@
 import os
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -17,13 +17,14 @@ from engines.errors import InvalidModel
 from engines.fitting.choice import ModelMisfit, require_fit
 from engines.spec import LoraSettings, ModelSpec, Task, TokenArrays, check_model
 from gateway.config.adapters import AdaptersConfig
-from gateway.config.alerts import AlertsConfig, alerts_fault
+from gateway.config.alerts import AlertsConfig, alerts_faults
+from gateway.config.faults import Fault
 from gateway.config.identity import AuthenticationConfig, IssuerConfig, issuer_faults
 from gateway.config.loader import ConfigError as ConfigError
 from gateway.config.loader import Loader, Wanted, all_tables, read_source, some_tables
 from gateway.config.metrics import MetricsConfig
-from gateway.config.prices import PriceConfig, price_fault
-from gateway.config.tools import tool_fault
+from gateway.config.prices import PriceConfig, price_faults
+from gateway.config.tools import tool_faults
 from tenants.limits.rate_limits import MOST
 
 _GIB = 1024**3
@@ -232,43 +233,50 @@ def load_config(
         prices=loader.array(PriceConfig, "prices", document if only is None else {}),
         issuers=loader.array(IssuerConfig, "issuers", document if only is None else {}),
     )
-    _check(config, loader, environment)
-    for index, key, what in issuer_faults(config.issuers, environment):
-        raise loader.fault("issuers", key, what, index)
+    for fault in _faults(config, environment):
+        raise loader.fault(fault.section, fault.key, fault.message, fault.index)
     return config
 
 
-def _check(config: Config, loader: Loader, environment: Mapping[str, str]) -> None:
-    """What a single value's type cannot say."""
-    server = config.server
+def _faults(config: Config, environment: Mapping[str, str]) -> Iterator[Fault]:
+    """What is wrong beyond the type of a single value, in the order in which it is reported."""
+    yield from _server_faults(config.server)
+    yield from _positive_faults(config)
+    yield from _engine_faults(config.engines)
+    yield from alerts_faults(config.alerts, environment)
+    yield from _model_faults(config, environment)
+    models = [model.id for model in config.models]
+    for index in range(len(config.prices)):
+        yield from price_faults(config.prices, index, models)
+    yield from issuer_faults(config.issuers, environment)
+
+
+def _server_faults(server: ServerConfig) -> Iterator[Fault]:
     if not 0 < server.port < 65536:
-        raise loader.fault("server", "port", f"must be between 1 and 65535, not {server.port}")
+        yield Fault("server", "port", f"must be between 1 and 65535, not {server.port}")
     if server.log_format not in ("json", "text"):
-        raise loader.fault("server", "log_format", f"must be json or text, not {server.log_format!r}")
+        yield Fault("server", "log_format", f"must be json or text, not {server.log_format!r}")
     if server.log_level not in ("debug", "info", "warning", "error"):
-        raise loader.fault("server", "log_level", "must be debug, info, warning or error")
+        yield Fault("server", "log_level", "must be debug, info, warning or error")
     if (server.tls_certificate is None) != (server.tls_key is None):
-        raise loader.fault("server", "tls_certificate", "tls_certificate and tls_key go together")
+        yield Fault("server", "tls_certificate", "tls_certificate and tls_key go together")
     for name in ("tls_certificate", "tls_key"):
         path = getattr(server, name)
         if path is not None and not path.is_file():
-            raise loader.fault("server", name, f"no such file: {path}")
-    _check_positive(config, loader)
-    engines = config.engines
+            yield Fault("server", name, f"no such file: {path}")
+
+
+def _engine_faults(engines: EnginesConfig) -> Iterator[Fault]:
     if engines.memory_gib is not None and not 0 < engines.memory_gib < float("inf"):
-        raise loader.fault("engines", "memory_gib", f"must be more than 0, not {engines.memory_gib!r}")
+        yield Fault("engines", "memory_gib", f"must be more than 0, not {engines.memory_gib!r}")
     if engines.spare_sandboxes < 0:
-        raise loader.fault("engines", "spare_sandboxes", "must not be negative")
+        yield Fault("engines", "spare_sandboxes", "must not be negative")
     if not 0 <= engines.inspect_interval_s < float("inf"):
         what = f"must be 0 (never) or a number of seconds, not {engines.inspect_interval_s!r}"
-        raise loader.fault("engines", "inspect_interval_s", what)
-    if wrong := alerts_fault(config.alerts, environment):
-        raise loader.fault("alerts", *wrong)
-    _check_models(config, loader, environment)
-    _check_prices(config, loader)
+        yield Fault("engines", "inspect_interval_s", what)
 
 
-def _check_positive(config: Config, loader: Loader) -> None:
+def _positive_faults(config: Config) -> Iterator[Fault]:
     for section, table in (
         ("server", config.server),
         ("limits", config.limits),
@@ -284,36 +292,28 @@ def _check_positive(config: Config, loader: Loader) -> None:
                 and not isinstance(value, bool)
                 and not 0 < value < float("inf")
             ):
-                raise loader.fault(section, item.name, f"must be more than 0, not {value!r}")
+                yield Fault(section, item.name, f"must be more than 0, not {value!r}")
     for key in ("requests_per_minute", "tokens_per_minute", "requests_per_day"):
         if (getattr(config.limits, key) or 0) > MOST:
-            raise loader.fault("limits", key, f"must be at most {MOST}")
+            yield Fault("limits", key, f"must be at most {MOST}")
 
 
-def _check_prices(config: Config, loader: Loader) -> None:
-    models = [model.id for model in config.models]
-    for index in range(len(config.prices)):
-        if fault := price_fault(config.prices, index, models):
-            raise loader.fault("prices", *fault, index)
-
-
-def _check_models(config: Config, loader: Loader, environment: Mapping[str, str]) -> None:
+def _model_faults(config: Config, environment: Mapping[str, str]) -> Iterator[Fault]:
     seen: set[str] = set()
     for index, model in enumerate(config.models):
         if not _is_name(model.id):
-            raise loader.fault("models", "id", f"must match {_NAME}", index)
+            yield Fault("models", "id", f"must match {_NAME}", index)
         if model.id in seen:
-            raise loader.fault("models", "id", f"there are two models {model.id!r}", index)
+            yield Fault("models", "id", f"there are two models {model.id!r}", index)
         seen.add(model.id)
         if (model.source is None) == (model.url is None):
-            raise loader.fault("models", "source", "give either source or url", index)
+            yield Fault("models", "source", "give either source or url", index)
         if model.url is not None and not model.url.startswith(("http://", "https://")):
-            raise loader.fault(
-                "models", "url", f"must start with http:// or https://, not {model.url!r}", index
-            )
+            yield Fault("models", "url", f"must start with http:// or https://, not {model.url!r}", index)
         if model.api_key_env and model.api_key_env not in environment:
-            raise loader.fault("models", "api_key_env", f"{model.api_key_env} is not set", index)
-        _check_data_type(model, loader, index)
+            yield Fault("models", "api_key_env", f"{model.api_key_env} is not set", index)
+        if model.dtype not in (names := ("auto", *DTYPE_BYTES)):
+            yield Fault("models", "dtype", f"must be one of {', '.join(names)}", index)
         for key in (
             "kv_cache_gib", "max_running", "start_timeout_s", "max_replicas",
             "idle_pause_s", "idle_snapshot_s", "wake_timeout_s", "max_concurrent", "max_queued",
@@ -321,49 +321,43 @@ def _check_models(config: Config, loader: Loader, environment: Mapping[str, str]
         ):  # fmt: skip
             value = getattr(model, key)
             if value is not None and not 0 < value < float("inf"):
-                raise loader.fault("models", key, "must be more than 0", index)
-        if (wrong := queue_fault(model) or tool_fault(model)) is not None:
-            raise loader.fault("models", *wrong, index)
-        _check_lora(model, loader, index)
+                yield Fault("models", key, "must be more than 0", index)
+        yield from _queue_faults(model, index)
+        yield from tool_faults(model, index)
+        yield from _lora_faults(model, index)
         if not 0 <= model.min_hot <= model.max_replicas:
-            raise loader.fault("models", "min_hot", "must be between 0 and max_replicas", index)
-        _check_files(model.spec(environment), config, loader, index)
+            yield Fault("models", "min_hot", "must be between 0 and max_replicas", index)
+        yield from _file_faults(model.spec(environment), config, index)
 
 
-def _check_data_type(model: ModelConfig, loader: Loader, index: int) -> None:
-    if model.dtype not in (names := ("auto", *DTYPE_BYTES)):
-        raise loader.fault("models", "dtype", f"must be one of {', '.join(names)}", index)
-
-
-def _check_files(spec: ModelSpec, config: Config, loader: Loader, index: int) -> None:
-    """The model's files are complete, and an engine of it fits into the memory."""
+def _file_faults(spec: ModelSpec, config: Config, index: int) -> Iterator[Fault]:
+    """Files that are missing or damaged, and a model that does not fit into the memory."""
     try:
         check_model(spec)
         require_fit(spec, config.engines.memory_bytes)
     except ModelMisfit as error:
-        raise loader.fault("models", error.key, str(error), index) from None
+        yield Fault("models", error.key, str(error), index)
     except InvalidModel as error:
-        raise loader.fault("models", "source", str(error), index) from None
+        yield Fault("models", "source", str(error), index)
 
 
-def _check_lora(model: ModelConfig, loader: Loader, index: int) -> None:
+def _lora_faults(model: ModelConfig, index: int) -> Iterator[Fault]:
     if model.lora is not None and (model.url is not None or model.task is Task.EMBED):
-        raise loader.fault("models", "lora", "is for models that Torpor runs and that generate", index)
-    if model.lora is not None and (wrong := model.lora.fault()) is not None:
-        raise loader.fault("models.lora", *wrong, index)
+        yield Fault("models", "lora", "is for models that Torpor runs and that generate", index)
+    for key, message in () if model.lora is None else model.lora.faults():
+        yield Fault("models.lora", key, message, index)
 
 
 def _is_name(text: str) -> bool:
     return re.fullmatch(_NAME, text) is not None
 
 
-def queue_fault(model: ModelConfig) -> tuple[str, str] | None:
-    """The key that is wrong, and why."""
+def _queue_faults(model: ModelConfig, index: int) -> Iterator[Fault]:
     slots = model.max_concurrent or model.max_running
     if model.url is None and slots > model.max_running:
-        return "max_concurrent", "must not be more than max_running"
+        yield Fault("models", "max_concurrent", "must not be more than max_running", index)
     if not 0 <= (model.reserved_slots or 0) < slots:
-        return "reserved_slots", f"must be between 0 and {slots - 1}, one less than max_concurrent"
+        message = f"must be between 0 and {slots - 1}, one less than max_concurrent"
+        yield Fault("models", "reserved_slots", message, index)
     if model.url is not None and model.dedicated_projects:
-        return "dedicated_projects", "is for models that Torpor runs"
-    return None
+        yield Fault("models", "dedicated_projects", "is for models that Torpor runs", index)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.alerts.addresses import is_public
 from gateway.alerts.delivery import Deliveries
 from gateway.alerts.webhooks import shown_secret, signature
-from gateway.config.alerts import AlertsConfig, alerts_fault
+from gateway.config.alerts import AlertsConfig, alerts_faults
 from tenants.alerts.outbox import Outbox
 from tests.process import REPOSITORY
 
@@ -49,8 +49,8 @@ def test_an_ipv4_address_in_another_form_is_no_more_public(address: ipaddress.IP
     ],
 )
 def test_faults_of_the_configuration_are_named(config: AlertsConfig, key: str | None) -> None:
-    fault = alerts_fault(config, {"SET": "x"})
-    assert (fault and fault[0]) == key
+    fault = next(alerts_faults(config, {"SET": "x"}), None)
+    assert (fault and fault.key) == key
 
 
 def test_the_page_verifies_what_is_sent() -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, NotFoundError
 
-from gateway.config.prices import PriceConfig, price_fault
+from gateway.config.prices import PriceConfig, price_faults
 from tests.gateway.adapter_stage import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
 
 CHAT = "/v1/chat/completions"
@@ -281,8 +281,9 @@ async def test_an_adapter_has_prices_of_its_own(
 
 @pytest.mark.parametrize("adapter", ["x", "ft:far:acme:a:1", "near"])
 def test_the_price_of_an_adapter_must_be_of_its_model(adapter: str) -> None:
-    fault = price_fault([PriceConfig(model="near", adapter=adapter)], 0, ["near", "far"])
-    assert fault == ("adapter", "must be the name of an adapter of the model, which begins with ft:near:")
+    (fault,) = price_faults([PriceConfig(model="near", adapter=adapter)], 0, ["near", "far"])
+    assert fault.key == "adapter"
+    assert fault.message == "must be the name of an adapter of the model, which begins with ft:near:"
 
 
 async def test_limits_are_by_adapter(stage: AdapterStage) -> None:
