@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from engines.client.engine_client import EngineClients
 from engines.errors import EngineError
 from engines.spec import ModelSpec
-from gateway.adapters.open import open_adapters
+from gateway.adapters.service import open_adapters
 from gateway.alerts.service import open_alerts
 from gateway.api import (
     adapters,

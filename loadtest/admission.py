@@ -27,7 +27,6 @@ from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tenants.errors import RateLimitExceeded
-from tenants.limit_tables import subject_limits
 from tenants.limits.admission import Admissions
 from tenants.limits.budgets import Budgets
 from tenants.limits.rate_limit_store import LimitStore
@@ -36,7 +35,7 @@ from tenants.queueing.fair_queue import FairQueue, Ticket, token_cost
 from tenants.queueing.turnstile import Turnstile
 from tenants.secrets import digest, new_secret
 from tenants.store import Tenants
-from tenants.tables import api_keys, metadata, organizations, projects
+from tenants.tables import api_keys, metadata, organizations, projects, subject_limits
 from tenants.types import KeyKind, ProjectPrincipal
 
 PEPPER = b"p" * 32

@@ -9,6 +9,9 @@ A rollup has one row for each bucket and combination of what reports group by, i
 stands for null. It is changed only in the transaction that settles the entries it counts.
 """
 
+from importlib import import_module
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -22,6 +25,12 @@ from sqlalchemy import (
     Table,
     text,
 )
+
+
+def insert_into(table: Table, dialect: str) -> Any:
+    """``INSERT`` with ``ON CONFLICT``, of ``sqlite`` or ``postgresql``; only that dialect is imported."""
+    return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
+
 
 metadata = MetaData(
     naming_convention={"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
 from engines.adapter import Adapter
@@ -21,14 +22,14 @@ from gateway.adapters.errors import InvalidAdapter
 from gateway.adapters.multipart import Form, Upload, receive
 from gateway.adapters.peft import MAX_CONFIG_BYTES
 from gateway.adapters.validation import Checked, check_adapter
-from gateway.config.adapters import AdaptersConfig
+from gateway.config.sections import AdaptersConfig
 from gateway.http.errors import ApiError, invalid_request, storage_unavailable
 from gateway.http.host_paths import without_paths
 from gateway.inference.catalog import Catalog
-from gateway.storage.content import ContentStore
+from gateway.storage.content import ContentStore, open_store
 from tenants.adapters.index import RegisteredAdapter
 from tenants.adapters.permissions import AdapterPermissions
-from tenants.adapters.registry import AdapterRegistry, NewAdapter
+from tenants.adapters.registry import AdapterQuota, AdapterRegistry, NewAdapter, open_registry
 from tenants.types import ProjectPrincipal
 
 _logger = logging.getLogger("torpor.adapters")
@@ -234,3 +235,21 @@ def _check(upload: Upload, request: _Wanted, folder: Path, most_bytes: int) -> C
     folder.mkdir(mode=0o700)
     lay_out(upload.files["file"], upload.files.get("config"), folder, most_bytes)
     return check_adapter(folder, shapes, request.lora.max_rank)
+
+
+_logger = logging.getLogger("torpor.adapters")
+
+
+async def open_adapters(
+    database: AsyncEngine, folder: Path, host: Examiner, config: AdaptersConfig
+) -> Adapters:
+    """The registry, and the store of its content, which this process alone may use.
+
+    Raises `StorageUnavailable`, and OSError where the folder cannot be made.
+    """
+    quota = AdapterQuota(config.max_per_project, config.max_bytes_per_project)
+    registry = await open_registry(database, quota)
+    store, missing = await open_store(folder, registry.index.digests())
+    for digest in missing:
+        _logger.error("the content %s of an adapter is not in the data directory", digest)
+    return Adapters(registry, store, host, config)

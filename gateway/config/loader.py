@@ -6,8 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gateway.config.toml import TomlSource
-from gateway.config.toml_values import convert, from_text, without_none
+from gateway.config.toml import TomlSource, convert, from_text, without_none
 
 DOCUMENT = "docs/reference/configuration.md"
 

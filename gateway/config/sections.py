@@ -16,16 +16,36 @@ from engines.checkpoint import DTYPE_BYTES
 from engines.errors import InvalidModel
 from engines.fitting.choice import ModelMisfit, require_fit
 from engines.spec import LoraSettings, ModelSpec, Task, TokenArrays, check_model
-from gateway.config.adapters import AdaptersConfig
 from gateway.config.alerts import AlertsConfig, alerts_faults
 from gateway.config.faults import Fault
 from gateway.config.identity import AuthenticationConfig, IssuerConfig, issuer_faults
 from gateway.config.loader import ConfigError as ConfigError
 from gateway.config.loader import Loader, Wanted, all_tables, read_source, some_tables
-from gateway.config.metrics import MetricsConfig
 from gateway.config.prices import PriceConfig, price_faults
 from gateway.config.tools import tool_faults
 from tenants.limits.rate_limits import MOST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptersConfig:
+    """What an upload may take, and what a project may have. Sizes in bytes, times in seconds."""
+
+    max_upload_bytes: int = 512 * 1024**2
+    upload_timeout_s: float = 600.0
+    uploads_at_once: int = 4
+    max_per_project: int = 10_000
+    max_bytes_per_project: int = 20 * 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """``[metrics]``: a separate listener, on loopback by default."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = 9464
+    by_project: bool = False
+
 
 _GIB = 1024**3
 _NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"

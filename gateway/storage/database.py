@@ -16,9 +16,6 @@ from sqlalchemy.exc import ArgumentError, DisconnectionError, InvalidRequestErro
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-import tenants.adapter_tables
-import tenants.alert_tables
-import tenants.limit_tables  # noqa: F401 - declares its tables
 from gateway.storage.errors import DatabaseError
 from metering.tables import metadata as metering_metadata
 from tenants.tables import metadata as tenants_metadata

@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import ColumnElement, Insert, and_, or_
 
-from metering.dialects import insert_into
+from metering.ledger.durability import Durability
 from metering.ledger.journal import Row
-from metering.ledger.tickets import Durability
 from metering.prices import NO_COSTS, Costs
-from metering.tables import ledger_entries
+from metering.tables import insert_into, ledger_entries
 from metering.types import Attempt, Outcome, Timings, Usage
 
 COLUMNS = tuple(column.name for column in ledger_entries.columns)

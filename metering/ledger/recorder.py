@@ -13,10 +13,9 @@ from contextlib import suppress
 from typing import Any
 
 from metering.errors import InvalidEntry, MeteringError
+from metering.ledger.durability import Durability, Lag
 from metering.ledger.entries import Write, is_storable
 from metering.ledger.journal import Group, Journal
-from metering.ledger.lag import Lag
-from metering.ledger.tickets import Durability
 from metering.ledger.writer import MAX_BATCH, MAX_QUEUED, RETRY_S, DatabaseWriter, Listener
 from tenants.errors import StorageUnavailable
 

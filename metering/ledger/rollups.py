@@ -5,10 +5,9 @@ from typing import Any
 
 from sqlalchemy import Insert, Table
 
-from metering.dialects import insert_into
 from metering.ledger.entries import COLUMNS
 from metering.ledger.journal import Row
-from metering.tables import MEASURES, usage_days, usage_hours
+from metering.tables import MEASURES, insert_into, usage_days, usage_hours
 from metering.types import Outcome
 
 HOUR_MS = 3_600_000

@@ -12,12 +12,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from metering.ledger.backlog import Backlog
+from metering.ledger.durability import Durability
 from metering.ledger.entries import Settlement, Write, attempt_of, interrupted, usage_of
 from metering.ledger.journal import Journal
 from metering.ledger.recorder import Recorder
 from metering.ledger.sql_writer import SqlWriter
 from metering.ledger.sqlite_writer import SqliteWriter
-from metering.ledger.tickets import Durability
 from metering.ledger.writer import MAX_BATCH, DatabaseWriter
 from metering.prices import PriceList
 from metering.types import Attempt, Outcome, Timings, Usage

@@ -11,8 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from metering.reports.engine_times import EngineTime, times_between
-from metering.reports.organizations import organizations
-from metering.reports.sums import Selection, sums
+from metering.reports.sums import Selection, organizations, sums
 from metering.tables import ledger_entries
 
 _HOUR_MS = 3_600_000

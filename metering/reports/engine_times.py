@@ -14,8 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from metering.dialects import insert_into
-from metering.tables import engine_times, usage_hours
+from metering.tables import engine_times, insert_into, usage_hours
 from tenants.errors import StorageUnavailable
 
 _HOUR_S = 3_600

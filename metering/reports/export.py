@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from metering.reports.organizations import organizations
+from metering.reports.sums import organizations
 from metering.tables import ledger_entries
 
 EXPORTED = tuple(column.name for column in ledger_entries.columns if column.name != "owner")

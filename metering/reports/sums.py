@@ -16,6 +16,19 @@ from metering.ledger.rollups import NULLABLE
 from metering.tables import MEASURES, ledger_entries, usage_days, usage_hours
 from metering.types import Outcome
 
+
+async def organizations(connection: AsyncConnection) -> list[str]:
+    """In order; each is found by one step into an index instead of a walk over all entries."""
+    ids: set[str] = set()
+    for table in (ledger_entries, usage_days):
+        organization = table.c.organization_id
+        first = await connection.scalar(select(func.min(organization)))
+        while first is not None:
+            ids.add(first)
+            first = await connection.scalar(select(func.min(organization)).where(organization > first))
+    return sorted(ids)
+
+
 HOUR_S = 3_600
 DAY_S = 86_400
 _DETAILS = frozenset({"api_key_id", "user_id"})

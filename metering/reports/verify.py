@@ -8,8 +8,7 @@ from sqlalchemy import BigInteger, Select, Table, func, literal, or_, select, un
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from metering.ledger.rollups import DAY_MS, HOUR_MS, NULLABLE, ROLLUPS
-from metering.reports.organizations import organizations
-from metering.reports.sums import counted
+from metering.reports.sums import counted, organizations
 from metering.tables import MEASURES, ledger_entries, usage_days
 
 _STEP_DAYS = 7

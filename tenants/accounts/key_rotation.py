@@ -9,10 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tenants.accounts import keys, projects
 from tenants.audit import Act, record
 from tenants.errors import InvalidValue, NotFound
-from tenants.limit_tables import subject_limits
 from tenants.secrets import new_id
 from tenants.storage import Storage, now_ms, seconds
-from tenants.tables import api_keys
+from tenants.tables import api_keys, subject_limits
 from tenants.types import ApiKey, KeyKind
 
 MAX_OVERLAP_S = 30 * 24 * 3600

@@ -8,13 +8,13 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tenants.accounts import projects
-from tenants.adapter_tables import adapter_permissions
 from tenants.adapters.index import RegisteredAdapter
 from tenants.adapters.registry import AdapterRegistry, fetch
 from tenants.audit import Act, record
 from tenants.errors import InvalidValue, NotFound
 from tenants.secrets import new_id
 from tenants.storage import now_ms, page_of
+from tenants.tables import adapter_permissions
 from tenants.types import Page
 
 

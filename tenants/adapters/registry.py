@@ -10,12 +10,12 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tenants.accounts import projects
-from tenants.adapter_tables import adapter_permissions, adapters
 from tenants.adapters.index import AdapterIndex, RegisteredAdapter
 from tenants.audit import Act, record
 from tenants.errors import InvalidValue, NotFound, QuotaExceeded
 from tenants.secrets import new_id
 from tenants.storage import Storage, now_ms, page_of
+from tenants.tables import adapter_permissions, adapters
 from tenants.types import OrganizationPrincipal, Page, ProjectPrincipal
 
 T = TypeVar("T")

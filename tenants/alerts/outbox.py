@@ -15,11 +15,10 @@ from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import IntegrityError
 
-from tenants.alert_tables import alert_notifications, spend_alerts
 from tenants.alerts.spend_alerts import SpendAlert
 from tenants.secrets import new_id
 from tenants.storage import Storage
-from tenants.tables import organizations, projects
+from tenants.tables import alert_notifications, organizations, projects, spend_alerts
 
 _MAX_ERROR = 256
 LONGEST_WAIT_MS = 24 * 3_600_000

@@ -10,13 +10,12 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tenants.accounts import projects
-from tenants.alert_tables import spend_alerts
 from tenants.audit import Act, record
 from tenants.errors import InvalidValue, NotFound
 from tenants.limits.spend_limits import MAX_CENTS
 from tenants.secrets import new_id
 from tenants.storage import Storage, now_ms, page_of
-from tenants.tables import organizations
+from tenants.tables import organizations, spend_alerts
 from tenants.types import Page
 
 MAX_ALERTS = 100

@@ -11,11 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenants.accounts import projects
 from tenants.audit import Act, record
 from tenants.errors import InvalidValue, NotFound
-from tenants.limit_tables import rate_limits, subject_limits
 from tenants.limits.rate_limits import MOST, NO_LIMIT, LimitBook, RateLimit, SubjectLimit, SubjectType
 from tenants.secrets import new_id
 from tenants.storage import Storage, now_ms, page_of
-from tenants.tables import api_keys
+from tenants.tables import api_keys, rate_limits, subject_limits
 from tenants.types import Page
 
 _MAX_USER = 256

@@ -8,9 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tenants.accounts import projects
 from tenants.audit import Act, record
 from tenants.errors import InvalidValue
-from tenants.limit_tables import spend_limits
 from tenants.limits.budgets import Budgets
 from tenants.storage import Storage
+from tenants.tables import spend_limits
 
 MAX_CENTS = 10**13
 """A hundred billion dollars."""

@@ -17,10 +17,9 @@ from engines.errors import AdapterRejected
 from engines.host import EngineHost
 from engines.spec import LoraSettings
 from engines.status import EngineLease
-from gateway.adapters.open import open_adapters
-from gateway.adapters.service import Adapters
-from gateway.config.adapters import AdaptersConfig
+from gateway.adapters.service import Adapters, open_adapters
 from gateway.config.prices import PriceConfig
+from gateway.config.sections import AdaptersConfig
 from gateway.inference.catalog import Catalog
 from gateway.storage.data_directory import DataDirectory
 from loadtest.adapter_files import CONFIG, WEIGHTS, adapter_config, adapter_tensors, safetensors_bytes

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from gateway.config.alerts import AlertsConfig
 from gateway.config.prices import PriceConfig
-from tenants.alert_tables import alert_notifications
+from tenants.tables import alert_notifications
 from tests.gateway.limits_stage import Stage, stage_at
 from tests.gateway.receivers import Receiver
 

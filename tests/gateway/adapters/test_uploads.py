@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from gateway.adapters import multipart
-from gateway.config.adapters import AdaptersConfig
+from gateway.config.sections import AdaptersConfig
 from tests.gateway.adapter_stage import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
 
 MIB = 1024**2

@@ -13,7 +13,7 @@ from openai import NotFoundError, PermissionDeniedError
 from sqlalchemy import insert
 from starlette.requests import Request
 
-from tenants.adapter_tables import adapters
+from tenants.tables import adapters
 from tenants.types import ProjectPrincipal
 from tests.gateway.adapter_stage import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
 

@@ -207,7 +207,7 @@ from gateway import server
 from gateway.config.sections import Config, ServerConfig, StorageConfig
 from gateway.storage.data_directory import DataDirectory
 from gateway.telemetry.metrics import RequestCounts
-from gateway.config.metrics import MetricsConfig
+from gateway.config.sections import MetricsConfig
 
 data = DataDirectory(Path("data").absolute())
 

@@ -18,9 +18,9 @@ import pytest
 from gateway.config.prices import PriceConfig
 from gateway.inference.admission import open_admission
 from gateway.inference.monthly_spend import MonthlySpend
-from tenants.alert_tables import alert_notifications
 from tenants.errors import StorageUnavailable
 from tenants.limits.budgets import CENT, Budgets, month_of
+from tenants.tables import alert_notifications
 from tests.gateway.alerts_stage import (
     COST_CENTS,
     alert_stage,

@@ -5,7 +5,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from metering.ledger.lag import Lag
+from metering.ledger.durability import Lag
 from metering.ledger.service import Ledger
 from metering.types import Outcome, Usage
 from tests.metering.conftest import attempt
