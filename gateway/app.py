@@ -46,9 +46,10 @@ from gateway.config.sections import Config
 from gateway.engine_host import engine_host, fitted_specs
 from gateway.http.context import RequestContext, record_of
 from gateway.http.cors import cors
-from gateway.http.errors import ApiError, answer_error
+from gateway.http.errors import ApiError
 from gateway.http.failure_limit import FailureLimit
 from gateway.http.fast_path import FastPath
+from gateway.http.translation import answer_error
 from gateway.http.unknown_endpoint import UnknownEndpoints
 from gateway.inference.admission import open_admission
 from gateway.inference.catalog import Catalog, load_model

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http.context import record_of
-from gateway.http.errors import answer_error
+from gateway.http.translation import answer_error
 
 Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 

@@ -11,7 +11,8 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from gateway.http.context import record_of
-from gateway.http.errors import ApiError, answer_error
+from gateway.http.errors import ApiError
+from gateway.http.translation import answer_error
 
 _VERSION = "/v1"
 _SHOWN = 128

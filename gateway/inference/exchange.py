@@ -23,7 +23,8 @@ from engines.errors import AdapterUnfit, EngineBroken
 from engines.host import EngineHost
 from gateway.http.connection import ClientConnection, connection_of
 from gateway.http.context import RequestRecord
-from gateway.http.errors import JSON, ApiError, request_failed, shutting_down, translate
+from gateway.http.errors import JSON, ApiError, request_failed, shutting_down
+from gateway.http.translation import translate
 from gateway.inference.engine_errors import EngineFault, refusal
 from gateway.inference.queues import ModelQueues, QueueRequest, QueueSlot
 from gateway.telemetry.request_metrics import RequestMetrics

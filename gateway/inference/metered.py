@@ -20,7 +20,8 @@ from coldstart.tiers import SleepTier
 from engines.client.engine_client import EngineClient, EngineStream
 from engines.errors import AdapterUnfit, EngineBroken
 from gateway.http.context import RequestRecord
-from gateway.http.errors import ApiError, translate
+from gateway.http.errors import ApiError
+from gateway.http.translation import translate
 from gateway.inference.admission import Admitted
 from gateway.inference.engine_errors import engine_error, refusal
 from gateway.inference.estimates import Estimate, RelayedText

@@ -16,7 +16,8 @@ from engines.adapter import Adapter
 from engines.client.engine_client import EngineClients
 from engines.host import EngineHost
 from gateway.http.context import RequestContext, record_of
-from gateway.http.errors import ApiError, answer_error
+from gateway.http.errors import ApiError
+from gateway.http.translation import answer_error
 from gateway.inference.exchange import Plan, RelayContext, UnmeteredExchange
 from gateway.inference.queues import ModelQueues
 from gateway.storage.database import migrate, open_database

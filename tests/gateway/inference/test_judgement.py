@@ -9,7 +9,8 @@ import pytest
 from engines.client.engine_client import EngineClient
 from engines.errors import EngineBroken
 from engines.spec import EngineAddress
-from gateway.http.errors import ApiError, translate
+from gateway.http.errors import ApiError
+from gateway.http.translation import translate
 from gateway.inference.engine_errors import EngineFault, engine_error
 from gateway.inference.exchange import Exchange, Plan
 from tests.engines.canned_engine import canned_engine

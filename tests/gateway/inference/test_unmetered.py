@@ -18,7 +18,8 @@ from engines.host import EngineHost
 from gateway.app import create_app
 from gateway.config.sections import Config, ModelConfig, StorageConfig
 from gateway.http.context import RequestContext, record_of
-from gateway.http.errors import ApiError, answer_error
+from gateway.http.errors import ApiError
+from gateway.http.translation import answer_error
 from gateway.inference import exchange
 from gateway.inference.exchange import Plan, RelayContext, UnmeteredExchange
 from gateway.inference.queues import ModelQueues
