@@ -2,6 +2,8 @@
 
     python -m loadtest.standin --tcp PORT --uds PATH
 
+It injects no faults (``tests/standin.py``) and does not sleep (``tests/engines/standin.py``).
+
 Each token of a stream is a write of its own, one after the other unless the request asks for a pace
 (`loadtest.wire`). With ``--counts`` the tokens of a request with a number are counted in that place of a
 file, an array of 32-bit integers mapped into memory, so that the count outlives a kill.

@@ -2,9 +2,10 @@
 
 It stands for the wire format of ``/v1/chat/completions``, plain and streamed, with vLLM's usage on every
 chunk; ``tests/e2e/test_contract.py`` holds it and the real engine to the same assertions. Text completions
-and embeddings are there as well, without faults. The last message
-says what goes wrong: ``fault:cut``, ``fault:error``, ``fault:no-usage``, ``fault:overloaded``,
-``fault:garbage``, ``fault:flood``, ``fault:slow``; ``echo`` answers with the request as it arrived.
+and embeddings are there as well, without faults. It is not a process that sleeps
+(``tests/engines/standin.py``) and not made for load (``loadtest/standin.py``). The last message says what
+goes wrong: ``fault:cut``, ``fault:error``, ``fault:no-usage``, ``fault:overloaded``, ``fault:garbage``,
+``fault:flood``, ``fault:slow``; ``echo`` answers with the request as it arrived.
 
     python -m tests.standin PORT
 """

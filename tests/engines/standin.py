@@ -1,7 +1,8 @@
 """A stand-in for an engine: stands for a process that takes a while, then answers HTTP on a Unix socket.
 
-It knows nothing of models. It is a real server in a real process tree (a child that ignores SIGTERM, as an
-engine core might), so what the host does with processes, sockets and time is real.
+It knows nothing of models, nor of OpenAI's wire format (``tests/standin.py``). It is a real server in a real
+process tree (a child that ignores SIGTERM, as an engine core might), so what the host does with processes,
+sockets and time is real.
 
     standin.py SOCKET [start_s=0.1] [fail=MESSAGE] [deaf=1]
 

@@ -12,7 +12,7 @@ from engines.host import EngineHost
 from engines.lifecycle.process import EngineProcess, Runtime
 from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease
-from tests.engines.sleepers import model
+from tests.engines.snapshot_fixtures import model
 from tests.engines.support import QUICK, standin_argv
 
 FEW = LoraSettings(slots=2, cpu_slots=3)

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
+from tests.gateway.app_fixture import Stage, stage_at
 from tests.gateway.dialect_site import Site, dialect_site
-from tests.gateway.limits_stage import Stage, stage_at
 from tests.gateway.raw_http import Call, Connection, call_of, connected
 from tests.process import REPOSITORY, Gateway, free_port, running_gateway
 

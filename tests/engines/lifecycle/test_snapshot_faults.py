@@ -1,6 +1,6 @@
 """What dies while engines go to sleep or are woken: engines, CRIU, the gateway, the disk.
 
-A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`.
+A stand-in in the real sandbox under the real CRIU: see `tests.engines.snapshot_fixtures`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from coldstart.tiers import SleepTier
 from engines.client.engine_client import EngineClient
 from engines.errors import EngineBroken, SnapshotFailed
 from engines.status import EngineState
-from tests.engines.sleepers import ask, asleep, current, has_snapshot, snapshot_host
+from tests.engines.snapshot_fixtures import ask, asleep, current, has_snapshot, snapshot_host
 from tests.engines.support import CRIU_DIR, QUICK, ROOT, eventually, no_trace
 from tests.process_table import processes_with
 
@@ -146,7 +146,7 @@ async def test_a_canary_that_differs_is_noticed_and_the_next_engine_is_another(r
 HOST = """
 import asyncio, sys
 from pathlib import Path
-from tests.engines.sleepers import ask, snapshot_host
+from tests.engines.snapshot_fixtures import ask, snapshot_host
 from coldstart.tiers import SleepTier
 
 async def main() -> None:

@@ -1,6 +1,6 @@
 """Sleeping in a snapshot and paused, and what must not be restored.
 
-A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`.
+A stand-in in the real sandbox under the real CRIU: see `tests.engines.snapshot_fixtures`.
 """
 
 import os
@@ -14,7 +14,15 @@ from coldstart.snapshots import manifest
 from coldstart.snapshots.store import Snapshot
 from coldstart.tiers import SleepTier
 from engines.status import EngineState
-from tests.engines.sleepers import ask, asleep, current, engine_pids, has_snapshot, model, snapshot_host
+from tests.engines.snapshot_fixtures import (
+    ask,
+    asleep,
+    current,
+    engine_pids,
+    has_snapshot,
+    model,
+    snapshot_host,
+)
 from tests.engines.support import Starts, eventually, no_trace
 
 pytestmark = pytest.mark.timeout(120)

@@ -17,7 +17,7 @@ from engines.host import EngineHost
 from engines.spec import LoraSettings
 from engines.status import EngineState
 from gateway.http.translation import translate
-from tests.engines.sleepers import asleep, has_snapshot, snapshot_host
+from tests.engines.snapshot_fixtures import asleep, has_snapshot, snapshot_host
 from tests.engines.support import QUICK, eventually, folders
 from tests.engines.uploads import (
     PATIENT,

@@ -1,6 +1,6 @@
 """Snapshots in use are read in full in the background: what no file's identity tells is found then.
 
-A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`.
+A stand-in in the real sandbox under the real CRIU: see `tests.engines.snapshot_fixtures`.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from coldstart.snapshots.manifest import FileIdentity
 from coldstart.tiers import SleepTier
 from engines.host import EngineHost
 from engines.status import EngineState
-from tests.engines.sleepers import ask, asleep, current, model
+from tests.engines.snapshot_fixtures import ask, asleep, current, model
 from tests.engines.standin import UNUSED
 from tests.engines.support import QUICK, eventually
 from tests.process_table import processes_with

@@ -1,6 +1,6 @@
 """Many requests, replicas and models: sharing wakes and memory, and leaking nothing.
 
-A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`.
+A stand-in in the real sandbox under the real CRIU: see `tests.engines.snapshot_fixtures`.
 """
 
 import asyncio
@@ -17,7 +17,15 @@ import pytest
 from coldstart.tiers import SleepTier
 from engines.errors import EngineUnavailable
 from engines.status import EngineState
-from tests.engines.sleepers import ask, asleep, engine_pids, has_snapshot, model, number, snapshot_host
+from tests.engines.snapshot_fixtures import (
+    ask,
+    asleep,
+    engine_pids,
+    has_snapshot,
+    model,
+    number,
+    snapshot_host,
+)
 from tests.engines.support import QUICK, Starts, eventually, no_trace
 from tests.process_table import processes_with
 

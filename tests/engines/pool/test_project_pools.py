@@ -10,7 +10,7 @@ from coldstart.tiers import SleepTier
 from engines.client.engine_client import EngineClient
 from engines.host import EngineHost
 from engines.spec import EngineAddress
-from tests.engines.sleepers import asleep, has_snapshot, number, snapshot_host
+from tests.engines.snapshot_fixtures import asleep, has_snapshot, number, snapshot_host
 from tests.engines.support import eventually
 from tests.engines.uploads import PATIENT, ask_with, base, engine, residents, uploaded
 

@@ -13,7 +13,7 @@ from engines.lifecycle.engine import Dumped
 from engines.lifecycle.process import DumpFailed, EngineProcess, Runtime
 from engines.spec import EngineAddress, ModelSpec
 from engines.status import EngineState
-from tests.engines.sleepers import snapshot_host
+from tests.engines.snapshot_fixtures import snapshot_host
 from tests.engines.support import QUICK, Starts, eventually, host, no_trace, spec, standin_argv
 
 

@@ -1,6 +1,6 @@
 """Models that share the host's memory.
 
-A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`.
+A stand-in in the real sandbox under the real CRIU: see `tests.engines.snapshot_fixtures`.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from engines.errors import EngineUnavailable
 from engines.host import EngineHost
 from engines.spec import ModelSpec
 from engines.status import EngineState
-from tests.engines.gates import Gate
-from tests.engines.sleepers import ask, asleep, model, snapshot_host
+from tests.engines.gated_engine import Gate
+from tests.engines.snapshot_fixtures import ask, asleep, model, snapshot_host
 from tests.engines.support import QUICK, eventually
 
 pytestmark = pytest.mark.timeout(60)

@@ -1,6 +1,6 @@
 """When a snapshot is made, when it is given up, and when making one is tried again.
 
-A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`.
+A stand-in in the real sandbox under the real CRIU: see `tests.engines.snapshot_fixtures`.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from engines.host import EngineHost
 from engines.lifecycle.control_calls import call
 from engines.pool import snapshot_keeper
 from engines.status import EngineState
-from tests.engines.sleepers import ask, asleep, current, has_snapshot, model, snapshot_host
+from tests.engines.snapshot_fixtures import ask, asleep, current, has_snapshot, model, snapshot_host
 from tests.engines.support import CRIU_DIR, eventually, no_trace
 
 pytestmark = pytest.mark.timeout(120)

@@ -1,6 +1,6 @@
 """Who waits for an engine is served in order, by any engine that has a free slot.
 
-A stand-in in the real sandbox under the real CRIU: see `tests.engines.sleepers`.
+A stand-in in the real sandbox under the real CRIU: see `tests.engines.snapshot_fixtures`.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ import pytest
 from coldstart.tiers import SleepTier
 from engines.host import EngineHost
 from engines.status import EngineState
-from tests.engines.gates import Gate
-from tests.engines.sleepers import asleep, has_snapshot, model, snapshot_host
+from tests.engines.gated_engine import Gate
+from tests.engines.snapshot_fixtures import asleep, has_snapshot, model, snapshot_host
 from tests.engines.support import QUICK, eventually
 
 pytestmark = pytest.mark.timeout(60)

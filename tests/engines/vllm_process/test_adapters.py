@@ -30,7 +30,7 @@ MODELS = Path(os.environ.get("TORPOR_MODELS", ROOT / "models"))
 MODEL = ModelSpec(
     id="smollm2-135m",
     source=MODELS / "smollm2-135m",
-    engine_args=("--worker-extension-cls", "tests.engines.vllm_process.saboteur.Saboteur"),
+    engine_args=("--worker-extension-cls", "tests.engines.vllm_process.broken_worker.Saboteur"),
     lora=LoraSettings(slots=2, cpu_slots=3),
     idle_pause_s=1e6,
     idle_snapshot_s=1e6,

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.adapters import multipart
 from gateway.config.sections import AdaptersConfig
-from tests.gateway.adapter_stage import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
+from tests.gateway.adapters_fixture import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
 
 MIB = 1024**2
 

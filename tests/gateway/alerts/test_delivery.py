@@ -15,7 +15,7 @@ from tenants.alerts.outbox import Outbox
 from tenants.errors import StorageUnavailable
 from tenants.limits.budgets import CENT, Budgets, Crossing
 from tests.engines.support import eventually
-from tests.gateway.alerts_stage import (
+from tests.gateway.alerts_fixture import (
     COST_CENTS,
     QUICK,
     alert_stage,
@@ -24,7 +24,7 @@ from tests.gateway.alerts_stage import (
     outbox_rows,
     outbox_when_over,
 )
-from tests.gateway.limits_stage import Stage
+from tests.gateway.app_fixture import Stage
 from tests.gateway.receivers import receiving
 
 

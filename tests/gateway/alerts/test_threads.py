@@ -18,7 +18,7 @@ from gateway.config.alerts import AlertsConfig
 from tenants.alerts.outbox import Notification
 from tenants.alerts.spend_alerts import SpendAlert
 from tests.engines.support import eventually
-from tests.gateway.alerts_stage import alert_stage, make_alert, outbox_rows
+from tests.gateway.alerts_fixture import alert_stage, make_alert, outbox_rows
 from tests.gateway.receivers import receiving
 
 

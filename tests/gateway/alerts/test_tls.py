@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 
 from gateway.config.alerts import AlertsConfig
-from tests.gateway.alerts_stage import COST_CENTS, alert_stage, certificate, make_alert, outbox_when_over
+from tests.gateway.alerts_fixture import COST_CENTS, alert_stage, certificate, make_alert, outbox_when_over
 from tests.gateway.receivers import mail_server, receiving
 
 

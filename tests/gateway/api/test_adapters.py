@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from tenants.tables import adapters
 from tenants.types import ProjectPrincipal
-from tests.gateway.adapter_stage import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
+from tests.gateway.adapters_fixture import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
 
 MIB = 1024**2
 

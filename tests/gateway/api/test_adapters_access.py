@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI, NotFoundError
 
 from gateway.config.prices import PriceConfig, price_faults
-from tests.gateway.adapter_stage import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
+from tests.gateway.adapters_fixture import ADAPTERS, AdapterStage, adapter_stage_at, add, fields, files
 
 CHAT = "/v1/chat/completions"
 

@@ -6,7 +6,7 @@ from collections import Counter
 import httpx
 from sqlalchemy import text
 
-from tests.gateway.limits_stage import Stage
+from tests.gateway.app_fixture import Stage
 
 AT_ONCE = 24
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from tests.gateway.limits_stage import Stage
+from tests.gateway.app_fixture import Stage
 
 PROJECT = "/v1/organization/projects/{project}"
 BAD: list[tuple[str, str, Any, str]] = [

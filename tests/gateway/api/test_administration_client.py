@@ -22,7 +22,7 @@ from starlette.routing import Match
 
 from gateway.api.unsupported import UNSUPPORTED
 from gateway.app import ROUTES
-from tests.gateway.limits_stage import Stage
+from tests.gateway.app_fixture import Stage
 
 
 async def test_projects(client: AsyncOpenAI, stage: Stage) -> None:

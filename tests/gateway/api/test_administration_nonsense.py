@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from gateway.api import admin_keys, audit_logs, organizations, project_keys, projects, users
-from tests.gateway.limits_stage import Stage, Tenant
+from tests.gateway.app_fixture import Stage, Tenant
 
 FIELDS = (
     "name", "slug", "role", "email", "user_id", "mode", "model_ids", "scopes", "expires_in_seconds",

@@ -8,7 +8,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.admin.organization.audit_log_list_response import AuditLogListResponse
 
-from tests.gateway.limits_stage import Stage
+from tests.gateway.app_fixture import Stage
 
 
 async def test_audit_logs_tell_who_did_what_and_from_where(client: AsyncOpenAI, stage: Stage) -> None:

@@ -5,7 +5,7 @@ import time
 import pytest
 from openai import AsyncOpenAI
 
-from tests.gateway.limits_stage import Stage
+from tests.gateway.app_fixture import Stage
 
 
 async def test_a_rotated_key_overlaps_with_the_new_one(client: AsyncOpenAI, stage: Stage) -> None:

@@ -9,7 +9,7 @@ from gateway.api.openapi.document import openapi_document
 from gateway.app import create_app
 from gateway.config.sections import Config
 from gateway.storage.data_directory import DataDirectory
-from tests.gateway.limits_stage import Stage
+from tests.gateway.app_fixture import Stage
 
 
 def _described() -> set[tuple[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 from openai.types.admin.organization.projects import ProjectRateLimit
 
 from tenants.limits.rate_limits import MOST
-from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.app_fixture import Stage, stage_at
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from gateway.config.alerts import AlertsConfig
-from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.app_fixture import Stage, stage_at
 
 MAIL: Any = {"type": "email", "recipients": ["a@example.com", "b@example.com"], "subject_prefix": "Bills"}
 HOOK: Any = {"type": "webhook", "url": "https://hooks.example.com/spend"}

@@ -11,7 +11,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from gateway.config.prices import PriceConfig
-from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.app_fixture import Stage, stage_at
 
 PRICES = [
     PriceConfig(

@@ -6,7 +6,7 @@ from openai import AsyncOpenAI
 from openai.types.admin.organization import OrganizationUser
 from openai.types.admin.organization.projects import ProjectUser
 
-from tests.gateway.limits_stage import Stage
+from tests.gateway.app_fixture import Stage
 
 
 async def test_users_of_a_project(client: AsyncOpenAI, stage: Stage) -> None:

@@ -16,7 +16,7 @@ from gateway.config.sections import ServerConfig
 from gateway.listening import CannotListen, LocalTransport, listen, listen_locally, origin_of
 from gateway.storage.credentials import CredentialsFile
 from gateway.storage.privacy import NotPrivate
-from tests.gateway.alerts_stage import certificate
+from tests.gateway.alerts_fixture import certificate
 from tests.gateway.stranger import stranger_at
 from tests.process import REPOSITORY, Gateway, free_port
 from tests.process_table import processes_with

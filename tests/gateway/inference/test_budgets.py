@@ -15,7 +15,7 @@ from gateway.inference.admission import open_admission
 from metering.prices import DOLLAR
 from tenants.limits.budgets import CENT, Crossing
 from tests.engines.support import eventually
-from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.app_fixture import Stage, stage_at
 
 PRICES = [PriceConfig(model="near", input=Decimal(1000), cached_input=Decimal(500), output=Decimal(2000))]
 """A tenth of a cent for a token of input, two tenths for one of output."""

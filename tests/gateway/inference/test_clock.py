@@ -21,7 +21,7 @@ from gateway.inference.monthly_spend import MonthlySpend
 from tenants.errors import StorageUnavailable
 from tenants.limits.budgets import CENT, Budgets, month_of
 from tenants.tables import alert_notifications
-from tests.gateway.alerts_stage import (
+from tests.gateway.alerts_fixture import (
     COST_CENTS,
     alert_stage,
     hook,
@@ -29,7 +29,7 @@ from tests.gateway.alerts_stage import (
     outbox_rows,
     outbox_when_over,
 )
-from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.app_fixture import Stage, stage_at
 from tests.gateway.receivers import receiving
 from tests.process import QUESTION, REPOSITORY, Gateway, free_port
 

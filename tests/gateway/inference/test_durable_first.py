@@ -13,7 +13,7 @@ import pytest
 from metering.ledger.entries import OUTCOME
 from metering.ledger.journal import Journal, Row
 from tenants.errors import StorageUnavailable
-from tests.gateway.limits_stage import QUESTION, Stage, stage_at
+from tests.gateway.app_fixture import QUESTION, Stage, stage_at
 
 WHILE_S = 0.5
 """The stand-in answers in a sixth of that."""

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from gateway.inference.estimates import RelayedText
 from metering.tables import ledger_entries
-from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.app_fixture import Stage, stage_at
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.gateway.limits_stage import Stage
+from tests.gateway.app_fixture import Stage
 from tests.gateway.raw_http import head
 
 

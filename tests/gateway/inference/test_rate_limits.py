@@ -13,7 +13,7 @@ from gateway.config.sections import LimitsConfig
 from tenants.limits.rate_limits import MOST
 from tenants.types import ProjectPrincipal
 from tests.engines.support import eventually
-from tests.gateway.limits_stage import CONTEXT, SECOND, Stage, stage_at
+from tests.gateway.app_fixture import CONTEXT, SECOND, Stage, stage_at
 
 ASKED, ANSWERED = 37, 7
 """Tokens of the question and of the stand-in's answer."""

@@ -27,7 +27,7 @@ from tests.gateway.api import (
     test_key_rotation,
 )
 from tests.gateway.api import test_users as test_users_client
-from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.app_fixture import Stage, stage_at
 from tests.gateway.storage.test_database import _differences
 from tests.metering.conftest import attempt
 from tests.postgres import PostgresServer, postgres_server

@@ -19,9 +19,9 @@ from gateway.http.context import RequestRecord
 from gateway.telemetry.histograms import DURATIONS_S, GAPS_S, WAKES_S, Histogram, histogram
 from gateway.telemetry.metrics import EngineMetrics, MetricSource, RequestCounts, registry_of
 from tests.engines.support import host
+from tests.gateway.app_fixture import Stage, stage_at
 from tests.gateway.inference.test_queues import crowded
 from tests.gateway.inference.test_queues import waiting as queued
-from tests.gateway.limits_stage import Stage, stage_at
 from tests.process import REPOSITORY
 
 _DOCUMENT = REPOSITORY / "docs/reference/metrics.md"

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from gateway.config.alerts import AlertsConfig
 from gateway.config.prices import PriceConfig
 from tenants.tables import alert_notifications
-from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.app_fixture import Stage, stage_at
 from tests.gateway.receivers import Receiver
 
 PRICES = [PriceConfig(model="near", input=Decimal(1000), cached_input=Decimal(500), output=Decimal(2000))]

@@ -23,7 +23,7 @@ from gateway.config.sections import AdaptersConfig
 from gateway.inference.catalog import Catalog
 from gateway.storage.data_directory import DataDirectory
 from loadtest.adapter_files import CONFIG, WEIGHTS, adapter_config, adapter_tensors, safetensors_bytes
-from tests.gateway.limits_stage import Stage, stage_at
+from tests.gateway.app_fixture import Stage, stage_at
 from tests.process import MODELS
 
 BASE = MODELS / "smollm2-135m"
