@@ -84,6 +84,26 @@ def test_the_page_of_headers_has_those_of_the_source_and_no_other() -> None:
     assert documented == served
 
 
+def test_figures_of_the_readme_stand_in_the_benchmarks() -> None:
+    section = (REPOSITORY / "README.md").read_text().partition("## How fast")[2].partition("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ") and "docs/benchmarks/" in row]
+    assert len(rows) >= 5
+    missing = []
+    for row in rows:
+        claim, _, link = row.rpartition("| [")
+        page = (REPOSITORY / link.partition("(")[2].partition(")")[0]).read_text()
+        figures = re.findall(r"\d[\d,]*(?:\.\d+)?", claim)
+        missing += [f"{figure} in {row[:40]}" for figure in figures if not _stands_in(figure, page)]
+    assert missing == []
+
+
+def _stands_in(figure: str, page: str) -> bool:
+    """Whether the page has the figure, with or without separators, or one that rounds to it."""
+    numbers = {float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", page)}
+    value, digits = float(figure.replace(",", "")), len(figure.partition(".")[2])
+    return any(round(number, digits) == value for number in numbers)
+
+
 def test_every_command_has_help() -> None:
     for path, entry in commands(torpor, "torpor"):
         assert entry.help, path
