@@ -178,7 +178,7 @@ class Violation:
 
 def violations(root: Path) -> list[Violation]:
     """Everything below ``root`` that breaks the table or a habit."""
-    found: list[Violation] = []
+    result: list[Violation] = []
     for folder in FOLDERS:
         for file in sorted((root / folder).rglob("*.py")):
             if "node_modules" in file.parts:
@@ -186,14 +186,14 @@ def violations(root: Path) -> list[Violation]:
             name = file.relative_to(root).as_posix()
             source = file.read_text()
             tree = ast.parse(source)
-            found += _imports(folder, name, tree)
-            found += _habits(name, tree, source)
+            result += _imports(folder, name, tree)
+            result += _habits(name, tree, source)
             if folder != "tests":
-                found += _late_imports(name, tree)
+                result += _late_imports(name, tree)
                 if folder in WITHIN:
-                    found += _within(name, tree)
-                found += _broad_excepts(name, tree)
-    return found
+                    result += _within(name, tree)
+                result += _broad_excepts(name, tree)
+    return result
 
 
 def module_graph(root: Path) -> dict[str, set[str]]:
@@ -227,8 +227,8 @@ def circle(graph: Mapping[str, Set[str]]) -> list[str]:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        found: list[str] = error.args[1]
-        return found
+        result: list[str] = error.args[1]
+        return result
     return []
 
 

@@ -115,7 +115,7 @@ def _owner() -> str | None:
 
 
 def _program(name: str) -> str:
-    found = sorted(_INSTALLED.glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
-    path = str(found[-1]) if found else shutil.which(name)
+    result = sorted(_INSTALLED.glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    path = str(result[-1]) if result else shutil.which(name)
     assert path is not None, "PostgreSQL is not installed: apt-get install postgresql"
     return path

@@ -75,11 +75,11 @@ def test_the_page_of_errors_has_every_code_and_no_other() -> None:
 def test_the_page_of_headers_has_those_of_the_source_and_no_other() -> None:
     """Names that only Torpor, OpenAI's clients or proxies know; the rest of HTTP is HTTP's."""
     source = " ".join(file.read_text() for file in (REPOSITORY / "gateway").rglob("*.py"))
-    own = r"(?:x-(?!gzip|or-|tokens)[a-z-]*|openai-processing-ms|server-timing|retry-after|www-authenticate)"
-    served = set(re.findall(rf"[\"'`]({own})[\"'`]", source))
+    mine = r"(?:x-(?!gzip|or-|tokens)[a-z-]*|openai-processing-ms|server-timing|retry-after|www-authenticate)"
+    served = set(re.findall(rf"[\"'`]({mine})[\"'`]", source))
     served |= {f"x-ratelimit-{what}-{unit}" for what in _STANDINGS for unit in ("requests", "tokens")}
     page = (REPOSITORY / "docs/reference/headers.md").read_text()
-    documented = set(re.findall(rf"`({own})`", page))
+    documented = set(re.findall(rf"`({mine})`", page))
     assert "x-torpor-engine" in served
     assert documented == served
 

@@ -29,8 +29,8 @@ idle_times = st.lists(st.one_of(in_range, st.floats(0, 1e9), st.integers(0, 20_0
 
 def learned(*idle_s: float, settings: HistogramSettings | None = None) -> HybridHistogram:
     policy = HybridHistogram(settings)
-    for one in idle_s:
-        policy.observe_idle(one)
+    for item in idle_s:
+        policy.observe_idle(item)
     return policy
 
 
@@ -57,8 +57,8 @@ def test_head_and_tail_are_the_percentiles_rounded_to_their_bins(idle_s: list[fl
 @given(st.lists(st.floats(0, 300, exclude_max=True), max_size=60))
 def test_the_variation_is_that_of_the_counts_of_what_is_remembered(idle_s: list[float]) -> None:
     settings = HistogramSettings(bin_s=10.0, range_s=200.0, remember=20)
-    counts = Counter(int(one / 10) for one in idle_s[-20:] if one < 200)
-    each = [counts[place] for place in range(20)]
+    counts = Counter(int(item / 10) for item in idle_s[-20:] if item < 200)
+    each = [counts[position] for position in range(20)]
     expected = pstdev(each) / fmean(each) if any(each) else 0.0
     assert learned(*idle_s, settings=settings).variation == pytest.approx(expected, abs=1e-6)
 

@@ -27,11 +27,11 @@ class Tenant:
     name: str
 
     def answer(self, model: str | None = None) -> str:
-        asked = self.client.chat.completions.create(
+        request = self.client.chat.completions.create(
             model=model or self.name, messages=QUESTION, max_tokens=12, temperature=0
         )
-        assert asked.model == (model or self.name)
-        return asked.choices[0].message.content or ""
+        assert request.model == (model or self.name)
+        return request.choices[0].message.content or ""
 
 
 def _archive(folder: Path) -> bytes:
@@ -68,8 +68,8 @@ def tenants(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def _second_tenant(gateway: Gateway) -> str:
     with gateway.http(gateway.root_key) as root:
-        made = root.post("/v1/torpor/organizations", json={"slug": "second"}).json()
-    with gateway.http(made["admin_api_key"]["value"]) as admin:
+        created = root.post("/v1/torpor/organizations", json={"slug": "second"}).json()
+    with gateway.http(created["admin_api_key"]["value"]) as admin:
         project = admin.post("/v1/organization/projects", json={"name": "web"}).json()["id"]
         path = f"/v1/organization/projects/{project}/service_accounts"
         key: str = admin.post(path, json={"name": "web"}).json()["api_key"]["value"]
@@ -97,16 +97,16 @@ def test_a_stream_calls_the_adapter_by_its_name(tenants: tuple[Tenant, Tenant]) 
 
 def test_text_completions_and_tokens_know_adapters(tenants: tuple[Tenant, Tenant]) -> None:
     def text(one: Tenant) -> str:
-        asked = one.client.completions.create(
+        request = one.client.completions.create(
             model=one.name, prompt="The capital of France", max_tokens=8, temperature=0
         )
-        return asked.choices[0].text
+        return request.choices[0].text
 
     def tokens(one: Tenant, model: str) -> list[int]:
-        told: list[int] = one.http.post("/tokenize", json={"model": model, "prompt": "hello"}).json()[
+        reply: list[int] = one.http.post("/tokenize", json={"model": model, "prompt": "hello"}).json()[
             "tokens"
         ]
-        return told
+        return reply
 
     mine, theirs = tenants
     assert text(mine) != text(theirs)
@@ -114,11 +114,11 @@ def test_text_completions_and_tokens_know_adapters(tenants: tuple[Tenant, Tenant
 
 
 def test_the_adapter_of_the_other_does_not_exist(tenants: tuple[Tenant, Tenant]) -> None:
-    for one, other in (tenants, tenants[::-1]):
-        assert other.name not in [model.id for model in one.client.models.list()]
-        assert one.name in [model.id for model in one.client.models.list()]
+    for item, other in (tenants, tenants[::-1]):
+        assert other.name not in [model.id for model in item.client.models.list()]
+        assert item.name in [model.id for model in item.client.models.list()]
         with pytest.raises(NotFoundError):
-            one.answer(other.name)
+            item.answer(other.name)
 
 
 def test_usage_names_the_adapter(gateway: Gateway, tenants: tuple[Tenant, Tenant]) -> None:

@@ -143,7 +143,7 @@ def test_large_headers_are_a_431(gateway: Gateway) -> None:
 
 def test_the_gateways_own_fields_have_no_effect(gateway: Gateway) -> None:
     """What would be refused or would change the answer at the engine is dropped on the way."""
-    own = {
+    mine = {
         "cache_salt": 5,
         "priority": "first",
         "request_id": ["x"],
@@ -152,7 +152,7 @@ def test_the_gateways_own_fields_have_no_effect(gateway: Gateway) -> None:
         "vllm_xargs": "x",
     }
     with gateway.http() as http:
-        response = http.post(CHAT, content=_chat(max_tokens=2, **own), headers=JSON)
+        response = http.post(CHAT, content=_chat(max_tokens=2, **mine), headers=JSON)
     assert response.status_code == 200, response.text
 
 

@@ -19,11 +19,11 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Gateway:
 
 
 def test_a_tenant_from_nothing(gateway: Gateway) -> None:
-    made = json.loads(gateway.torpor("org", "create", "acme", "--json").stdout)
+    created = json.loads(gateway.torpor("org", "create", "acme", "--json").stdout)
     gateway_of_acme = Gateway(
         gateway.folder,
         gateway.port,
-        {**gateway.environment, "TORPOR_ADMIN_KEY": made["admin_api_key"]["value"]},
+        {**gateway.environment, "TORPOR_ADMIN_KEY": created["admin_api_key"]["value"]},
     )
     project = gateway_of_acme.torpor("project", "create", "web").stdout.strip()
     key = gateway_of_acme.torpor("key", "create", "--project", project).stdout.strip()

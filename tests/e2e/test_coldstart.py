@@ -65,8 +65,8 @@ def test_an_engine_asleep_answers_as_before_and_says_how_it_was_found(sleepy: Ga
         assert processes(sleepy) == []
     else:
         assert {process.status() for process in processes(sleepy)} == {psutil.STATUS_STOPPED}
-    answer, found, _ = ask(sleepy)
-    assert ("Paris" in answer, found) == (True, tier)
+    answer, result, _ = ask(sleepy)
+    assert ("Paris" in answer, result) == (True, tier)
     assert ask(sleepy)[1] == "hot"
 
 
@@ -164,7 +164,7 @@ def test_snapshots_are_listed_verified_and_deleted(sleepy: Gateway) -> None:
 def test_a_project_with_engines_of_its_own_shares_the_snapshot_alone(sleepy: Gateway) -> None:
     sleep(sleepy, "snapshot")
     with sleepy.http(sleepy.admin_key) as client:
-        (ours,) = [one["id"] for one in client.get("/v1/organization/projects").json()["data"]]
+        (ours,) = [item["id"] for item in client.get("/v1/organization/projects").json()["data"]]
         theirs = client.post("/v1/organization/projects", json={"name": "theirs"}).json()["id"]
         account = client.post(
             f"/v1/organization/projects/{theirs}/service_accounts", json={"name": "somebody"}
@@ -182,11 +182,11 @@ def test_a_project_with_engines_of_its_own_shares_the_snapshot_alone(sleepy: Gat
     assert raw.headers["x-torpor-engine"] == "snapshot"  # our engine is hot, and not theirs
     with sleepy.http(sleepy.root_key) as client:
         engine = client.get("/v1/torpor/engines").json()["data"][0]
-    assert [one.get("project_id") for one in engine["replicas"]] == [None, ours]
+    assert [item.get("project_id") for item in engine["replicas"]] == [None, ours]
     assert ask(sleepy)[1] == "hot"
     with sleepy.http(sleepy.admin_key) as client:
         seen = client.get("/v1/torpor/engines").json()["data"][0]["replicas"]
-    assert all("project_id" not in one for one in seen)
+    assert all("project_id" not in item for item in seen)
     configuration.write_text(text)
 
 
@@ -202,24 +202,24 @@ def test_a_zeroed_tensor_is_seen_by_the_canary(sleepy: Gateway) -> None:
     content = tensor.view(torch.int16).numpy().tobytes()
     with memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         places = list(_places(mapped, content))
-        for place in places:
-            mapped[place : place + len(content)] = bytes(len(content))
+        for position in places:
+            mapped[position : position + len(content)] = bytes(len(content))
     assert places
     manifest = Manifest.read(folder / "manifest.json")
     files = {**manifest.files, "memory": FileIdentity.of(memory)}
     replace(manifest, files=files).write(folder / "manifest.json")
     sleepy.start()
-    answer, found, _ = ask(sleepy)
-    assert ("Paris" in answer, found) == (True, "cold")
+    answer, result, _ = ask(sleepy)
+    assert ("Paris" in answer, result) == (True, "cold")
     assert "answered otherwise than before" in sleepy.log
     assert "made and verified" in sleepy.torpor("snapshot", "create", CHAT_MODEL).stdout
 
 
 def _places(mapped: mmap.mmap, content: bytes) -> Iterator[int]:
-    place = mapped.find(content)
-    while place >= 0:
-        yield place
-        place = mapped.find(content, place + len(content))
+    position = mapped.find(content)
+    while position >= 0:
+        yield position
+        position = mapped.find(content, position + len(content))
 
 
 def test_an_engine_that_is_not_fit_is_replaced_within_the_request(sleepy: Gateway) -> None:
@@ -232,8 +232,8 @@ def test_an_engine_that_is_not_fit_is_replaced_within_the_request(sleepy: Gatewa
     canary["values"] = [canary["values"][0] + 1, *canary["values"][1:]]
     replace(manifest, canary=canary).write(path)
     sleepy.start()
-    answer, found, _ = ask(sleepy)
-    assert ("Paris" in answer, found) == (True, "cold")
+    answer, result, _ = ask(sleepy)
+    assert ("Paris" in answer, result) == (True, "cold")
     assert "answered otherwise than before" in sleepy.log
     usage = sleepy.torpor("usage", "--json").stdout
     assert CHAT_MODEL in usage

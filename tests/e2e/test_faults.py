@@ -75,11 +75,11 @@ def _kill_engine(gateway: Gateway) -> None:
 def test_the_engine_is_killed_under_a_plain_call(mortal: Gateway) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         client = mortal.client()
-        asked = pool.submit(lambda: client.post("/chat/completions", body=LONG, cast_to=httpx.Response))
+        request = pool.submit(lambda: client.post("/chat/completions", body=LONG, cast_to=httpx.Response))
         time.sleep(2)
         _kill_engine(mortal)
         with pytest.raises(openai.APIStatusError) as caught:
-            asked.result(30)
+            request.result(30)
     assert caught.value.status_code == 502
     assert caught.value.code == "engine_failed"
     with pytest.raises(openai.APIStatusError) as again:

@@ -176,8 +176,8 @@ def test_every_nullable_field_may_be_null(gateway: Gateway, path: str) -> None:
         "temperature top_p user service_tier top_k min_p min_tokens bad_words ignore_eos length_penalty "
         "stop_token_ids echo skip_special_tokens structured_outputs response_format priority"
     )
-    own = {CHAT: ("messages", MESSAGES, "tools tool_choice"), TEXT: ("prompt", "Hello", "best_of suffix")}
-    name, value, more = own[path]
+    mine = {CHAT: ("messages", MESSAGES, "tools tool_choice"), TEXT: ("prompt", "Hello", "best_of suffix")}
+    name, value, more = mine[path]
     nulls = dict.fromkeys(f"{names} {more}".split())
     assert _post(gateway, path, {name: value, **nulls}).status_code == 200
 

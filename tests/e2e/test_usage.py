@@ -22,8 +22,8 @@ def _totals(gateway: Gateway, project_id: str, since: int, kind: str = "completi
 @pytest.fixture
 def project(gateway: Gateway) -> tuple[str, str]:
     """A project of its own, and a key of it."""
-    made = gateway.torpor("project", "create", "usage-test").stdout.strip()
-    return made, gateway.torpor("key", "create", "--project", made).stdout.strip()
+    created = gateway.torpor("project", "create", "usage-test").stdout.strip()
+    return created, gateway.torpor("key", "create", "--project", created).stdout.strip()
 
 
 def test_every_token_is_in_the_usage_api(gateway: Gateway, project: tuple[str, str]) -> None:
@@ -91,7 +91,7 @@ def test_the_official_client_pages_through_usage_and_reads_costs(
     assert pages >= 3
 
     costs = usage.costs(start_time=since, project_ids=[project_id], group_by=["line_item", "api_key_id"])
-    found: list[Any] = [one for bucket in costs.data for one in bucket.results]
+    result: list[Any] = [item for bucket in costs.data for item in bucket.results]
     cached = _cached(answer.usage)
     expected = {
         f"{CHAT_MODEL}, input_tokens": answer.usage.prompt_tokens - cached,
@@ -99,10 +99,10 @@ def test_the_official_client_pages_through_usage_and_reads_costs(
         f"{CHAT_MODEL}, output_tokens": answer.usage.completion_tokens,
         f"{EMBED_MODEL}, input_tokens": embedded.usage.prompt_tokens,
     }
-    assert {one.line_item: one.quantity for one in found} == {
+    assert {item.line_item: item.quantity for item in result} == {
         name: tokens for name, tokens in expected.items() if tokens
     }
-    assert len({one.api_key_id for one in found} - {None}) == 1
+    assert len({item.api_key_id for item in result} - {None}) == 1
 
     span: dict[str, Any] = {
         "start_time": since,
@@ -110,9 +110,9 @@ def test_the_official_client_pages_through_usage_and_reads_costs(
         "bucket_width": "1m",
         "group_by": "model",
     }
-    with gateway.http(key) as own, gateway.http(gateway.admin_key) as admin:
+    with gateway.http(key) as mine, gateway.http(gateway.admin_key) as admin:
         for kind in ("completions", "embeddings"):
-            seen = own.get(f"/v1/torpor/usage/{kind}", params=span).json()
+            seen = mine.get(f"/v1/torpor/usage/{kind}", params=span).json()
             params = {**span, "project_ids[]": project_id}
             assert seen["data"] == admin.get(f"/v1/organization/usage/{kind}", params=params).json()["data"]
             assert [len(bucket["results"]) for bucket in seen["data"]].count(1) == 1

@@ -23,8 +23,8 @@ FOREVER = 1e6
 
 def model(name: str = "model", **changes: object) -> ModelSpec:
     """It goes to sleep only when it is told to."""
-    made = replace(spec(name), idle_pause_s=FOREVER, idle_snapshot_s=FOREVER)
-    return replace(made, **changes)  # type: ignore[arg-type]
+    created = replace(spec(name), idle_pause_s=FOREVER, idle_snapshot_s=FOREVER)
+    return replace(created, **changes)  # type: ignore[arg-type]
 
 
 def snapshot_host(run_dir: Path, *models: ModelSpec, **options: object) -> EngineHost:
@@ -78,5 +78,5 @@ async def asleep(run_dir: Path, *models: ModelSpec, **options: object) -> AsyncI
 
 def engine_pids(run_dir: Path) -> list[int]:
     """The processes of engines, without those of their sandboxes."""
-    told = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_with(run_dir)}
-    return [pid for pid, command in told.items() if b"init.py" not in command]
+    answer = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_with(run_dir)}
+    return [pid for pid, command in answer.items() if b"init.py" not in command]

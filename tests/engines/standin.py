@@ -124,10 +124,10 @@ class Handler(BaseHTTPRequestHandler):
             return False
         name, _, what = self.path.removeprefix("/torpor/adapters").strip("/").partition("/")
         load = self.command == "POST" and not name
-        told = (
+        message = (
             self.adapters.load(json.loads(body)) if load else self.adapters.answer(self.command, name, what)
         )
-        self.reply(told)
+        self.reply(message)
         return True
 
     def do_DELETE(self) -> None:
@@ -184,8 +184,8 @@ class Handler(BaseHTTPRequestHandler):
             Handler.wanted = json.loads(body or b"null")
             self.answer(b"null")
         elif self.path.startswith("/v1/"):
-            asked = json.loads(body or b"{}")
-            self.reply(self.adapters.generate(asked) if "/" in asked.get("model", "") else (200, {}))
+            request = json.loads(body or b"{}")
+            self.reply(self.adapters.generate(request) if "/" in request.get("model", "") else (200, {}))
         else:
             self.answer(b'"unknown"', 404)
 

@@ -13,10 +13,10 @@ from engines.spec import ModelSpec
 
 def _registered(package: str, registry: str) -> set[str]:
     """The keys of a dictionary in the package's ``__init__.py``."""
-    found = importlib.util.find_spec("vllm")
-    assert found is not None
-    assert found.submodule_search_locations
-    source = Path(found.submodule_search_locations[0]) / package / "__init__.py"
+    result = importlib.util.find_spec("vllm")
+    assert result is not None
+    assert result.submodule_search_locations
+    source = Path(result.submodule_search_locations[0]) / package / "__init__.py"
     for statement in ast.parse(source.read_text()).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == registry:
             names: dict[str, object] = ast.literal_eval(statement.value)

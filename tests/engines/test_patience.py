@@ -50,11 +50,11 @@ def test_a_slow_machine_has_time_for_a_large_model() -> None:
 def test_the_recorded_canary_tells_how_fast_the_machine_computes() -> None:
     spec = ModelSpec(id="model")
     canary: dict[str, object] = {"prompt": [1, 2, 3, 4], "ms": 400.0, "batch_tokens": 512}
-    told = Patience.of_snapshot(spec, _snapshot(canary))
-    assert (told.token_s, told.batch_tokens) == (0.1, 512)
+    answer = Patience.of_snapshot(spec, _snapshot(canary))
+    assert (answer.token_s, answer.batch_tokens) == (0.1, 512)
     slower = Patience.of_snapshot(spec, _snapshot(canary | {"ms": 4000.0}))
-    assert slower.proof_s(0) == pytest.approx(10 * told.proof_s(0))
-    assert told.proof_s(0) >= 512 * 0.1
+    assert slower.proof_s(0) == pytest.approx(10 * answer.proof_s(0))
+    assert answer.proof_s(0) >= 512 * 0.1
 
 
 @pytest.mark.parametrize("canary", [None, {}, {"number": 7}, {"prompt": [], "ms": 5.0}])

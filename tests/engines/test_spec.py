@@ -102,12 +102,12 @@ def test_the_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    made = environment(tmp_path / "run", tmp_path / "cache")
-    assert "secret" not in made.values()
-    assert made["CUDA_VISIBLE_DEVICES"] == "1"
-    assert (made["HF_HUB_OFFLINE"], made["TRANSFORMERS_OFFLINE"], made["VLLM_NO_USAGE_STATS"]) == (
+    created = environment(tmp_path / "run", tmp_path / "cache")
+    assert "secret" not in created.values()
+    assert created["CUDA_VISIBLE_DEVICES"] == "1"
+    assert (created["HF_HUB_OFFLINE"], created["TRANSFORMERS_OFFLINE"], created["VLLM_NO_USAGE_STATS"]) == (
         "1",
         "1",
         "1",
     )
-    assert made["HOME"] == made["TMPDIR"] == str(tmp_path / "run")
+    assert created["HOME"] == created["TMPDIR"] == str(tmp_path / "run")

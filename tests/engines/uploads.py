@@ -80,8 +80,8 @@ async def ask_with(lease: EngineLease, *, takes_s: float = 0.0) -> Told:
 async def peak(lease: EngineLease) -> dict[str, int]:
     """The most adapters that the engine had loaded and in use at once, and its loads."""
     async with EngineClient(lease.address) as client:
-        told: dict[str, int] = json.loads((await client.request("GET", "/peak", timeout_s=5)).body)
-    return told
+        answer: dict[str, int] = json.loads((await client.request("GET", "/peak", timeout_s=5)).body)
+    return answer
 
 
 async def spoil(host: EngineHost, *texts: str) -> EngineLease:

@@ -78,7 +78,7 @@ class AdapterStage:
 
     def contents(self) -> set[str]:
         """The digests that the store keeps."""
-        return {found.name for found in (self.folder / "adapters" / "content").glob("*/*")}
+        return {result.name for result in (self.folder / "adapters" / "content").glob("*/*")}
 
     @asynccontextmanager
     async def token(
@@ -87,9 +87,9 @@ class AdapterStage:
         """A client whose token names the user; made by the first tenant's key, unless by another."""
         async with self.stage.client(key or self.stage.tenant.key) as maker:
             body = {"user": user, "scopes": ["all"], **fields}
-            made = await maker.post("/v1/torpor/tokens", json=body)
-        assert made.status_code == 200, made.text
-        async with self.stage.client(made.json()["value"]) as http:
+            created = await maker.post("/v1/torpor/tokens", json=body)
+        assert created.status_code == 200, created.text
+        async with self.stage.client(created.json()["value"]) as http:
             yield http
 
 
@@ -112,8 +112,8 @@ async def add(http: httpx.AsyncClient, seed: int = 1, **changes: str) -> dict[st
     """A registered adapter."""
     answer = await http.post(ADAPTERS, data=fields(**changes), files=files(seed))
     assert answer.status_code == 200, answer.text
-    made: dict[str, Any] = answer.json()
-    return made
+    created: dict[str, Any] = answer.json()
+    return created
 
 
 @asynccontextmanager

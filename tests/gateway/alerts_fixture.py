@@ -51,8 +51,8 @@ async def make_alert(
     }
     answer = await stage.admin.post(path, json=body)
     assert answer.status_code == 200, answer.text
-    made: dict[str, Any] = answer.json()
-    return f"{path}/{made['id']}", made
+    created: dict[str, Any] = answer.json()
+    return f"{path}/{created['id']}", created
 
 
 def hook(receiver: Receiver) -> dict[str, Any]:

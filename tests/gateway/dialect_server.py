@@ -119,7 +119,7 @@ def text_chunks(index: int = 0) -> list[dict[str, Any]]:
 
 def events(chunks: list[Any], *, done: bool = True) -> bytes:
     """The chunks as OpenAI frames them."""
-    lines = [b"data: " + json.dumps(one).encode() + b"\n\n" for one in chunks]
+    lines = [b"data: " + json.dumps(item).encode() + b"\n\n" for item in chunks]
     return b"".join(lines) + (b"data: [DONE]\n\n" if done else b"")
 
 

@@ -65,12 +65,12 @@ class Answer:
 
     @property
     def text(self) -> str:
-        choices = [choice for one in self.chunks for choice in one["choices"]]
+        choices = [choice for item in self.chunks for choice in item["choices"]]
         return "".join(choice["delta"].get("content") or "" for choice in choices)
 
     @property
     def usages(self) -> list[Any]:
-        return [one["usage"] for one in self.chunks if one.get("usage") is not None]
+        return [item["usage"] for item in self.chunks if item.get("usage") is not None]
 
     def entry(self) -> dict[str, Any]:
         return last_entry(self.gateway, self.response.headers["x-request-id"])

@@ -26,8 +26,8 @@ class Arrival:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
         stamp = self.headers["webhook-timestamp"]
         content = f"{self.headers['webhook-id']}.{stamp}.".encode() + self.body
-        wanted = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
-        return self.headers["webhook-signature"] == f"v1,{wanted}" and abs(time.time() - int(stamp)) < 60
+        expected = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+        return self.headers["webhook-signature"] == f"v1,{expected}" and abs(time.time() - int(stamp)) < 60
 
 
 @dataclass

@@ -46,6 +46,6 @@ def test_a_signal_ends_everything(tmp_path: Path, number: int) -> None:
 
 def test_a_peer_that_nobody_knows(tmp_path: Path) -> None:
     process = _command("compare", "--peers", "nginx,envoy", folder=tmp_path)
-    _, told = process.communicate(timeout=60)
+    _, answer = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert told.startswith(b"loadtest: no such peer: envoy; there are nginx, ")
+    assert answer.startswith(b"loadtest: no such peer: envoy; there are nginx, ")

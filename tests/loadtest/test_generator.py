@@ -191,7 +191,7 @@ async def test_disconnects_reach_the_engine(engine: Engine) -> None:
     running = Running("direct", _endpoint(engine), engine.child)
     freed = await disconnect(running, engine, 1)
     assert len(freed) == 3
-    assert all(one.seconds is not None and one.seconds < 1 for one in freed)
+    assert all(item.seconds is not None and item.seconds < 1 for item in freed)
     assert (await engine.state()).running == 0
 
 

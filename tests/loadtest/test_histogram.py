@@ -23,8 +23,8 @@ def test_a_percentile_is_that_of_the_sorted_values_within_a_thousandth(
     values: list[int], share: float
 ) -> None:
     exact = sorted(values)[max(1, -int(-len(values) * share // 100)) - 1]
-    told = _filled(values).percentile(share)
-    assert exact <= told <= exact * 1.001 + 1
+    answer = _filled(values).percentile(share)
+    assert exact <= answer <= exact * 1.001 + 1
 
 
 @given(_DURATIONS, _DURATIONS)

@@ -22,9 +22,9 @@ def _content(folder: Path) -> dict[str, bytes]:
 def test_one_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         write_model(TINY, tmp_path / name, seed=seed)
-    one = _content(tmp_path / "one")
-    assert one == _content(tmp_path / "same")
-    assert one["model.safetensors"] != _content(tmp_path / "other")["model.safetensors"]
+    item = _content(tmp_path / "one")
+    assert item == _content(tmp_path / "same")
+    assert item["model.safetensors"] != _content(tmp_path / "other")["model.safetensors"]
 
 
 def test_transformers_reads_every_tensor_of_a_sharded_model(tmp_path: Path) -> None:

@@ -89,9 +89,9 @@ def test_the_progress_tells_each_step(capsys: pytest.CaptureFixture[str]) -> Non
     progress = Progress(2)
     progress.step("one")
     progress.step("two")
-    told = capsys.readouterr().err
-    assert "  0 %  one" in told
-    assert " 50 %  two" in told
+    answer = capsys.readouterr().err
+    assert "  0 %  one" in answer
+    assert " 50 %  two" in answer
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -140,8 +140,8 @@ def test_a_process_is_ended_with_all_below_it(tmp_path: Path) -> None:
 
 def test_a_process_that_ends_early_says_why(tmp_path: Path) -> None:
     script = ["sh", "-c", "echo no such file; exit 3"]
-    told = pytest.raises(NotReady, match=r"(?s)it ended with 3:.*no such file")
-    with Child("it", script, log=tmp_path / "log") as child, told:
+    answer = pytest.raises(NotReady, match=r"(?s)it ended with 3:.*no such file")
+    with Child("it", script, log=tmp_path / "log") as child, answer:
         child.wait_for("http://127.0.0.1:9/health")
 
 

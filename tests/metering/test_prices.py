@@ -50,18 +50,18 @@ def test_no_request_costs_more_than_was_set_aside(
 
 
 def test_the_latest_price_that_has_come_holds() -> None:
-    old, new, own = Price(1), Price(2), Price(3)
+    old, new, mine = Price(1), Price(2), Price(3)
     prices = PriceList(
         [
             PriceEntry(model="m", price=old),
             PriceEntry(model="m", price=new, since=date(2026, 5, 10)),
-            PriceEntry(model="m", price=own, adapter="a", since=date(2026, 5, 11)),
+            PriceEntry(model="m", price=mine, adapter="a", since=date(2026, 5, 11)),
         ]
     )
     assert prices.price("m", None, DAY - 0.001) == old
     assert prices.price("m", None, DAY) == new
     assert prices.price("m", "a", DAY) == new
-    assert prices.price("m", "a", DAY + 86400) == own
+    assert prices.price("m", "a", DAY + 86400) == mine
     assert prices.price("m", "b", DAY + 86400) == new
     assert prices.price("other", None, DAY) == FREE
     assert PriceList().price("m", None, DAY) == FREE
@@ -78,7 +78,7 @@ async def test_what_was_spent_is_read_from_the_ledger(database: AsyncEngine, tmp
             PriceEntry(model="smollm2-135m", price=Price(20, 2, 200), since=date(2026, 5, 10)),
         ]
     )
-    asked: Spent = [
+    request: Spent = [
         ("org-1", "proj_1", DAY - 1, Usage(5, 2, 3)),
         ("org-1", "proj_1", DAY, Usage(5, 2, 3)),
         ("org-1", "proj_2", DAY + 1, Usage(1, 0, 0)),
@@ -86,7 +86,7 @@ async def test_what_was_spent_is_read_from_the_ledger(database: AsyncEngine, tmp
         ("org-0", "proj_0", DAY - 90000, Usage(1000, 0, 1000)),
     ]
     async with open_ledger(str(database.url), database, tmp_path / "ledger", prices) as ledger:
-        for organization_id, project_id, at, usage in asked:
+        for organization_id, project_id, at, usage in request:
             meter = ledger.open(
                 attempt(organization_id=organization_id, project_id=project_id, started_at=at)
             )
@@ -104,7 +104,7 @@ async def test_what_was_spent_is_read_from_the_ledger(database: AsyncEngine, tmp
         assert await spent_since(database, int(DAY)) == {
             "proj_1": 664, "proj_2": 20, "org-1": 684, "proj_3": 1400, "org-2": 1400,
         }  # fmt: skip
-        await _check_that_spans_add_up(database, [at for *_, at, _ in asked])
+        await _check_that_spans_add_up(database, [at for *_, at, _ in request])
 
 
 async def _check_that_spans_add_up(database: AsyncEngine, times: Sequence[float]) -> None:

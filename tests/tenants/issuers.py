@@ -34,16 +34,16 @@ _SHARED: dict[str, PrivateKey] = {}
 
 def private_key(algorithm: str, name: str = "") -> PrivateKey:
     """A key of the algorithm, the same for the same name: making one of RSA takes long."""
-    found = _SHARED.get(algorithm + name)
-    if found is None:
+    result = _SHARED.get(algorithm + name)
+    if result is None:
         if algorithm == "RS256":
-            found = rsa.generate_private_key(65537, 2048)
+            result = rsa.generate_private_key(65537, 2048)
         elif algorithm == "ES256":
-            found = ec.generate_private_key(ec.SECP256R1())
+            result = ec.generate_private_key(ec.SECP256R1())
         else:
-            found = ed25519.Ed25519PrivateKey.generate()
-        _SHARED[algorithm + name] = found
-    return found
+            result = ed25519.Ed25519PrivateKey.generate()
+        _SHARED[algorithm + name] = result
+    return result
 
 
 def public_pem(key: PrivateKey) -> bytes:
@@ -106,8 +106,8 @@ class IssuerServer:
         }
         kept = {name: value for name, value in held.items() if value is not None}
         headers = {"kid": self.kid, **header}
-        shown = {name: value for name, value in headers.items() if value is not None}
-        return jwt.encode(kept, self.key, algorithm=self.algorithm, headers=shown)
+        visible = {name: value for name, value in headers.items() if value is not None}
+        return jwt.encode(kept, self.key, algorithm=self.algorithm, headers=visible)
 
     async def answer_keys(self, _request: Request) -> Response:
         """``jwks_uri``."""

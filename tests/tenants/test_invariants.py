@@ -139,14 +139,14 @@ def test_all_are_served_once_and_idleness_forgets_everything(
 ) -> None:
     queue = FairQueue()
     tickets = [Ticket(project_id=project, cost=cost, tier=tier) for project, cost, tier in asked]
-    for one in tickets:
-        queue.put(one)
+    for item in tickets:
+        queue.put(item)
     taken = []
     while (served := queue.take()) is not None:
         taken.append(served)
     assert Counter(taken) == Counter(tickets)
-    for one in taken:
-        queue.finish(one, one.cost)
+    for item in taken:
+        queue.finish(item, item.cost)
     assert (len(queue), queue.known_projects) == (0, 0)
 
 

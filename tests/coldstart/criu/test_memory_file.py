@@ -24,11 +24,11 @@ def added(
 
 
 def content(pieces: list[Piece], data: bytes) -> bytes:
-    found = b""
+    result = b""
     for piece in pieces:
         length = piece.end - piece.start
-        found += bytes(length) if piece.offset is None else data[piece.offset : piece.offset + length]
-    return found
+        result += bytes(length) if piece.offset is None else data[piece.offset : piece.offset + length]
+    return result
 
 
 runs = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 400)), max_size=8)
@@ -51,8 +51,8 @@ def test_what_is_mapped_is_what_was_there(memory: list[tuple[int, list[tuple[int
                 file.next_process()
         data = path.read_bytes()
     assert len(data) % PAGE == 0
-    for pieces, wanted, start, anonymous in expected:
-        assert content(pieces, data.ljust(len(data) + PAGE, b"\0")) == wanted
+    for pieces, target, start, anonymous in expected:
+        assert content(pieces, data.ljust(len(data) + PAGE, b"\0")) == target
         ends = [start, *(piece.end for piece in pieces)]
         assert [piece.start for piece in pieces] == ends[:-1]  # nothing is missing between them
         assert anonymous or all(piece.offset is not None for piece in pieces)

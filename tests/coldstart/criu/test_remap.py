@@ -79,8 +79,8 @@ def write_images(folder: Path, vmas: list[bytes], runs: list[tuple[int, int]], l
 def mapped(folder: Path) -> list[tuple[int, int, int, int]]:
     """Start, end, file and offset of each mapping."""
     mm = images.read(folder / "mm-7.img")[1][0]
-    found = [Message.parse(blob) for blob in mm.blobs(14)]
-    return [(one.get(1), one.get(2), one.get(4), one.get(3)) for one in found]
+    result = [Message.parse(blob) for blob in mm.blobs(14)]
+    return [(item.get(1), item.get(2), item.get(4), item.get(3)) for item in result]
 
 
 def test_runs_become_mappings_of_one_file_and_what_must_stay_stays(tmp_path: Path) -> None:
@@ -225,10 +225,10 @@ sys.exit(1 if failures else 0)
 
 @pytest.mark.timeout(180)
 async def test_no_allocator_in_use_relies_on_zeros_in_mapped_memory(tmp_path: Path) -> None:
-    found = program.find(CRIU_DIR)
+    result = program.find(CRIU_DIR)
     box, folder = tmp_path / "box", tmp_path / "snapshot"
-    for place in (box, folder, folder / "images", folder / "shm"):
-        place.mkdir()
+    for position in (box, folder, folder / "images", folder / "shm"):
+        position.mkdir()
     inside, seen = Path("/run/torpor/box"), Path("/run/torpor/snapshot")
     script = Path(program.__file__).with_name("on_dump.sh")
     env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
@@ -239,7 +239,7 @@ async def test_no_allocator_in_use_relies_on_zeros_in_mapped_memory(tmp_path: Pa
         while not ((box / "ready").exists() and (box / "child").exists()):
             assert room.sandbox.alive, room.output.read()
             await asyncio.sleep(0.05)
-        command = found.dump_command(pid, seen / "images", inside, script)
+        command = result.dump_command(pid, seen / "images", inside, script)
         assert await room.sandbox.help(command, env=env, cwd=inside, log=box / "out") == 0
     finally:
         await room.close()
@@ -253,7 +253,7 @@ async def test_no_allocator_in_use_relies_on_zeros_in_mapped_memory(tmp_path: Pa
         await again.sandbox.mount_engine(
             binds={inside: box, seen: folder}, copies={Path("/dev/shm"): folder / "shm"}
         )
-        command = found.restore_command(seen / "images", inside, room.pipe)
+        command = result.restore_command(seen / "images", inside, room.pipe)
         code = await again.sandbox.help(command, env=env, cwd=inside, log=box / "out", main=pid)
         assert code == 0, (box / program.RESTORE_LOG).read_text()
         assert await again.sandbox.wait() == 0, again.output.read().decode()

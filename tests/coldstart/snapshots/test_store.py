@@ -52,14 +52,14 @@ def test_no_byte_of_a_manifest_can_change_unseen(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     MANIFEST.write(path)
     whole = path.read_bytes()
-    for place in range(len(whole)):
-        for byte in (whole[place] ^ 1, ord("7")):
-            changed = whole[:place] + bytes([byte]) + whole[place + 1 :]
+    for position in range(len(whole)):
+        for byte in (whole[position] ^ 1, ord("7")):
+            changed = whole[:position] + bytes([byte]) + whole[position + 1 :]
             if changed != whole:
                 path.write_bytes(changed)
                 with pytest.raises(StaleSnapshot):
                     Manifest.read(path)
-        path.write_bytes(whole[:place])
+        path.write_bytes(whole[:position])
         with pytest.raises(StaleSnapshot):
             Manifest.read(path)
 
@@ -135,7 +135,7 @@ def test_weights_behind_links_are_watched_and_so_is_the_set_of_files(
 def test_the_newest_is_the_one_that_was_published_last_whatever_the_clock_does(store: SnapshotStore) -> None:
     first = published(store, created_at=2e9)
     second = published(store, created_at=1e9)
-    assert [one.id for one in store.list("model")] == [second.id, first.id]
+    assert [item.id for item in store.list("model")] == [second.id, first.id]
     assert store.collect("model", second.id) == (first.id,)
     assert store.current("model") == second
     assert published(store).id > second.id

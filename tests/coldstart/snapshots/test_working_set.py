@@ -113,26 +113,26 @@ def test_the_order_is_kept_and_little_is_asked_for_at_a_time(
     first = tmp_path / "criu"
     first.write_bytes(b"x" * 100)
     write_list(tmp_path, [(str(file), [(0, PAGE), (2 * MB, 6 * MB)])])
-    asked: list[tuple[int, int]] = []
+    request: list[tuple[int, int]] = []
     ahead = most = 0
     pread = os.pread
 
     def advise(_: int, offset: int, length: int, __: int) -> None:
         nonlocal ahead, most
-        asked.append((offset, length))
+        request.append((offset, length))
         ahead += length
         most = max(most, ahead)
 
     def read(descriptor: int, length: int, offset: int) -> bytes:
         nonlocal ahead
-        ahead -= next(size for start, size in asked if start + size - 1 == offset)
+        ahead -= next(size for start, size in request if start + size - 1 == offset)
         return pread(descriptor, length, offset)
 
     forget(file)
     monkeypatch.setattr("coldstart.snapshots.readahead.os.posix_fadvise", advise)
     monkeypatch.setattr("coldstart.snapshots.readahead.os.pread", read)
     assert read_ahead(tmp_path, Path("/seen"), [first]) == 100 + PAGE + 6 * MB
-    assert asked == [(0, 100), (0, PAGE), *((2 * MB + n * MB, MB) for n in range(6))]
+    assert request == [(0, 100), (0, PAGE), *((2 * MB + n * MB, MB) for n in range(6))]
     assert most <= 5 * MB + PAGE
     assert ahead == 0
 

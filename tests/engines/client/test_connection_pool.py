@@ -179,24 +179,24 @@ async def test_a_sink_that_wants_no_more_gets_nothing_before_it_asks_again() -> 
     pieces = [b"%03d" % number for number in range(200)]
     said = [CHUNKED, *(part for piece in pieces for part in (b"3\r\n%b\r\n" % piece, 0.001)), b"0\r\n\r\n"]
     got = bytearray()
-    asked = 0
-    wanted = False
+    request = 0
+    expected = False
 
     def sink(piece: bytes) -> bool:
-        assert wanted
+        assert expected
         got.extend(piece)
         return bool(piece[-1] % 3)
 
     async with pool_to(Script(*said)) as pool, pool.exchange("POST", "/x", b"", {}) as answer:
         going_on = True
         while going_on:
-            wanted = True
+            expected = True
             going_on = await answer.pour(sink)
-            wanted = False
-            asked += 1
-            await asyncio.sleep(0.001 * (asked % 3))
+            expected = False
+            request += 1
+            await asyncio.sleep(0.001 * (request % 3))
     assert bytes(got) == b"".join(pieces)
-    assert asked > 3
+    assert request > 3
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.02])

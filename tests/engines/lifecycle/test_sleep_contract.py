@@ -71,9 +71,9 @@ async def bench(
     rooms = SandboxPool(await namespaces.probe(), folders.run_dir, 0)
     store = SnapshotStore(folder / "snapshots")
     store.open()
-    made = Bench(make, spec, Runtime(folders, rooms, program.find(CRIU_DIR)), store)
-    await made.prepare(store)
-    yield made
+    created = Bench(make, spec, Runtime(folders, rooms, program.find(CRIU_DIR)), store)
+    await created.prepare(store)
+    yield created
     await rooms.close()
     folders.close()
 
@@ -93,8 +93,12 @@ async def test_a_restored_engine_answers_as_it_did(bench: Bench) -> None:
 async def test_an_engine_that_does_not_ends_itself(bench: Bench, *, proven_first: bool) -> None:
     """Each time that it is told that it was restored: `loadtest.wake_costs` measures the canary so."""
     canary = {
-        name: [value + 1 for value in told] if name == "values" else told + 1 if name == "number" else told
-        for name, told in (bench.snapshot.manifest.canary or {}).items()
+        name: [value + 1 for value in answer]
+        if name == "values"
+        else answer + 1
+        if name == "number"
+        else answer
+        for name, answer in (bench.snapshot.manifest.canary or {}).items()
     }
     engine = bench.engine()
     try:
@@ -144,21 +148,21 @@ class Attached:
         self._socket = Path(engine.address.uds or "")
 
     async def names(self) -> list[str]:
-        _, told = await call(self._socket, "GET", "/torpor/adapters", timeout_s=10)
-        names: list[str] = told["names"]
+        _, answer = await call(self._socket, "GET", "/torpor/adapters", timeout_s=10)
+        names: list[str] = answer["names"]
         return names
 
     async def canary(self, name: str) -> dict[str, Any]:
         path = f"/torpor/adapters/{name}/canary"
-        status, told = await call(self._socket, "POST", path, timeout_s=30)
-        assert status == 200, told
-        return dict(told)
+        status, answer = await call(self._socket, "POST", path, timeout_s=30)
+        assert status == 200, answer
+        return dict(answer)
 
     async def ask(self, name: str) -> tuple[int, str]:
         """The status, and the model or the error that the answer tells."""
         body = {"model": f"{name}/ft:public", "prompt": "Hello", "max_tokens": 2}
-        status, told = await call(self._socket, "POST", "/v1/completions", body, timeout_s=30)
-        return status, told["model"] if status == 200 else told["error"]["code"]
+        status, answer = await call(self._socket, "POST", "/v1/completions", body, timeout_s=30)
+        return status, answer["model"] if status == 200 else answer["error"]["code"]
 
 
 async def test_an_adapter_is_served_once_its_canary_has_passed(bench: Bench, tmp_path: Path) -> None:
@@ -178,7 +182,7 @@ async def test_an_adapter_is_served_once_its_canary_has_passed(bench: Bench, tmp
         assert await attached.ask("ab.2") == (200, "ft:public")
         assert (await door.proof("ab.2"))["fit"]
 
-        spoiled = {k: [v + 1 for v in told] if k == "values" else told for k, told in canary.items()}
+        spoiled = {k: [v + 1 for v in answer] if k == "values" else answer for k, answer in canary.items()}
         spoiled |= {"text": "another's"}
         await door.load(replace(adapter, canary=json.dumps(spoiled).encode()), "ab.3", 3, None)
         assert await attached.ask("ab.3") == (503, "adapter_unfit")

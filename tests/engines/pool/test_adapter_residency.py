@@ -47,9 +47,9 @@ def some(run_dir: Path, count: int) -> list[Adapter]:
 async def test_one_load_serves_all_who_wait(run_dir: Path) -> None:
     adapter = uploaded(run_dir, "mine")
     async with one_host(run_dir) as host:
-        told = await asyncio.gather(*(ask(host, adapter) for _ in range(8)))
-        assert {(one.status, one.text, one.model) for one in told} == {(200, "mine", adapter.name)}
-        assert (await peak(told[0].lease))["loads"] == 1
+        answer = await asyncio.gather(*(ask(host, adapter) for _ in range(8)))
+        assert {(item.status, item.text, item.model) for item in answer} == {(200, "mine", adapter.name)}
+        assert (await peak(answer[0].lease))["loads"] == 1
         (resident,) = host.status()[0].replicas[0].adapters
         assert await eventually(lambda: host.status()[0].replicas[0].adapters[0].verified)
         assert (resident.digest, resident.in_flight) == (adapter.digest, 0)
@@ -59,9 +59,9 @@ async def test_the_same_content_answers_each_owner_by_his_own_name(run_dir: Path
     mine = uploaded(run_dir, "ours")
     yours = renamed(mine, "ft:model:other:theirs:2")
     async with one_host(run_dir) as host:
-        told = await asyncio.gather(ask(host, mine), ask(host, yours))
-        assert [one.model for one in told] == [mine.name, yours.name]
-        assert (await peak(told[0].lease))["loads"] == 1
+        answer = await asyncio.gather(ask(host, mine), ask(host, yours))
+        assert [item.model for item in answer] == [mine.name, yours.name]
+        assert (await peak(answer[0].lease))["loads"] == 1
 
 
 async def test_the_least_recently_used_one_leaves_with_its_files(run_dir: Path) -> None:
@@ -102,11 +102,11 @@ async def test_who_waits_gets_a_slot_however_many_use_the_others(run_dir: Path) 
 
         crowds = [asyncio.create_task(crowd(adapter)) for adapter in (a, a, a, b, b, b)]
         assert await eventually(lambda: residents(host) == named(a, b))
-        told = await ask(host, c, timeout_s=5)
+        answer = await ask(host, c, timeout_s=5)
         served.set()
         await asyncio.gather(*crowds)
-        assert told.text == "words of 2"
-        assert (await peak(told.lease))["running"] <= 2
+        assert answer.text == "words of 2"
+        assert (await peak(answer.lease))["running"] <= 2
 
 
 async def test_who_went_away_leaves_the_adapter_to_the_next_one(run_dir: Path) -> None:
@@ -117,8 +117,8 @@ async def test_who_went_away_leaves_the_adapter_to_the_next_one(run_dir: Path) -
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         gone.cancel()
-        told = await ask(host, adapter)
-        assert (told.text, (await peak(told.lease))["loads"]) == ("mine", 1)
+        answer = await ask(host, adapter)
+        assert (answer.text, (await peak(answer.lease))["loads"]) == ("mine", 1)
 
 
 async def test_every_answer_is_the_adapters_own_under_load(run_dir: Path) -> None:
@@ -129,8 +129,8 @@ async def test_every_answer_is_the_adapters_own_under_load(run_dir: Path) -> Non
         async def client() -> None:
             for _ in range(20):
                 number = rows.randrange(len(adapters))
-                told = await ask(host, adapters[number], takes_s=rows.random() * 0.01, timeout_s=30)
-                assert (told.text, told.model) == (f"words of {number}", adapters[number].name)
+                answer = await ask(host, adapters[number], takes_s=rows.random() * 0.01, timeout_s=30)
+                assert (answer.text, answer.model) == (f"words of {number}", adapters[number].name)
 
         await asyncio.gather(*(client() for _ in range(16)))
         async with host.acquire("model") as lease:
@@ -173,10 +173,10 @@ async def test_an_adapter_that_kills_engines_does_so_twice_at_most(run_dir: Path
         with pytest.raises((AdapterUnfit, EngineUnavailable)):
             await ask(host, deadly)
         await asyncio.sleep(QUICK.backoff_max_s)
-        told = await ask(host, good)
+        answer = await ask(host, good)
         with pytest.raises(AdapterUnfit):
             await ask(host, deadly)
-        assert (await ask(host, good)).lease.replica == told.lease.replica
+        assert (await ask(host, good)).lease.replica == answer.lease.replica
 
 
 async def test_a_spoiled_load_is_withheld_and_made_anew_under_another_name(run_dir: Path) -> None:
@@ -201,9 +201,9 @@ async def test_an_engine_that_spoils_it_twice_is_given_up(run_dir: Path) -> None
         async with host.acquire("model", b) as running:
             await spoil(host, "", "")
             for _ in range(2):
-                told = await ask(host, a)
-                assert told.status == 503
-                host.report_broken(told.lease)
+                answer = await ask(host, a)
+                assert answer.status == 503
+                host.report_broken(answer.lease)
             good = await ask(host, a)
             assert (good.text, good.lease.replica) == ("words of 0", running.replica + 1)
             assert (await ask_with(running)).text == "words of 1"  # what runs there may end
@@ -216,9 +216,9 @@ async def test_no_third_engine_is_risked_for_one_adapter(run_dir: Path) -> None:
         for _ in range(2):
             await spoil(host, "", "")
             for _ in range(2):
-                told = await ask(host, a)
-                assert told.status == 503
-                host.report_broken(told.lease)
+                answer = await ask(host, a)
+                assert answer.status == 503
+                host.report_broken(answer.lease)
             assert await eventually(lambda: not host.status()[0].replicas)  # it has been given up
         with pytest.raises(AdapterUnfit):
             await ask(host, a)
@@ -258,8 +258,8 @@ async def test_an_engine_that_slept_has_none(run_dir: Path) -> None:
 async def test_a_restored_engine_loads_it_and_its_snapshot_has_none(run_dir: Path) -> None:
     adapter = uploaded(run_dir, "mine")
     async with asleep(run_dir, base(), policy=PATIENT, make=engine) as host:
-        told = await ask(host, adapter)
-        assert (told.text, told.lease.tier, told.lease.unverified) == ("mine", SleepTier.SNAPSHOT, True)
+        answer = await ask(host, adapter)
+        assert (answer.text, answer.lease.tier, answer.lease.unverified) == ("mine", SleepTier.SNAPSHOT, True)
         await host.sleep("model", SleepTier.SNAPSHOT)
         assert not residents(host)
 
@@ -267,18 +267,18 @@ async def test_a_restored_engine_loads_it_and_its_snapshot_has_none(run_dir: Pat
 async def test_an_engine_that_has_held_one_is_not_dumped(run_dir: Path) -> None:
     """A snapshot is made of another, which is started for it."""
     adapter = uploaded(run_dir, "mine")
-    made: list[object] = []
+    created: list[object] = []
 
     def counting(*parts: object) -> object:
-        made.append(parts)
+        created.append(parts)
         return engine(*parts)  # type: ignore[arg-type]
 
     async with snapshot_host(run_dir, base(snapshot=True), policy=PATIENT, make=counting) as host:
         await ask(host, adapter)
         assert await eventually(has_snapshot(host), 20)
-        count = len(made)
+        count = len(created)
         await host.snapshot("model")
-        assert len(made) == count + 2  # one to dump, one to try the snapshot
+        assert len(created) == count + 2  # one to dump, one to try the snapshot
         assert residents(host) == named(adapter)
 
 
@@ -292,7 +292,7 @@ async def test_requests_prefer_the_engine_that_has_it(run_dir: Path) -> None:
         await stack.enter_async_context(host.acquire("model", b))
         third = await stack.enter_async_context(host.acquire("model", c))
         assert third.replica != first.replica  # every slot of the first is in use
-        assert [(await ask(host, one)).lease.replica for one in (a, b, c)] == [1, 1, 2]
+        assert [(await ask(host, item)).lease.replica for item in (a, b, c)] == [1, 1, 2]
 
 
 async def test_examining_records_what_is_compared_and_leaves_nothing(run_dir: Path) -> None:
@@ -302,7 +302,7 @@ async def test_examining_records_what_is_compared_and_leaves_nothing(run_dir: Pa
         with pytest.raises(AdapterRejected, match="was not examined"):
             await ask(host, unexamined)
         recorded = await asyncio.gather(*(host.examine("model", unexamined) for _ in range(4)))
-        assert [json.loads(one) for one in recorded] == [{"text": "mine"}] * 4
+        assert [json.loads(item) for item in recorded] == [{"text": "mine"}] * 4
         (folder,) = folders(run_dir)
         assert await eventually(lambda: not list((folder / "adapters").iterdir()))
         with pytest.raises(AdapterRejected, match="refuses"):

@@ -120,9 +120,9 @@ async def test_a_reader_that_is_killed_condemns_nothing(
 
 async def test_a_projects_own_engine_of_the_snapshot_ends_too(run_dir: Path) -> None:
     async with asleep(run_dir, model(), policy=OFTEN) as host:
-        async with host.acquire("model") as shared, host.acquire("model", pool="project") as own:
-            assert (shared.tier, own.tier) == (SleepTier.SNAPSHOT, SleepTier.SNAPSHOT)
-            assert shared.address != own.address
+        async with host.acquire("model") as shared, host.acquire("model", pool="project") as mine:
+            assert (shared.tier, mine.tier) == (SleepTier.SNAPSHOT, SleepTier.SNAPSHOT)
+            assert shared.address != mine.address
             flip_page(host)
             assert await eventually(lambda: not host.status()[0].replicas, 20)
         assert (await ask(host))[1] is SleepTier.COLD
@@ -132,10 +132,10 @@ async def test_digests_are_those_of_the_manifest_and_a_missing_file_is_told(tmp_
     for name, size in (("empty", 0), ("small", 5), ("large", 3_000_001)):
         (tmp_path / name).write_bytes(os.urandom(size))
     names = ["empty", "small", "large", "missing"]
-    found = await digests(tmp_path / name for name in names)
+    result = await digests(tmp_path / name for name in names)
     for name in names[:-1]:
-        assert found[tmp_path / name] == FileIdentity.of(tmp_path / name).digest
-    assert str(found[tmp_path / "missing"]) == "No such file or directory"
+        assert result[tmp_path / name] == FileIdentity.of(tmp_path / name).digest
+    assert str(result[tmp_path / "missing"]) == "No such file or directory"
 
 
 async def test_reading_is_slow_and_of_low_priority_and_ends_when_it_is_cancelled(tmp_path: Path) -> None:

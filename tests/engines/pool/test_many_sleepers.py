@@ -35,11 +35,11 @@ pytestmark = pytest.mark.timeout(120)
 async def test_one_restore_serves_all_who_wait(run_dir: Path) -> None:
     starts = Starts()
     async with asleep(run_dir, make=starts) as host:
-        made = len(starts.made)
+        created = len(starts.made)
         answers = await asyncio.gather(*(ask(host) for _ in range(20)))
         assert len(set(answers)) == 1
         assert answers[0][1] is SleepTier.SNAPSHOT
-        assert len(starts.made) == made + 1
+        assert len(starts.made) == created + 1
 
 
 async def test_replicas_are_restored_when_requests_queue_and_leave_again(run_dir: Path) -> None:

@@ -42,9 +42,11 @@ async def test_a_pool_is_restored_from_the_models_snapshot_and_shared_with_nobod
 async def test_under_load_every_request_stays_in_its_pool(run_dir: Path) -> None:
     async with asleep(run_dir, base(max_replicas=2), policy=PATIENT, make=engine) as host:
         host.expect("model", 8, "mine")
-        told = await asyncio.gather(*(met(host, pool) for _ in range(8) for pool in (None, "mine", "yours")))
-        places = [{address for address, _, _ in told[start::3]} for start in range(3)]
-        assert all(one.isdisjoint(other) for one in places for other in places if one is not other)
+        answer = await asyncio.gather(
+            *(met(host, pool) for _ in range(8) for pool in (None, "mine", "yours"))
+        )
+        places = [{address for address, _, _ in answer[start::3]} for start in range(3)]
+        assert all(item.isdisjoint(other) for item in places for other in places if item is not other)
 
 
 async def test_a_pool_makes_no_snapshot_and_sleeps_with_its_model(run_dir: Path) -> None:

@@ -41,28 +41,28 @@ class Torn(EngineProcess):
 
 
 async def test_who_waits_for_a_dump_that_fails_gets_no_engine_that_is_in_pieces(run_dir: Path) -> None:
-    made: list[EngineProcess] = []
+    created: list[EngineProcess] = []
 
     def make(spec: ModelSpec, runtime: Runtime) -> EngineProcess:
-        kind = EngineProcess if made else Torn
-        made.append(kind(spec, runtime, argv=standin_argv, health_timeout_s=0.3))
-        return made[-1]
+        kind = EngineProcess if created else Torn
+        created.append(kind(spec, runtime, argv=standin_argv, health_timeout_s=0.3))
+        return created[-1]
 
     Torn.failing = asyncio.Event()
     async with snapshot_host(run_dir, make=make) as engines:
         await engines.wake("model")
         assert await eventually(lambda: engines.status()[0].state is EngineState.SNAPSHOTTING)
-        first = made[0].address
+        first = created[0].address
 
         async def address() -> EngineAddress:
             async with engines.acquire("model") as lease:
                 return lease.address
 
-        asked = asyncio.create_task(address())
+        request = asyncio.create_task(address())
         assert await eventually(lambda: len(engines._actors["model"]._waiters) == 1)
         Torn.failing.set()
-        assert await asked != first
-        assert len(made) == 2
+        assert await request != first
+        assert len(created) == 2
 
 
 async def test_pauses_leave_no_tasks(run_dir: Path) -> None:

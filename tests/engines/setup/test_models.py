@@ -25,9 +25,9 @@ def _copy_of(recipe: Recipe, folder: Path) -> Path:
     source, target = MODELS / recipe.name, folder / recipe.name
     for file in source.rglob("*"):
         if file.is_file():
-            place = target / file.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(file)
+            position = target / file.relative_to(source)
+            position.parent.mkdir(parents=True, exist_ok=True)
+            position.symlink_to(file)
     return target
 
 
@@ -79,9 +79,9 @@ def test_two_runs_at_once_make_it_once(tmp_path: Path) -> None:
         subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    told = "".join(run.communicate(timeout=120)[0] for run in runs)
+    answer = "".join(run.communicate(timeout=120)[0] for run in runs)
     assert [run.returncode for run in runs] == [0, 0]
-    assert told.count("building") == 1
+    assert answer.count("building") == 1
     assert damage(MINILM, tmp_path / MINILM.name) is None
 
 

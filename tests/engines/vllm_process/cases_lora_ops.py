@@ -66,13 +66,13 @@ class Layer:
 
 
 def punica(kind: type[PunicaWrapperCPU], rows: list[int], ranks: dict[int, int] | None = None) -> Any:
-    made = kind(4096, 256, "cpu")
+    created = kind(4096, 256, "cpu")
     if ranks is not None:
-        made.ranks.update(ranks)
+        created.ranks.update(ranks)
     ids = tuple(slot + 1 for slot in rows)
     mapping = LoRAMapping(ids, ids, is_prefill=True)
-    made.update_metadata(mapping, list(range(1, SLOTS + 1)), SLOTS, 1000)
-    return made
+    created.update_metadata(mapping, list(range(1, SLOTS + 1)), SLOTS, 1000)
+    return created
 
 
 def close(seen: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -107,8 +107,8 @@ def test_each_row_gets_its_own_adapter_and_no_other(
     rows: list[int], slices: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     layer = Layer(slices, dtype)
-    for known in (RANK, 3):
-        ops = punica(MaskedPunica, rows, dict.fromkeys(range(SLOTS), known))
+    for existing in (RANK, 3):
+        ops = punica(MaskedPunica, rows, dict.fromkeys(range(SLOTS), existing))
         x, y = torch.randn(len(rows), WIDTH).to(dtype), torch.randn(len(rows), sum(slices)).to(dtype)
         seen = y.clone()
         ops.add_lora_linear(seen, x, layer.a, layer.b, 1.0, slices)

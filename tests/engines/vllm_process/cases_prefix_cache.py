@@ -26,9 +26,9 @@ class _Ended(BaseException):
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockPool]:
     monkeypatch.setattr(BlockPool, "__init__", BlockPool.__init__)
     prefix_cache.install()
-    made = BlockPool(num_gpu_blocks=8, enable_caching=True, hash_block_size=16)
-    yield made
-    prefix_cache._pools.discard(made)
+    created = BlockPool(num_gpu_blocks=8, enable_caching=True, hash_block_size=16)
+    yield created
+    prefix_cache._pools.discard(created)
 
 
 def claim(pool: BlockPool, number: int) -> None:
@@ -67,10 +67,10 @@ def test_a_reset_takes_all_claims_away(pool: BlockPool) -> None:
 
 
 async def test_an_engine_whose_cache_still_claims_blocks_does_not_sleep(pool: BlockPool) -> None:
-    asked = Control(RequestCounter())
-    assert (await asked.answer(App(), "POST", "/torpor/sleep", b""))[0] == 200
+    request = Control(RequestCounter())
+    assert (await request.answer(App(), "POST", "/torpor/sleep", b""))[0] == 200
     claim(pool, 3)
-    status, answer = await asked.answer(App(), "POST", "/torpor/sleep", b"")
+    status, answer = await request.answer(App(), "POST", "/torpor/sleep", b"")
     assert (status, answer) == (
         409,
         {"error": "the prefix cache was emptied, but claims to hold 1 blocks"},

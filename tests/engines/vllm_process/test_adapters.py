@@ -56,8 +56,8 @@ class Site:
     async def prepare(self) -> None:
         await self.host.snapshot(MODEL.id)
         for number in range(4):
-            made = adapter(self.folder, number + 1)
-            self.adapters.append(replace(made, canary=await self.host.examine(MODEL.id, made)))
+            created = adapter(self.folder, number + 1)
+            self.adapters.append(replace(created, canary=await self.host.examine(MODEL.id, created)))
             self.own.append([await self.text(self.adapters[-1], prompt) for prompt in PROMPTS])
 
     async def text(self, adapter: Adapter | None, prompt: str) -> str:
@@ -75,9 +75,11 @@ class Site:
             return status, answer, lease
 
     async def ask_with(self, lease: EngineLease, prompt: str = PROMPTS[0]) -> tuple[int, dict[str, Any]]:
-        asked = {"model": lease.served_model_name, "prompt": prompt, "max_tokens": 6, "temperature": 0}
+        request = {"model": lease.served_model_name, "prompt": prompt, "max_tokens": 6, "temperature": 0}
         async with EngineClient(lease.address) as client:
-            reply = await client.request("POST", "/v1/completions", json.dumps(asked).encode(), timeout_s=60)
+            reply = await client.request(
+                "POST", "/v1/completions", json.dumps(request).encode(), timeout_s=60
+            )
         return reply.status, json.loads(reply.body)
 
     async def orders(self, *orders: str) -> EngineLease:
@@ -103,9 +105,9 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
         policy=HostPolicy(spare_sandboxes=0),
     )
     async with host:
-        made = Site(host, tmp_path_factory.mktemp("adapters"))
-        await made.prepare()
-        yield made
+        created = Site(host, tmp_path_factory.mktemp("adapters"))
+        await created.prepare()
+        yield created
 
 
 async def test_each_answers_its_own_beside_the_others(site: Site) -> None:
@@ -113,15 +115,15 @@ async def test_each_answers_its_own_beside_the_others(site: Site) -> None:
     assert len({tuple(texts) for texts in site.own}) == len(site.own)
     base = [await site.text(None, prompt) for prompt in PROMPTS]
     assert base not in site.own
-    asked = [(at, adapter) for at in range(len(PROMPTS)) for adapter in (*site.adapters, None)]
-    texts = await asyncio.gather(*(site.text(adapter, PROMPTS[at]) for at, adapter in asked))
-    own = [words[at] for at in range(len(PROMPTS)) for words in (*site.own, base)]
-    assert [text.split()[:2] for text in texts] == [text.split()[:2] for text in own]
+    request = [(at, adapter) for at in range(len(PROMPTS)) for adapter in (*site.adapters, None)]
+    texts = await asyncio.gather(*(site.text(adapter, PROMPTS[at]) for at, adapter in request))
+    mine = [words[at] for at in range(len(PROMPTS)) for words in (*site.own, base)]
+    assert [text.split()[:2] for text in texts] == [text.split()[:2] for text in mine]
 
 
 async def test_a_stream_says_the_public_name_in_every_chunk(site: Site) -> None:
-    one = site.adapters[0]
-    async with site.host.acquire(MODEL.id, one) as lease, EngineClient(lease.address) as client:
+    item = site.adapters[0]
+    async with site.host.acquire(MODEL.id, item) as lease, EngineClient(lease.address) as client:
         body: dict[str, Any] = {
             "model": lease.served_model_name,
             "messages": [{"role": "user", "content": "Hi"}],
@@ -129,8 +131,8 @@ async def test_a_stream_says_the_public_name_in_every_chunk(site: Site) -> None:
         body |= {"max_tokens": 6, "stream": True}
         async with client.stream("/v1/chat/completions", json.dumps(body).encode(), attempt_id="a") as stream:
             events = (await stream.read()).decode().split("\n\n")
-    told = [json.loads(event.removeprefix("data: ")) for event in events if event and "[DONE]" not in event]
-    assert {event["model"] for event in told} == {one.name}
+    answer = [json.loads(event.removeprefix("data: ")) for event in events if event and "[DONE]" not in event]
+    assert {event["model"] for event in answer} == {item.name}
     assert str(lease.internal_name) not in "".join(events)
 
 
@@ -175,37 +177,37 @@ async def test_a_sleeping_engine_holds_none(site: Site) -> None:
     await site.text(site.adapters[0], PROMPTS[0])
     await site.host.sleep(MODEL.id, SleepTier.PAUSED)
     async with site.host.acquire(MODEL.id) as lease:
-        _, told = await call(Path(lease.address.uds or ""), "GET", "/torpor/adapters", timeout_s=10)
-    assert told == {"names": [], "ids": []}
+        _, answer = await call(Path(lease.address.uds or ""), "GET", "/torpor/adapters", timeout_s=10)
+    assert answer == {"names": [], "ids": []}
     assert await site.text(site.adapters[0], PROMPTS[0]) == site.own[0][0]
 
 
 async def test_what_is_unloaded_has_left_the_engine(site: Site) -> None:
-    for one in (*site.adapters, *site.adapters):
-        await site.ask(one)
+    for item in (*site.adapters, *site.adapters):
+        await site.ask(item)
     async with site.host.acquire(MODEL.id) as lease:
-        _, told = await call(Path(lease.address.uds or ""), "GET", "/torpor/adapters", timeout_s=10)
-    assert len(told["names"]) == len(told["ids"]) == 3
-    assert {int(name.rpartition(".")[2]) for name in told["names"]} == set(told["ids"])
+        _, answer = await call(Path(lease.address.uds or ""), "GET", "/torpor/adapters", timeout_s=10)
+    assert len(answer["names"]) == len(answer["ids"]) == 3
+    assert {int(name.rpartition(".")[2]) for name in answer["names"]} == set(answer["ids"])
 
 
 async def test_an_adapter_that_changes_nothing_is_served(site: Site) -> None:
-    made = adapter(site.folder, 9, strength=0.0)
-    canary = await site.host.examine(MODEL.id, made)
+    created = adapter(site.folder, 9, strength=0.0)
+    canary = await site.host.examine(MODEL.id, created)
     assert json.loads(canary)["share"] is False
-    texts = await site.text(replace(made, canary=canary), PROMPTS[0]), await site.text(None, PROMPTS[0])
+    texts = await site.text(replace(created, canary=canary), PROMPTS[0]), await site.text(None, PROMPTS[0])
     assert texts[0] == texts[1]
 
 
 async def test_a_weak_adapter_is_told_from_the_base_model(site: Site) -> None:
     """Its effect on each probe is about what bf16 rounds away; the share of all of them shows it."""
-    made = adapter(site.folder, 10, strength=0.03)
-    canary = json.loads(await site.host.examine(MODEL.id, made))
-    effect = [one - other for one, other in zip(canary["values"], canary["base"], strict=True)]
+    created = adapter(site.folder, 10, strength=0.03)
+    canary = json.loads(await site.host.examine(MODEL.id, created))
+    effect = [item - other for item, other in zip(canary["values"], canary["base"], strict=True)]
     print(f"\neffect {math.sqrt(sum(part * part for part in effect) / len(effect)):.3f}")
     assert canary["share"]
     await site.orders("drop")
-    status, answer, lease = await site.ask(replace(made, canary=json.dumps(canary).encode()))
+    status, answer, lease = await site.ask(replace(created, canary=json.dumps(canary).encode()))
     assert (status, answer["error"]["code"]) == (503, "adapter_unfit")
     site.host.report_broken(lease)
 

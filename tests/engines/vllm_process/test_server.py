@@ -307,9 +307,9 @@ async def test_a_plain_call_that_is_cancelled_ends_in_the_engine_and_is_counted(
 
 async def test_one_that_names_tokens_leaves_the_others_their_likeliest(chat: EngineClient) -> None:
     """As a canary does, in the same batch as a tenant's request."""
-    asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "logprobs": True}
-    named = body(**asked, logprob_token_ids=[11, 12, 13])
-    likeliest = body(**asked, top_logprobs=4)
+    pending = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "logprobs": True}
+    named = body(**pending, logprob_token_ids=[11, 12, 13])
+    likeliest = body(**pending, top_logprobs=4)
 
     async def one(number: int) -> dict[str, Any]:
         request = named if number % 2 else likeliest
@@ -321,9 +321,9 @@ async def test_one_that_names_tokens_leaves_the_others_their_likeliest(chat: Eng
 
     answers = await asyncio.gather(*(one(number) for number in range(12)))
     for answer in answers[::2]:
-        for place in answer["choices"][0]["logprobs"]["content"]:
-            assert len(place["top_logprobs"]) == 4
-            assert all(top["logprob"] > -100 for top in place["top_logprobs"])
+        for position in answer["choices"][0]["logprobs"]["content"]:
+            assert len(position["top_logprobs"]) == 4
+            assert all(top["logprob"] > -100 for top in position["top_logprobs"])
 
 
 async def test_refused_and_unknown_requests_count_nothing(chat: EngineClient) -> None:

@@ -5,9 +5,9 @@ from tests.engines.vllm_process.separate import run_cases
 
 
 def counts(counter: RequestCounter, attempt_id: str = "a") -> tuple[int, int, int, bool]:
-    found = counter.counts(attempt_id)
-    assert found is not None
-    return found["input_tokens"], found["cached_tokens"], found["output_tokens"], found["finished"]
+    result = counter.counts(attempt_id)
+    assert result is not None
+    return result["input_tokens"], result["cached_tokens"], result["output_tokens"], result["finished"]
 
 
 def test_one_prompt_one_choice() -> None:

@@ -36,12 +36,12 @@ def _zip(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> byt
 
 
 def _lay_out(folder: Path, archive: bytes, config: bytes | None = None, most: int = MOST) -> Path:
-    upload, place = folder / "file", folder / "adapter"
+    upload, position = folder / "file", folder / "adapter"
     upload.write_bytes(archive)
-    place.mkdir()
+    position.mkdir()
     (folder / "config").write_bytes(config or b"")
-    lay_out(upload, None if config is None else folder / "config", place, most)
-    return place
+    lay_out(upload, None if config is None else folder / "config", position, most)
+    return position
 
 
 _GOOD = ((WEIGHTS, b"weights" * 1000), (CONFIG, b"{}"))
@@ -63,14 +63,14 @@ _IN_FOLDER = tuple((f"my-adapter/{name}", data) for name, data in (*_GOOD, ("REA
     ],
 )
 def test_archives_of_both_files_are_unpacked(archive: bytes, tmp_path: Path) -> None:
-    place = _lay_out(tmp_path, archive)
-    assert {file.name: file.read_bytes() for file in place.iterdir()} == dict(_GOOD)
+    position = _lay_out(tmp_path, archive)
+    assert {file.name: file.read_bytes() for file in position.iterdir()} == dict(_GOOD)
 
 
 def test_a_large_file_comes_out_of_a_zip_whole(tmp_path: Path) -> None:
     data = np.random.default_rng(1).integers(0, 4, 5_000_000, np.uint8).tobytes()
-    place = _lay_out(tmp_path, _zip((WEIGHTS, data), (CONFIG, b"{}")))
-    assert (place / WEIGHTS).read_bytes() == data
+    position = _lay_out(tmp_path, _zip((WEIGHTS, data), (CONFIG, b"{}")))
+    assert (position / WEIGHTS).read_bytes() == data
 
 
 def _link(kind: bytes) -> bytes:

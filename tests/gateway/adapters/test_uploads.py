@@ -48,12 +48,12 @@ _BAD_UPLOADS: list[tuple[dict[str, str], dict[str, Any], int, str, str]] = [
 
 
 async def test_bad_uploads_are_refused_and_leave_nothing(stage: AdapterStage) -> None:
-    for changes, parts, status, param, told in _BAD_UPLOADS:
+    for changes, parts, status, param, reply in _BAD_UPLOADS:
         sent = {name: part for name, part in (files() | parts).items() if part is not None}
         answer = await stage.stage.http.post(ADAPTERS, data=fields(**changes), files=sent)
         error = _error(answer)
         assert (answer.status_code, error["param"]) == (status, param), (changes, parts.keys())
-        assert told in error["message"]
+        assert reply in error["message"]
         assert str(stage.folder) not in error["message"]
     assert stage.contents() == set()
     assert list((stage.folder / "adapters" / "incoming").iterdir()) == []

@@ -104,7 +104,7 @@ def _with(name: str, tensor: Any) -> bytes:
 
 
 def _without(*names: str) -> bytes:
-    return safetensors_bytes({name: one for name, one in _tensors().items() if name not in names})
+    return safetensors_bytes({name: item for name, item in _tensors().items() if name not in names})
 
 
 _SCALAR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}

@@ -36,7 +36,7 @@ async def stage(tmp_path: Path, standin: str) -> AsyncIterator[Stage]:
 
 async def test_a_webhook_is_signed_and_told_once_although_it_fails_at_first(stage: Stage) -> None:
     with receiving(500, 503, 302) as receiver:
-        _, made = await make_alert(stage, COST_CENTS, hook(receiver))
+        _, created = await make_alert(stage, COST_CENTS, hook(receiver))
         assert (await stage.ask(max_tokens=20)).status_code == 200
         (row,) = await outbox_when_over(stage, 1)
         for _ in range(3):
@@ -44,12 +44,12 @@ async def test_a_webhook_is_signed_and_told_once_although_it_fails_at_first(stag
         await asyncio.sleep(0.1)
     assert (row["attempts"], row["error"]) == (4, None)
     (family,) = stage.services.alerts.deliveries.metrics()
-    counts = {(one.labels["channel"], one.labels["outcome"]): one.value for one in family.samples}
+    counts = {(item.labels["channel"], item.labels["outcome"]): item.value for item in family.samples}
     assert counts == {("webhook", "failed"): 3, ("webhook", "delivered"): 1}
     assert row["delivered_ms"] is not None
     assert len(receiver.arrivals) == 4
     assert {arrival.headers["webhook-id"] for arrival in receiver.arrivals} == {row["id"]}
-    assert all(arrival.verified(made["notification_channel"]["secret"]) for arrival in receiver.arrivals)
+    assert all(arrival.verified(created["notification_channel"]["secret"]) for arrival in receiver.arrivals)
     assert len({arrival.body for arrival in receiver.arrivals}) == 1
     waits = [b.at - a.at for a, b in zip(receiver.arrivals, receiver.arrivals[1:], strict=False)]
     assert all(wait >= 0.5 * 0.05 * 3**number for number, wait in enumerate(waits)), waits
@@ -57,7 +57,7 @@ async def test_a_webhook_is_signed_and_told_once_although_it_fails_at_first(stag
     assert event["type"] == "spend_alert.triggered"
     assert datetime.fromisoformat(event["timestamp"]).tzinfo is not None
     assert event["data"] == {
-        "alert_id": made["id"],
+        "alert_id": created["id"],
         "organization_id": stage.tenant.organization_id,
         "project_id": stage.tenant.project_id,
         "threshold_amount": COST_CENTS,
@@ -70,11 +70,11 @@ async def test_a_webhook_is_signed_and_told_once_although_it_fails_at_first(stag
 
 async def test_each_threshold_once_a_month(stage: Stage) -> None:
     with receiving() as receiver:
-        path, made = await make_alert(stage, COST_CENTS, hook(receiver), of="organization")
+        path, created = await make_alert(stage, COST_CENTS, hook(receiver), of="organization")
         await make_alert(stage, 100 * COST_CENTS, hook(receiver))
         assert (await stage.ask(max_tokens=20)).status_code == 200
         await outbox_when_over(stage, 1)
-        body = {**made, "notification_channel": hook(receiver)}
+        body = {**created, "notification_channel": hook(receiver)}
         del body["id"], body["object"]
         # The same threshold again is told already; another one that the spend has reached is told at once.
         assert (await stage.admin.post(path, json=body)).status_code == 200
@@ -124,13 +124,13 @@ async def test_what_another_gateway_has_settled_counts(stage: Stage) -> None:
     with receiving() as receiver:
         await make_alert(stage, 3 * COST_CENTS, hook(receiver))
         unseen = Budgets()
-        own, stage.control.admissions._budgets = stage.control.admissions._budgets, unseen
+        mine, stage.control.admissions._budgets = stage.control.admissions._budgets, unseen
         for _ in range(3):
             assert (await stage.ask(max_tokens=20)).status_code == 200
-        assert own.spent(stage.tenant.project_id) == 0
+        assert mine.spent(stage.tenant.project_id) == 0
         assert not await outbox_rows(stage)
         assert await stage.services.ledger.applied()
-        stage.services.alerts.watch(own, stage.services.alerts._read)
+        stage.services.alerts.watch(mine, stage.services.alerts._read)
         (row,) = await outbox_when_over(stage, 1)
         assert (row["threshold_cents"], row["spent_cents"]) == (3 * COST_CENTS, 15)
 
@@ -185,8 +185,8 @@ async def test_a_database_that_was_away_loses_no_alert(
         assert (await stage.ask(max_tokens=20)).status_code == 200
         await outbox_when_over(stage, 1)
     assert failures == 3
-    told = [record.message for record in caplog.records if record.name == "torpor.alerts"]
-    assert told[:2] == ["spend alerts wait: the database is unavailable", "spend alerts go on"]
+    answer = [record.message for record in caplog.records if record.name == "torpor.alerts"]
+    assert answer[:2] == ["spend alerts wait: the database is unavailable", "spend alerts go on"]
 
 
 async def test_a_deleted_alert_tells_nothing_more(stage: Stage) -> None:
@@ -231,6 +231,6 @@ async def test_a_receiver_that_never_answers_holds_nobody_up(tmp_path: Path, sta
             await outbox_when_over(stage, 1)
             assert len(receiver.arrivals) == 1
             await asyncio.sleep(0.3)
-            told = {row["threshold_cents"]: row["error"] for row in await outbox_rows(stage)}
+            answer = {row["threshold_cents"]: row["error"] for row in await outbox_rows(stage)}
         ended.set()
-    assert told == {1: "no answer within 0.2 s", 2: None}
+    assert answer == {1: "no answer within 0.2 s", 2: None}

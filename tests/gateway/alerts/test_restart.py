@@ -32,8 +32,8 @@ def test_an_alert_survives_the_gateway(standin: str, tmp_path: Path) -> None:
             "notification_channel": {"type": "webhook", "url": receiver.url},
         }
         with gateway.http(gateway.admin_key) as admin:
-            made = admin.post("/v1/organization/spend_alerts", json=body)
-            assert made.status_code == 200, made.text
+            created = admin.post("/v1/organization/spend_alerts", json=body)
+            assert created.status_code == 200, created.text
         with gateway.http() as http:
             chat = {"model": "far", "messages": QUESTION, "max_tokens": 9}
             assert http.post("/v1/chat/completions", json=chat).status_code == 200
@@ -44,4 +44,4 @@ def test_an_alert_survives_the_gateway(standin: str, tmp_path: Path) -> None:
     first, second = receiver.arrivals
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     assert first.body == second.body
-    assert second.verified(made.json()["notification_channel"]["secret"])
+    assert second.verified(created.json()["notification_channel"]["secret"])

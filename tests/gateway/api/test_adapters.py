@@ -28,14 +28,14 @@ async def stage(tmp_path: Path, standin: str, monkeypatch: pytest.MonkeyPatch) -
 
 async def test_an_upload_is_registered_listed_and_deleted(stage: AdapterStage) -> None:
     http, tenant = stage.stage.http, stage.stage.tenant
-    made = await add(http, suffix="support-v1")
-    digest = made["digest"]
-    name = made["id"]
+    created = await add(http, suffix="support-v1")
+    digest = created["digest"]
+    name = created["id"]
     assert name.startswith("ft:near:acme:support-v1:")
-    assert made == {
+    assert created == {
         "id": name,
         "object": "torpor.adapter",
-        "created_at": made["created_at"],
+        "created_at": created["created_at"],
         "base_model": "near",
         "suffix": "support-v1",
         "visibility": "project",
@@ -47,10 +47,10 @@ async def test_an_upload_is_registered_listed_and_deleted(stage: AdapterStage) -
         "status": "ready",
     }
     assert stage.contents() == {digest}
-    assert (await http.get(f"{ADAPTERS}/{name}")).json() == made
-    assert (await http.get(ADAPTERS)).json()["data"] == [made]
+    assert (await http.get(f"{ADAPTERS}/{name}")).json() == created
+    assert (await http.get(ADAPTERS)).json()["data"] == [created]
     await stage.reopen()
-    assert (await http.get(f"{ADAPTERS}/{name}")).json() == made, "it is durable"
+    assert (await http.get(f"{ADAPTERS}/{name}")).json() == created, "it is durable"
     gone = await http.delete(f"{ADAPTERS}/{name}")
     assert gone.json() == {"id": name, "object": "torpor.adapter.deleted", "deleted": True}
     assert (await http.get(ADAPTERS)).json()["data"] == []
@@ -81,18 +81,18 @@ async def test_archives_are_taken_as_well(stage: AdapterStage) -> None:
 
 
 async def test_the_official_client_sees_and_deletes_its_models(stage: AdapterStage) -> None:
-    made = await add(stage.stage.http)
+    created = await add(stage.stage.http)
     async with stage.stage.openai() as client:
         listed = {model.id: model async for model in client.models.list()}
-        assert set(listed) == {"near", "away", made["id"]}
-        model = await client.models.retrieve(made["id"])
-        assert (model.id, model.created, model.owned_by) == (made["id"], made["created_at"], "acme")
+        assert set(listed) == {"near", "away", created["id"]}
+        model = await client.models.retrieve(created["id"])
+        assert (model.id, model.created, model.owned_by) == (created["id"], created["created_at"], "acme")
         assert model.model_extra is not None
         assert model.model_extra["parent"] == "near"
-        gone = await client.models.delete(made["id"])
-        assert (gone.id, gone.deleted, gone.object) == (made["id"], True, "model")
+        gone = await client.models.delete(created["id"])
+        assert (gone.id, gone.deleted, gone.object) == (created["id"], True, "model")
         with pytest.raises(NotFoundError):
-            await client.models.retrieve(made["id"])
+            await client.models.retrieve(created["id"])
         with pytest.raises(PermissionDeniedError, match="is a base model"):
             await client.models.delete("near")
 
@@ -152,39 +152,39 @@ async def test_a_registration_that_is_cancelled_is_whole_or_not_there(stage: Ada
 
 
 async def test_what_a_crash_leaves_is_removed_at_the_next_start(stage: AdapterStage) -> None:
-    made = await add(stage.stage.http)
+    created = await add(stage.stage.http)
     store = stage.folder / "adapters"
     for left in ("incoming/half", "leaving/gone", "content/ab/abcdef"):
         (store / left).mkdir(parents=True)
         (store / left / "adapter_model.safetensors").write_bytes(b"x")
     await stage.reopen()
-    assert stage.contents() == {made["digest"]}
+    assert stage.contents() == {created["digest"]}
     assert list((store / "incoming").iterdir()) == list((store / "leaving").iterdir()) == []
 
 
 async def test_scopes_open_what_they_say(stage: AdapterStage) -> None:
-    made = await add(stage.stage.http)
-    one = f"{ADAPTERS}/{made['id']}"
+    created = await add(stage.stage.http)
+    item = f"{ADAPTERS}/{created['id']}"
     async with stage.token("eve", scopes=["api.fine_tuning.read"]) as reader:
-        assert (await reader.get(one)).status_code == 200
+        assert (await reader.get(item)).status_code == 200
         assert (await reader.get(ADAPTERS)).status_code == 200
-        assert (await reader.delete(one)).status_code == 403
+        assert (await reader.delete(item)).status_code == 403
         assert (await reader.post(ADAPTERS, data=fields(), files=files())).status_code == 403
     async with stage.token("eve", scopes=["model.request"]) as asker:
-        assert (await asker.get(one)).status_code == 403
-        assert (await asker.get(f"/v1/models/{made['id']}")).status_code == 200
-        assert (await asker.delete(f"/v1/models/{made['id']}")).status_code == 403
+        assert (await asker.get(item)).status_code == 403
+        assert (await asker.get(f"/v1/models/{created['id']}")).status_code == 200
+        assert (await asker.delete(f"/v1/models/{created['id']}")).status_code == 403
 
 
 async def test_an_admin_key_sees_all_of_its_organization(stage: AdapterStage) -> None:
-    made = await add(stage.stage.http)
+    created = await add(stage.stage.http)
     async with stage.token("ann") as ann:
         hers = await add(ann, 2, visibility="user")
     async with stage.stage.client(stage.stage.other.key) as other:
         foreign = await add(other, 3)
     admin = stage.stage.admin
     listed = (await admin.get(ADAPTERS)).json()["data"]
-    assert [one["id"] for one in listed] == [made["id"], hers["id"]]
+    assert [item["id"] for item in listed] == [created["id"], hers["id"]]
     assert (await admin.get(f"{ADAPTERS}/{hers['id']}")).json() == hers
     assert (await admin.get(f"{ADAPTERS}/{foreign['id']}")).status_code == 404
     assert (await admin.delete(f"{ADAPTERS}/{foreign['id']}")).status_code == 404
@@ -194,13 +194,13 @@ async def test_an_admin_key_sees_all_of_its_organization(stage: AdapterStage) ->
 
 async def test_the_audit_log_tells_who_did_it(stage: AdapterStage) -> None:
     tenant, http = stage.stage.tenant, stage.stage.http
-    made = await add(http)
-    await http.delete(f"{ADAPTERS}/{made['id']}")
+    new = await add(http)
+    await http.delete(f"{ADAPTERS}/{new['id']}")
     logs = (await stage.stage.admin.get("/v1/organization/audit_logs")).json()["data"]
     deleted, created = logs[0], logs[1]
     assert [deleted["type"], created["type"]] == ["torpor.adapter.deleted", "torpor.adapter.created"]
-    assert created["torpor.adapter.created"]["id"] == made["id"]
-    assert created["torpor.adapter.created"]["data"]["digest"] == made["digest"]
+    assert created["torpor.adapter.created"]["id"] == new["id"]
+    assert created["torpor.adapter.created"]["data"]["digest"] == new["digest"]
     for entry in (created, deleted):
         assert entry["actor"]["api_key"] == {"id": tenant.key_id, "kind": "project"}
         assert entry["project"]["id"] == tenant.project_id
@@ -209,10 +209,10 @@ async def test_the_audit_log_tells_who_did_it(stage: AdapterStage) -> None:
 async def test_lists_have_pages(stage: AdapterStage) -> None:
     names = [(await add(stage.stage.http, seed))["id"] for seed in range(3)]
     first = (await stage.stage.http.get(f"{ADAPTERS}?limit=2")).json()
-    assert [one["id"] for one in first["data"]] == names[:2]
+    assert [item["id"] for item in first["data"]] == names[:2]
     assert (first["has_more"], first["last_id"]) == (True, names[1])
     second = (await stage.stage.http.get(f"{ADAPTERS}?limit=2&after={names[1]}")).json()
-    assert ([one["id"] for one in second["data"]], second["has_more"]) == (names[2:], False)
+    assert ([item["id"] for item in second["data"]], second["has_more"]) == (names[2:], False)
     async with stage.stage.client(stage.stage.other.key) as other:
         assert (await other.get(f"{ADAPTERS}?after={names[1]}")).status_code == 400
 

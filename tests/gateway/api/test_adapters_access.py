@@ -30,7 +30,7 @@ def _question(model: str, text: str = "echo", **more: Any) -> dict[str, Any]:
 
 async def _every_route(http: httpx.AsyncClient, name: str) -> dict[str, tuple[int, str]]:
     """What each route answers to the name, with the name itself taken out."""
-    asked = {
+    request = {
         "chat": http.post(CHAT, json=_question(name)),
         "stream": http.post(CHAT, json=_question(name, stream=True)),
         "completions": http.post("/v1/completions", json={"model": name, "prompt": "x"}),
@@ -44,30 +44,30 @@ async def _every_route(http: httpx.AsyncClient, name: str) -> dict[str, tuple[in
         "token": http.post("/v1/torpor/tokens", json={"models": [name]}),
         "upload": http.post(ADAPTERS, data=fields(base_model=name), files=files()),
     }
-    found = {}
-    for what, call in asked.items():
+    result = {}
+    for what, call in request.items():
         answer = await call
-        found[what] = answer.status_code, answer.text.replace(name, "NAME")
-    return found
+        result[what] = answer.status_code, answer.text.replace(name, "NAME")
+    return result
 
 
 async def test_anothers_adapter_answers_as_one_that_does_not_exist(stage: AdapterStage) -> None:
-    made = await add(stage.stage.http)
-    nothing = made["id"][:-12] + "x" * 12
+    created = await add(stage.stage.http)
+    nothing = created["id"][:-12] + "x" * 12
     async with stage.stage.client(stage.stage.other.key) as other, stage.token("eve") as eve:
         hers = await add(eve, 2, visibility="user")
-        for name, http in ((made["id"], other), (hers["id"], other), (hers["id"], stage.stage.http)):
+        for name, http in ((created["id"], other), (hers["id"], other), (hers["id"], stage.stage.http)):
             foreign, absent = await _every_route(http, name), await _every_route(http, nothing)
             assert foreign == absent
             assert {status for status, _ in foreign.values()} == {404}
         assert (await eve.get(f"{ADAPTERS}/{hers['id']}")).status_code == 200, "and it is all there"
-        assert (await stage.stage.http.get(f"{ADAPTERS}/{made['id']}")).status_code == 200
+        assert (await stage.stage.http.get(f"{ADAPTERS}/{created['id']}")).status_code == 200
 
 
 async def test_anothers_adapter_takes_no_longer_than_none(stage: AdapterStage) -> None:
     """Both are looked up among one's own: the medians of many calls in turn are as good as equal."""
-    made = await add(stage.stage.http)
-    names = {"foreign": made["id"], "absent": made["id"][:-12] + "x" * 12}
+    created = await add(stage.stage.http)
+    names = {"foreign": created["id"], "absent": created["id"][:-12] + "x" * 12}
     took: dict[str, list[float]] = {name: [] for name in names}
     async with stage.stage.client(stage.stage.other.key) as other:
         for _ in range(150):
@@ -80,7 +80,7 @@ async def test_anothers_adapter_takes_no_longer_than_none(stage: AdapterStage) -
 
 
 async def test_nobody_else_sees_it_in_a_list(stage: AdapterStage) -> None:
-    made = await add(stage.stage.http)
+    created = await add(stage.stage.http)
     async with (
         stage.stage.client(stage.stage.other.key) as other,
         stage.token("eve") as eve,
@@ -90,30 +90,30 @@ async def test_nobody_else_sees_it_in_a_list(stage: AdapterStage) -> None:
         hers = await add(eve, 2, visibility="user")
         assert (hers["visibility"], hers["user_id"]) == ("user", "eve")
         for http, names in (
-            (eve, {made["id"], hers["id"]}),
-            (bob, {made["id"]}),
-            (stage.stage.http, {made["id"]}),
+            (eve, {created["id"], hers["id"]}),
+            (bob, {created["id"]}),
+            (stage.stage.http, {created["id"]}),
             (other, set()),
             (namesake, set()),
         ):
             listed = (await http.get(ADAPTERS)).json()["data"]
-            assert {one["id"] for one in listed} == names
+            assert {item["id"] for item in listed} == names
             models = (await http.get("/v1/models")).json()["data"]
-            assert {one["id"] for one in models} == {"near", "away", *names}
+            assert {item["id"] for item in models} == {"near", "away", *names}
 
 
 async def test_two_tenants_with_the_same_suffix_each_get_their_own(stage: AdapterStage) -> None:
     async with stage.stage.client(stage.stage.other.key) as other:
         mine, theirs = await add(stage.stage.http, 1), await add(other, 2)
         assert mine["suffix"] == theirs["suffix"]
-        for http, own, foreign in ((stage.stage.http, mine, theirs), (other, theirs, mine)):
-            answer = await http.post(CHAT, json=_question(own["id"]))
+        for http, own_value, foreign in ((stage.stage.http, mine, theirs), (other, theirs, mine)):
+            answer = await http.post(CHAT, json=_question(own_value["id"]))
             assert answer.status_code == 200
             sent = json.loads(answer.json()["choices"][0]["message"]["content"])["body"]
             lease = stage.leases[-1]
             assert lease.adapter is not None
-            assert (lease.adapter.name, lease.adapter.digest) == (own["id"], own["digest"])
-            assert lease.adapter.canary == f"canary of near with {own['digest']}".encode()
+            assert (lease.adapter.name, lease.adapter.digest) == (own_value["id"], own_value["digest"])
+            assert lease.adapter.canary == f"canary of near with {own_value['digest']}".encode()
             assert sent["model"] == lease.served_model_name
             assert (await http.post(CHAT, json=_question(foreign["id"]))).status_code == 404
         base = await other.post(CHAT, json=_question("near"))
@@ -126,38 +126,38 @@ async def test_an_adapter_is_shared_with_the_official_client(stage: AdapterStage
     second = await services.tenants.projects.create(tenant.organization_id, "second")
     third = await services.tenants.projects.create(tenant.organization_id, "third")
     _, secret = await services.tenants.keys.create_for_project(tenant.organization_id, second.id, "key")
-    made = await add(stage.stage.http)
+    created = await add(stage.stage.http)
     async with (
         AsyncOpenAI(base_url=f"http://127.0.0.1:{stage.stage.port}/v1", api_key=tenant.admin_key) as admin,
         stage.stage.client(secret) as sharer,
     ):
         permissions = admin.fine_tuning.checkpoints.permissions
-        assert (await sharer.post(CHAT, json=_question(made["id"]))).status_code == 404
-        shared = [one async for one in permissions.create(made["id"], project_ids=[second.id, third.id])]
-        assert [one.project_id for one in shared] == [second.id, third.id]
-        assert {one.object for one in shared} == {"checkpoint.permission"}
-        again = [one async for one in permissions.create(made["id"], project_ids=[second.id])]
+        assert (await sharer.post(CHAT, json=_question(created["id"]))).status_code == 404
+        shared = [item async for item in permissions.create(created["id"], project_ids=[second.id, third.id])]
+        assert [item.project_id for item in shared] == [second.id, third.id]
+        assert {item.object for item in shared} == {"checkpoint.permission"}
+        again = [item async for item in permissions.create(created["id"], project_ids=[second.id])]
         assert again == shared[:1]
-        assert (await sharer.post(CHAT, json=_question(made["id"]))).status_code == 200
-        assert (await sharer.get(f"/v1/models/{made['id']}")).status_code == 200
-        assert (await sharer.get(f"{ADAPTERS}/{made['id']}")).status_code == 200
+        assert (await sharer.post(CHAT, json=_question(created["id"]))).status_code == 200
+        assert (await sharer.get(f"/v1/models/{created['id']}")).status_code == 200
+        assert (await sharer.get(f"{ADAPTERS}/{created['id']}")).status_code == 200
         assert (await sharer.get(ADAPTERS)).json()["data"] == [], "it is not the project's own"
-        assert (await sharer.delete(f"{ADAPTERS}/{made['id']}")).status_code == 403
+        assert (await sharer.delete(f"{ADAPTERS}/{created['id']}")).status_code == 403
         await stage.reopen()
-        assert (await sharer.post(CHAT, json=_question(made["id"]))).status_code == 200, "it is durable"
-        listed = [one async for one in permissions.list(made["id"], limit=1)]
-        assert [one.project_id for one in listed] == [third.id, second.id]
-        oldest = await permissions.list(made["id"], order="ascending", limit=1)
+        assert (await sharer.post(CHAT, json=_question(created["id"]))).status_code == 200, "it is durable"
+        listed = [item async for item in permissions.list(created["id"], limit=1)]
+        assert [item.project_id for item in listed] == [third.id, second.id]
+        oldest = await permissions.list(created["id"], order="ascending", limit=1)
         assert (oldest.data[0].id, oldest.has_more) == (shared[0].id, True)
         with pytest.warns(DeprecationWarning, match="Retrieve is deprecated"):
-            retrieved = await permissions.retrieve(made["id"], project_id=third.id)
-        assert [one.id for one in retrieved.data] == [shared[1].id]
-        gone = await permissions.delete(shared[0].id, fine_tuned_model_checkpoint=made["id"])
+            retrieved = await permissions.retrieve(created["id"], project_id=third.id)
+        assert [item.id for item in retrieved.data] == [shared[1].id]
+        gone = await permissions.delete(shared[0].id, fine_tuned_model_checkpoint=created["id"])
         assert (gone.id, gone.deleted, gone.object) == (shared[0].id, True, "checkpoint.permission")
-        assert (await sharer.post(CHAT, json=_question(made["id"]))).status_code == 404
+        assert (await sharer.post(CHAT, json=_question(created["id"]))).status_code == 404
         with pytest.raises(NotFoundError):
-            await permissions.delete(shared[0].id, fine_tuned_model_checkpoint=made["id"])
-        await _check_logs(stage, made["id"], shared[0].id)
+            await permissions.delete(shared[0].id, fine_tuned_model_checkpoint=created["id"])
+        await _check_logs(stage, created["id"], shared[0].id)
 
 
 async def _check_logs(stage: AdapterStage, name: str, permission_id: str) -> None:
@@ -170,7 +170,7 @@ async def _check_logs(stage: AdapterStage, name: str, permission_id: str) -> Non
 
 async def test_what_cannot_be_shared(stage: AdapterStage) -> None:
     tenant, other = stage.stage.tenant, stage.stage.other
-    made = await add(stage.stage.http)
+    created = await add(stage.stage.http)
     async with stage.token("eve") as eve, stage.stage.client(other.admin_key) as stranger:
         hers = await add(eve, 2, visibility="user")
 
@@ -178,14 +178,14 @@ async def test_what_cannot_be_shared(stage: AdapterStage) -> None:
             path = f"/v1/fine_tuning/checkpoints/{name}/permissions"
             return (await http.post(path, json={"project_ids": list(projects)})).status_code
 
-        assert await share(made["id"], other.project_id) == 404, "only within the organization"
-        assert await share(made["id"], tenant.project_id) == 400
-        assert await share(made["id"]) == 400
-        assert await share(made["id"], 5) == 400
+        assert await share(created["id"], other.project_id) == 404, "only within the organization"
+        assert await share(created["id"], tenant.project_id) == 400
+        assert await share(created["id"]) == 400
+        assert await share(created["id"], 5) == 400
         assert await share(hers["id"], tenant.project_id) == 400
         assert await share("near", tenant.project_id) == 404
-        assert await share(made["id"], other.project_id, http=stranger) == 404
-        assert await share(made["id"], tenant.project_id, http=stage.stage.http) == 403
+        assert await share(created["id"], other.project_id, http=stranger) == 404
+        assert await share(created["id"], tenant.project_id, http=stage.stage.http) == 403
 
 
 async def test_a_credential_for_certain_models_must_name_the_adapter(stage: AdapterStage) -> None:
@@ -194,7 +194,7 @@ async def test_a_credential_for_certain_models_must_name_the_adapter(stage: Adap
         assert (await only.post(CHAT, json=_question(mine["id"]))).status_code == 200
         assert (await only.post(CHAT, json=_question(another["id"]))).status_code == 404
         assert (await only.post(CHAT, json=_question("near"))).status_code == 404
-        assert [one["id"] for one in (await only.get("/v1/models")).json()["data"]] == [mine["id"]]
+        assert [item["id"] for item in (await only.get("/v1/models")).json()["data"]] == [mine["id"]]
     async with stage.token("eve", models=["near"]) as base:
         assert (await base.post(CHAT, json=_question("near"))).status_code == 200
         assert (await base.post(CHAT, json=_question(mine["id"]))).status_code == 404
@@ -220,21 +220,21 @@ async def test_a_credential_for_certain_models_must_name_the_adapter(stage: Adap
 async def test_permissions_of_a_project_name_an_adapter_or_its_base(
     stage: AdapterStage, mode: str, named: str, base: int, adapter: int
 ) -> None:
-    made = await add(stage.stage.http)
+    created = await add(stage.stage.http)
     path = f"/v1/organization/projects/{stage.stage.tenant.project_id}/model_permissions"
-    models = [made["id"] if named == "adapter" else named]
+    models = [created["id"] if named == "adapter" else named]
     assert (await stage.stage.admin.post(path, json={"mode": mode, "model_ids": models})).is_success
     http = stage.stage.http
     assert (await http.post(CHAT, json=_question("near"))).status_code == base
-    assert (await http.post(CHAT, json=_question(made["id"]))).status_code == adapter
-    assert (await http.get(f"{ADAPTERS}/{made['id']}")).status_code == adapter
+    assert (await http.post(CHAT, json=_question(created["id"]))).status_code == adapter
+    assert (await http.get(f"{ADAPTERS}/{created['id']}")).status_code == adapter
 
 
 async def test_usage_is_of_the_name_that_was_asked_for(stage: AdapterStage) -> None:
-    made = await add(stage.stage.http)
-    for model in ("near", made["id"], made["id"]):
+    created = await add(stage.stage.http)
+    for model in ("near", created["id"], created["id"]):
         assert (await stage.stage.http.post(CHAT, json=_question(model, "hello"))).status_code == 200
-    await stage.stage.http.post(CHAT, json=_question(made["id"], "hello", stream=True))
+    await stage.stage.http.post(CHAT, json=_question(created["id"], "hello", stream=True))
     start = int(time.time()) - 3600
     path = f"/v1/organization/usage/completions?start_time={start}"
 
@@ -243,8 +243,8 @@ async def test_usage_is_of_the_name_that_was_asked_for(stage: AdapterStage) -> N
         results = [result for bucket in buckets for result in bucket["results"]]
         return {result["model"]: result["num_model_requests"] for result in results}
 
-    assert await usage("&group_by[]=model") == {"near": 1, made["id"]: 3}
-    assert await usage(f"&models[]={made['id']}") == {None: 3}
+    assert await usage("&group_by[]=model") == {"near": 1, created["id"]: 3}
+    assert await usage(f"&models[]={created['id']}") == {None: 3}
     assert await usage("&models[]=near") == {None: 1}
     assert await usage("") == {None: 4}
 
@@ -267,7 +267,7 @@ async def test_an_adapter_has_prices_of_its_own(
         start = int(time.time()) - 3600
         path = f"/v1/organization/costs?start_time={start}&group_by[]=line_item"
         buckets = (await stage.stage.admin.get(path)).json()["data"]
-        costs = {one["line_item"]: one["amount"]["value"] for day in buckets for one in day["results"]}
+        costs = {item["line_item"]: item["amount"]["value"] for day in buckets for item in day["results"]}
         assert costs == {
             "near, input_tokens": pytest.approx(37e-6),
             "near, output_tokens": pytest.approx(14e-6),
@@ -288,26 +288,26 @@ def test_the_price_of_an_adapter_must_be_of_its_model(adapter: str) -> None:
 
 async def test_limits_are_by_adapter(stage: AdapterStage) -> None:
     tenant, admin = stage.stage.tenant, stage.stage.admin
-    made, another = await add(stage.stage.http), await add(stage.stage.http, 2)
+    created, another = await add(stage.stage.http), await add(stage.stage.http, 2)
     limits = f"/v1/organization/projects/{tenant.project_id}/rate_limits"
-    answer = await admin.post(f"{limits}/rl-{made['id']}", json={"max_requests_per_1_minute": 1})
+    answer = await admin.post(f"{limits}/rl-{created['id']}", json={"max_requests_per_1_minute": 1})
     assert answer.status_code == 200, answer.text
-    assert answer.json()["model"] == made["id"]
+    assert answer.json()["model"] == created["id"]
     listed = (await admin.get(limits)).json()["data"]
-    assert [one["model"] for one in listed] == ["near", "away", made["id"]]
-    assert (await stage.stage.http.post(CHAT, json=_question(made["id"]))).status_code == 200
-    refused = await stage.stage.http.post(CHAT, json=_question(made["id"]))
+    assert [item["model"] for item in listed] == ["near", "away", created["id"]]
+    assert (await stage.stage.http.post(CHAT, json=_question(created["id"]))).status_code == 200
+    refused = await stage.stage.http.post(CHAT, json=_question(created["id"]))
     assert refused.status_code == 429
-    assert f"requests per minute of the project for `{made['id']}`" in refused.json()["error"]["message"]
+    assert f"requests per minute of the project for `{created['id']}`" in refused.json()["error"]["message"]
     for other in ("near", another["id"]):
         assert (await stage.stage.http.post(CHAT, json=_question(other))).status_code == 200
-    nobody = f"/v1/organization/projects/{stage.stage.other.project_id}/rate_limits/rl-{made['id']}"
+    nobody = f"/v1/organization/projects/{stage.stage.other.project_id}/rate_limits/rl-{created['id']}"
     async with stage.stage.client(stage.stage.other.admin_key) as stranger:
         assert (await stranger.post(nobody, json={"max_requests_per_1_minute": 1})).status_code == 404
 
 
 async def test_limits_of_the_base_model_hold_for_its_adapters(stage: AdapterStage) -> None:
-    made = await add(stage.stage.http)
+    created = await add(stage.stage.http)
     await stage.stage.limit(max_requests_per_1_minute=1)
-    assert (await stage.stage.http.post(CHAT, json=_question(made["id"]))).status_code == 200
+    assert (await stage.stage.http.post(CHAT, json=_question(created["id"]))).status_code == 200
     assert (await stage.stage.http.post(CHAT, json=_question("near"))).status_code == 429

@@ -13,7 +13,9 @@ AT_ONCE = 24
 
 def _tally(answers: list[httpx.Response]) -> dict[tuple[int, str | None], int]:
     return dict(
-        Counter((one.status_code, None if one.is_success else one.json()["error"]["code"]) for one in answers)
+        Counter(
+            (item.status_code, None if item.is_success else item.json()["error"]["code"]) for item in answers
+        )
     )
 
 
@@ -33,17 +35,17 @@ async def test_one_of_many_wins_and_the_others_are_told(stage: Stage) -> None:
 
 async def test_archiving_meets_creating(stage: Stage) -> None:
     project, admin = f"/v1/organization/projects/{stage.tenant.project_id}", stage.admin
-    made = [admin.post(f"{project}/service_accounts", json={"name": "late"}) for _ in range(AT_ONCE)]
+    created = [admin.post(f"{project}/service_accounts", json={"name": "late"}) for _ in range(AT_ONCE)]
     archived = [admin.post(f"{project}/archive") for _ in range(4)]
     permitted = [
         admin.post(f"{project}/model_permissions", json={"mode": "deny_list", "model_ids": ["near"]})
         for _ in range(AT_ONCE)
     ]
-    answers = await asyncio.gather(*made, *archived, *permitted)
-    assert all(one.is_success for one in answers[AT_ONCE : AT_ONCE + 4])
-    for one in answers:
-        assert one.is_success or one.json()["error"]["param"] == "project_id", one.text
-    secrets = [one.json()["api_key"]["value"] for one in answers[:AT_ONCE] if one.is_success]
+    answers = await asyncio.gather(*created, *archived, *permitted)
+    assert all(item.is_success for item in answers[AT_ONCE : AT_ONCE + 4])
+    for item in answers:
+        assert item.is_success or item.json()["error"]["param"] == "project_id", item.text
+    secrets = [item.json()["api_key"]["value"] for item in answers[:AT_ONCE] if item.is_success]
     # No more of them than an address may try wrong keys.
     assert {await stage.status(secret) for secret in secrets[-8:]} <= {401}
     logs = (await admin.get("/v1/organization/audit_logs", params={"event_types": "project.archived"})).json()
@@ -80,6 +82,6 @@ async def test_an_act_that_cannot_be_recorded_does_not_happen(stage: Stage) -> N
         ("/v1/organization/users", []),
         ("/v1/torpor/limits", []),
     ):
-        assert [one["name"] for one in (await stage.admin.get(path)).json()["data"]] == names
+        assert [item["name"] for item in (await stage.admin.get(path)).json()["data"]] == names
     limits = (await stage.admin.get(f"{project}/rate_limits")).json()["data"]
     assert limits[0]["max_requests_per_1_minute"] > 1

@@ -83,11 +83,11 @@ async def test_bad_input_is_a_400_that_names_the_parameter(stage: Stage) -> None
     ids = {"project": stage.tenant.project_id, "key": stage.tenant.key_id}
     for method, path, body, param in BAD:
         answer = await stage.admin.request(method, path.format(**ids), json=body)
-        told = (method, path, body, answer.text)
-        assert answer.status_code == 400, told
+        reply = (method, path, body, answer.text)
+        assert answer.status_code == 400, reply
         error = answer.json()["error"]
-        assert (error["param"], error["type"]) == (param, "invalid_request_error"), told
-        assert error["message"], told
+        assert (error["param"], error["type"]) == (param, "invalid_request_error"), reply
+        assert error["message"], reply
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'"x"', b"\xff"])
@@ -145,10 +145,10 @@ async def test_another_organizations_things_answer_as_unknown_ones(client: Async
             filled = path.format(**{name: values[which] for name, values in ids.items()})
             url = f"/v1/organization{filled}".replace("/organization/..", "")
             answers.append(await stage.admin.request(method, url, json=body))
-        assert [one.status_code for one in answers] == [404] * len(answers), (method, path)
+        assert [item.status_code for item in answers] == [404] * len(answers), (method, path)
         assert answers[0].content == answers[1].content, (method, path)
     for name, cursor in (("audit_logs", logs["last_id"]), ("projects", theirs.project_id)):
         answer = await stage.admin.get(f"/v1/organization/{name}", params={"after": cursor})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "after")
     assert await stage.status(theirs.key) == 200
-    assert len([one async for one in client.admin.organization.projects.list()]) == 1
+    assert len([item async for item in client.admin.organization.projects.list()]) == 1

@@ -27,25 +27,25 @@ from tests.gateway.app_fixture import Stage
 
 async def test_projects(client: AsyncOpenAI, stage: Stage) -> None:
     projects = client.admin.organization.projects
-    made = await projects.create(name="search")
-    assert type(made) is Project
-    assert (made.object, made.name, made.status, made.archived_at) == (
+    created = await projects.create(name="search")
+    assert type(created) is Project
+    assert (created.object, created.name, created.status, created.archived_at) == (
         "organization.project", "search", "active", None,
     )  # fmt: skip
-    assert await projects.retrieve(made.id) == made
-    renamed = await projects.update(made.id, name="find")
-    assert (renamed.id, renamed.name) == (made.id, "find")
-    assert await projects.update(made.id) == renamed
+    assert await projects.retrieve(created.id) == created
+    renamed = await projects.update(created.id, name="find")
+    assert (renamed.id, renamed.name) == (created.id, "find")
+    assert await projects.update(created.id) == renamed
     more = [(await projects.create(name="find")).id for _ in range(4)]
-    listed = [one.id async for one in projects.list(limit=2)]
-    assert listed == [stage.tenant.project_id, made.id, *sorted(more, key=listed.index)]
+    listed = [item.id async for item in projects.list(limit=2)]
+    assert listed == [stage.tenant.project_id, created.id, *sorted(more, key=listed.index)]
     assert sorted(listed[2:]) == sorted(more)
-    archived = await projects.archive(made.id)
+    archived = await projects.archive(created.id)
     assert archived.status == "archived"
     assert archived.archived_at is not None
-    assert await projects.archive(made.id) == archived
-    assert made.id not in [one.id async for one in projects.list()]
-    assert made.id in [one.id async for one in projects.list(include_archived=True)]
+    assert await projects.archive(created.id) == archived
+    assert created.id not in [item.id async for item in projects.list()]
+    assert created.id in [item.id async for item in projects.list(include_archived=True)]
 
 
 async def test_an_archived_projects_key_fails_at_the_next_request(client: AsyncOpenAI, stage: Stage) -> None:
@@ -66,8 +66,8 @@ async def test_an_archived_projects_key_fails_at_the_next_request(client: AsyncO
         with pytest.raises(openai.BadRequestError) as caught:
             await attempt
         assert caught.value.param == "project_id"
-    keys = [one async for one in projects.api_keys.list(project_id)]
-    assert [one.owner_project_access for one in keys] == ["inactive"]
+    keys = [item async for item in projects.api_keys.list(project_id)]
+    assert [item.owner_project_access for item in keys] == ["inactive"]
     active = await projects.api_keys.list(project_id, owner_project_access="active")
     assert active.data == []
 
@@ -76,23 +76,23 @@ async def test_service_accounts_and_their_keys(client: AsyncOpenAI, stage: Stage
     project_id = stage.tenant.project_id
     accounts = client.admin.organization.projects.service_accounts
     keys = client.admin.organization.projects.api_keys
-    made = await accounts.create(project_id, name="indexer", expires_in_seconds=3600)
-    assert (made.object, made.role, made.name) == (
+    created = await accounts.create(project_id, name="indexer", expires_in_seconds=3600)
+    assert (created.object, created.role, created.name) == (
         "organization.project.service_account",
         "member",
         "indexer",
     )
-    assert made.api_key is not None
-    assert made.api_key.expires_at == pytest.approx(time.time() + 3600, abs=5)
-    assert made.api_key.object == "organization.project.service_account.api_key"
-    assert await stage.status(made.api_key.value) == 200
-    shown = await keys.retrieve(made.api_key.id, project_id=project_id)
-    assert type(shown) is ProjectAPIKey
-    assert shown.owner.service_account is not None
-    assert (shown.owner.type, shown.owner.service_account.id) == ("service_account", made.id)
-    assert shown.owner_project_access == "active"
-    assert shown.redacted_value == f"{made.api_key.value[:7]}...{made.api_key.value[-4:]}"
-    assert made.api_key.value not in shown.to_json()
+    assert created.api_key is not None
+    assert created.api_key.expires_at == pytest.approx(time.time() + 3600, abs=5)
+    assert created.api_key.object == "organization.project.service_account.api_key"
+    assert await stage.status(created.api_key.value) == 200
+    displayed = await keys.retrieve(created.api_key.id, project_id=project_id)
+    assert type(displayed) is ProjectAPIKey
+    assert displayed.owner.service_account is not None
+    assert (displayed.owner.type, displayed.owner.service_account.id) == ("service_account", created.id)
+    assert displayed.owner_project_access == "active"
+    assert displayed.redacted_value == f"{created.api_key.value[:7]}...{created.api_key.value[-4:]}"
+    assert created.api_key.value not in displayed.to_json()
 
     bare = await accounts.create(project_id, name="bare", create_service_account_only=True)
     assert (bare.api_key, bare.role) == (None, "none")
@@ -107,20 +107,20 @@ async def test_service_accounts_and_their_keys(client: AsyncOpenAI, stage: Stage
         refused = await http.post("/v1/chat/completions", json={"model": "near", "messages": []})
     assert refused.status_code == 403
 
-    listed = [one async for one in accounts.list(project_id, limit=1)]
-    assert [one.name for one in listed] == ["key", "indexer", "reader"]
-    every = [one.id async for one in keys.list(project_id, limit=1)]
-    assert every == [stage.tenant.key_id, made.api_key.id, further.id]
-    gone = await accounts.delete(made.id, project_id=project_id)
+    listed = [item async for item in accounts.list(project_id, limit=1)]
+    assert [item.name for item in listed] == ["key", "indexer", "reader"]
+    every = [item.id async for item in keys.list(project_id, limit=1)]
+    assert every == [stage.tenant.key_id, created.api_key.id, further.id]
+    gone = await accounts.delete(created.id, project_id=project_id)
     assert (gone.id, gone.object, gone.deleted) == (
-        made.id, "organization.project.service_account.deleted", True,
+        created.id, "organization.project.service_account.deleted", True,
     )  # fmt: skip
-    assert await stage.status(made.api_key.value) == 401
-    assert [one.id async for one in keys.list(project_id)] == [stage.tenant.key_id, further.id]
+    assert await stage.status(created.api_key.value) == 401
+    assert [item.id async for item in keys.list(project_id)] == [stage.tenant.key_id, further.id]
     for attempt in (
-        accounts.retrieve(made.id, project_id=project_id),
-        accounts.delete(made.id, project_id=project_id),
-        keys.retrieve(made.api_key.id, project_id=project_id),
+        accounts.retrieve(created.id, project_id=project_id),
+        accounts.delete(created.id, project_id=project_id),
+        keys.retrieve(created.api_key.id, project_id=project_id),
     ):
         with pytest.raises(openai.NotFoundError):
             await attempt
@@ -154,21 +154,21 @@ async def test_scopes_and_expiry_of_a_key_change_at_the_next_request(
 
 async def test_admin_api_keys(client: AsyncOpenAI, stage: Stage) -> None:
     admin_keys = client.admin.organization.admin_api_keys
-    made = await admin_keys.create(name="terraform", expires_in_seconds=60)
-    assert made.value.startswith("sk-admin-")
-    assert made.expires_at == pytest.approx(time.time() + 60, abs=5)
-    shown = await admin_keys.retrieve(made.id)
-    assert type(shown) is AdminAPIKey
-    assert (shown.name, shown.object) == ("terraform", "organization.admin_api_key")
+    created = await admin_keys.create(name="terraform", expires_in_seconds=60)
+    assert created.value.startswith("sk-admin-")
+    assert created.expires_at == pytest.approx(time.time() + 60, abs=5)
+    displayed = await admin_keys.retrieve(created.id)
+    assert type(displayed) is AdminAPIKey
+    assert (displayed.name, displayed.object) == ("terraform", "organization.admin_api_key")
     forever = await admin_keys.create(name="forever")
     assert forever.expires_at is None
-    oldest_first = [one.id async for one in admin_keys.list(limit=1)]
-    assert oldest_first[1:] == [made.id, forever.id]
-    newest_first = [one.id async for one in admin_keys.list(limit=2, order="desc")]
+    oldest_first = [item.id async for item in admin_keys.list(limit=1)]
+    assert oldest_first[1:] == [created.id, forever.id]
+    newest_first = [item.id async for item in admin_keys.list(limit=2, order="desc")]
     assert newest_first == oldest_first[::-1]
-    async with stage.openai(admin_api_key=made.value) as other:
-        assert len([one async for one in other.admin.organization.projects.list()]) == 1
-        gone = await other.admin.organization.admin_api_keys.delete(made.id)
+    async with stage.openai(admin_api_key=created.value) as other:
+        assert len([item async for item in other.admin.organization.projects.list()]) == 1
+        gone = await other.admin.organization.admin_api_keys.delete(created.id)
         assert (gone.object, gone.deleted) == ("organization.admin_api_key.deleted", True)
         with pytest.raises(openai.AuthenticationError):
             await other.admin.organization.projects.list()
@@ -207,9 +207,9 @@ async def test_a_model_that_is_not_permitted_does_not_exist(client: AsyncOpenAI,
     with pytest.raises(openai.NotFoundError):
         await permissions.retrieve(project_id)
     assert await visible() == ["near", "away", "far"]
-    made = await permissions.update(project_id, mode="allow_list", model_ids=["near", "later"])
-    assert type(made) is ProjectModelPermissions
-    assert (made.mode, made.api_model_ids) == ("allow_list", ["later", "near"])
+    created = await permissions.update(project_id, mode="allow_list", model_ids=["near", "later"])
+    assert type(created) is ProjectModelPermissions
+    assert (created.mode, created.api_model_ids) == ("allow_list", ["later", "near"])
     assert await visible() == ["near"]
     assert await refusal("away") == await refusal("unknown")
     with pytest.raises(openai.NotFoundError):
@@ -230,8 +230,8 @@ async def test_organizations_are_the_root_keys(root: httpx.AsyncClient, stage: S
     path = "/v1/torpor/organizations"
     answer = await root.post(path, json={"slug": "umbrella", "name": "Umbrella Ltd"})
     assert answer.headers["cache-control"] == "no-store"
-    made = answer.json()
-    async with stage.openai(admin_api_key=made["admin_api_key"]["value"]) as client:
+    created = answer.json()
+    async with stage.openai(admin_api_key=created["admin_api_key"]["value"]) as client:
         project = await client.admin.organization.projects.create(name="labs")
         account = await client.admin.organization.projects.service_accounts.create(project.id, name="a")
         assert account.api_key is not None
@@ -239,8 +239,8 @@ async def test_organizations_are_the_root_keys(root: httpx.AsyncClient, stage: S
         again = await root.post(path, json={"slug": "umbrella"})
         assert (again.status_code, again.json()["error"]["code"]) == (400, "already_exists")
         renamed = (await root.post(f"{path}/umbrella", json={"name": "Umbrella"})).json()
-        assert (renamed["id"], renamed["name"], renamed["slug"]) == (made["id"], "Umbrella", "umbrella")
-        assert (await root.get(f"{path}/{made['id']}")).json() == renamed
+        assert (renamed["id"], renamed["name"], renamed["slug"]) == (created["id"], "Umbrella", "umbrella")
+        assert (await root.get(f"{path}/{created['id']}")).json() == renamed
         spare = (await root.post(f"{path}/umbrella/admin_api_keys", json={"name": "spare"})).json()
         assert await stage.status(spare["value"], "/v1/organization/projects") == 200
         archived = (await root.post(f"{path}/umbrella/archive")).json()
@@ -252,12 +252,12 @@ async def test_organizations_are_the_root_keys(root: httpx.AsyncClient, stage: S
     for body, call in (({"name": "late"}, ""), ({"name": "late"}, "/admin_api_keys")):
         late = await root.post(f"{path}/umbrella{call}", json=body)
         assert (late.status_code, late.json()["error"]["param"]) == (400, "organization")
-    slugs = [one["slug"] for one in (await root.get(path)).json()["data"]]
+    slugs = [item["slug"] for item in (await root.get(path)).json()["data"]]
     assert slugs == ["acme", "other"]
     every = (await root.get(path, params={"include_archived": "true", "limit": 2})).json()
-    assert ([one["slug"] for one in every["data"]], every["has_more"]) == (["acme", "other"], True)
+    assert ([item["slug"] for item in every["data"]], every["has_more"]) == (["acme", "other"], True)
     rest = (await root.get(path, params={"include_archived": "true", "after": every["last_id"]})).json()
-    assert [one["id"] for one in rest["data"]] == [made["id"]]
+    assert [item["id"] for item in rest["data"]] == [created["id"]]
 
 
 async def test_what_there_is_nothing_behind_is_a_clear_501(client: AsyncOpenAI, stage: Stage) -> None:
@@ -286,8 +286,8 @@ async def test_what_there_is_nothing_behind_is_a_clear_501(client: AsyncOpenAI, 
         assert caught.value.response.headers["x-should-retry"] == "false"
     documented = (Path(__file__).parents[3] / "docs/how-to/administration.md").read_text()
     for path in UNSUPPORTED:
-        shown = path.removeprefix("/v1").replace("{project}", "{id}").replace("{user}", "{id}")
-        assert f"`{shown}`" in documented
+        displayed = path.removeprefix("/v1").replace("{project}", "{id}").replace("{user}", "{id}")
+        assert f"`{displayed}`" in documented
 
 
 def test_every_method_of_the_client_has_a_route() -> None:

@@ -32,15 +32,15 @@ def _routes() -> list[tuple[str, str]]:
     modules = (organizations, projects, project_keys, admin_keys, users, audit_logs)
     supported = [route for module in modules for route in module.ROUTES]
     return [
-        (method, one.path) for one in supported for method in sorted(one.methods or ()) if method != "HEAD"
+        (method, item.path) for item in supported for method in sorted(item.methods or ()) if method != "HEAD"
     ]
 
 
 def _path(template: str, tenant: Tenant, dice: random.Random) -> str:
-    known = {"project": tenant.project_id, "key": tenant.key_id, "organization": "other"}
+    existing = {"project": tenant.project_id, "key": tenant.key_id, "organization": "other"}
 
     def value(match: re.Match[str]) -> str:
-        real = known.get(match[1])
+        real = existing.get(match[1])
         return real if real is not None and dice.random() < 0.7 else dice.choice(STRANGE_IDS)
 
     return re.sub(r"{(\w+)}", value, template)
@@ -67,9 +67,9 @@ async def test_no_fault_of_the_gateways_own(stage: Stage) -> None:
             client = root if "/v1/torpor/organizations" in template else stage.admin
             headers = {"content-type": "application/json"}
             answer = await client.request(method, path, content=body, headers=headers)
-            told = (method, path, body, answer.status_code, answer.text)
-            assert answer.status_code in (200, 400, 403, 404, 405), told
+            reply = (method, path, body, answer.status_code, answer.text)
+            assert answer.status_code in (200, 400, 403, 404, 405), reply
             if not answer.is_success:
-                assert answer.json()["error"]["message"], told
+                assert answer.json()["error"]["message"], reply
             seen.add(answer.status_code)
     assert {200, 400, 404} <= seen

@@ -26,8 +26,8 @@ async def test_audit_logs_tell_who_did_what_and_from_where(client: AsyncOpenAI, 
     await stage.admin.post(f"/v1/torpor/projects/{project.id}/weight", json={"weight": 0.5})
     await organization.projects.archive(project.id)
     await organization.projects.archive(project.id)
-    entries = [one async for one in organization.audit_logs.list(project_ids=[project.id], limit=2)]
-    assert [one.type for one in entries] == [
+    entries = [item async for item in organization.audit_logs.list(project_ids=[project.id], limit=2)]
+    assert [item.type for item in entries] == [
         "project.archived",
         "torpor.project.weight.updated",
         "torpor.model_permissions.updated",
@@ -44,7 +44,7 @@ async def test_audit_logs_tell_who_did_what_and_from_where(client: AsyncOpenAI, 
     assert first.actor.type == "api_key"
     assert first.actor.api_key is not None
     assert first.actor.session is not None
-    admin_keys = [one async for one in organization.admin_api_keys.list()]
+    admin_keys = [item async for item in organization.admin_api_keys.list()]
     assert first.actor.api_key.id == admin_keys[0].id
     assert first.actor.session.ip_address == "127.0.0.1"
     assert "OpenAI" in first.actor.session.to_dict()["user_agent"]  # type: ignore[operator]
@@ -57,7 +57,7 @@ async def test_audit_logs_tell_who_did_what_and_from_where(client: AsyncOpenAI, 
     assert limited is not None
     assert limited.changes_requested is not None
     assert limited.changes_requested.max_requests_per_1_minute == 7
-    text = "".join(one.to_json() for one in entries)
+    text = "".join(item.to_json() for item in entries)
     assert account.api_key.value not in text
     assert stage.tenant.admin_key not in text
 
@@ -67,22 +67,22 @@ async def test_audit_logs_are_filtered_and_paged_in_both_directions(
 ) -> None:
     organization = client.admin.organization
     logs = organization.audit_logs
-    made = [await organization.projects.create(name=f"p{number}") for number in range(5)]
+    new = [await organization.projects.create(name=f"p{number}") for number in range(5)]
     created = await logs.list(event_types=["project.created"], limit=100)
-    ids = [one.id for one in created.data]
+    ids = [item.id for item in created.data]
     assert len(ids) == 6
     middle = await logs.list(event_types=["project.created"], after=ids[1], limit=2)
-    assert ([one.id for one in middle.data], middle.has_more) == (ids[2:4], True)
+    assert ([item.id for item in middle.data], middle.has_more) == (ids[2:4], True)
     back = await logs.list(event_types=["project.created"], before=ids[3], limit=2)
-    assert ([one.id for one in back.data], back.has_more) == (ids[1:3], True)
-    of_one = await logs.list(resource_ids=[made[2].id])
-    assert [one.type for one in of_one.data] == ["project.created"]
-    two = await logs.list(project_ids=[made[0].id, made[1].id])
+    assert ([item.id for item in back.data], back.has_more) == (ids[1:3], True)
+    of_one = await logs.list(resource_ids=[new[2].id])
+    assert [item.type for item in of_one.data] == ["project.created"]
+    two = await logs.list(project_ids=[new[0].id, new[1].id])
     assert len(two.data) == 2
     key_id = created.data[0].actor.api_key.id  # type: ignore[union-attr]
     assert key_id is not None
     by_key = await logs.list(actor_ids=[key_id], limit=100)
-    assert [one.id for one in by_key.data] == ids[:5]
+    assert [item.id for item in by_key.data] == ids[:5]
     now = int(time.time())
     assert len((await logs.list(effective_at={"gte": now - 60, "lt": now + 60}, limit=100)).data) >= 6
     assert (await logs.list(effective_at={"gt": now + 60})).data == []
@@ -111,7 +111,7 @@ async def test_acts_on_the_host_are_the_root_keys_to_see(root: httpx.AsyncClient
     await root.post("/v1/torpor/engines/unknown/wake")
     woken = (await root.get("/v1/torpor/audit_logs?event_types=torpor.engine.wake")).json()["data"]
     host = (await root.get("/v1/torpor/audit_logs")).json()["data"]
-    assert [one["type"] for one in host] == [
+    assert [item["type"] for item in host] == [
         "torpor.engine.snapshot",
         "torpor.engine.wake",
         "torpor.root_key.created",

@@ -21,18 +21,18 @@ ORIGIN = "https://app.example.com"
 def _issuer() -> Iterator[IssuerServer]:
     """An issuer on an event loop of its own, in a thread."""
     started, ended = threading.Event(), asyncio.Event()
-    found: list[tuple[IssuerServer, asyncio.AbstractEventLoop]] = []
+    result: list[tuple[IssuerServer, asyncio.AbstractEventLoop]] = []
 
     async def serve() -> None:
         async with issuer_server() as issuer:
-            found.append((issuer, asyncio.get_running_loop()))
+            result.append((issuer, asyncio.get_running_loop()))
             started.set()
             await ended.wait()
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     assert started.wait(20)
-    issuer, loop = found[0]
+    issuer, loop = result[0]
     try:
         yield issuer
     finally:
@@ -66,8 +66,8 @@ class Place:
 
     def new_key(self) -> tuple[str, str]:
         path = f"/v1/organization/projects/{self.project}/service_accounts"
-        made = self.call("POST", path, self.gateway.admin_key, json={"name": "more"}).json()["api_key"]
-        return made["id"], made["value"]
+        created = self.call("POST", path, self.gateway.admin_key, json={"name": "more"}).json()["api_key"]
+        return created["id"], created["value"]
 
     def metrics(self) -> dict[str, float]:
         answer = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", trust_env=False)
@@ -115,8 +115,8 @@ def test_a_users_token_is_metered_under_the_users_name(place: Place) -> None:
     usage = place.call(
         "GET", "/v1/organization/usage/completions", place.gateway.admin_key, params=query
     ).json()
-    results = [one for bucket in usage["data"] for one in bucket["results"]]
-    assert ("alice@example.com", "jwt_idp") in {(one["user_id"], one["api_key_id"]) for one in results}
+    results = [item for bucket in usage["data"] for item in bucket["results"]]
+    assert ("alice@example.com", "jwt_idp") in {(item["user_id"], item["api_key_id"]) for item in results}
 
 
 def test_the_sender_of_a_refused_token_learns_what_is_wrong_with_it(place: Place) -> None:
@@ -134,12 +134,12 @@ def test_the_sender_of_a_refused_token_learns_what_is_wrong_with_it(place: Place
         f"{head}.!.AAAA": "it is not made of JSON objects in base64url",
         f"{head}.{'a' * 9000}.AAAA": "it is longer than 8192 characters",
     }
-    for number, (token, told) in enumerate(refused.items()):
+    for number, (token, reply) in enumerate(refused.items()):
         answer = place.chat(token, headers={**address, "x-request-id": f"refused-{number}"})
         assert answer.status_code == 401
         assert answer.json() == {
             "error": {
-                "message": f"Invalid token: {told}.",
+                "message": f"Invalid token: {reply}.",
                 "type": "authentication_error",
                 "param": None,
                 "code": "invalid_api_key",
@@ -179,10 +179,10 @@ def test_scopes(place: Place) -> None:
 
 def test_a_minted_token_is_for_its_models_and_its_time(place: Place) -> None:
     key_id, key = place.new_key()
-    made = place.mint(key, user="visitor", models=["far"], expires_in_seconds=60)
-    assert made.headers["cache-control"] == "no-store"
-    assert abs(made.json()["expires_at"] - time.time() - 60) < 5
-    token = made.json()["value"]
+    created = place.mint(key, user="visitor", models=["far"], expires_in_seconds=60)
+    assert created.headers["cache-control"] == "no-store"
+    assert abs(created.json()["expires_at"] - time.time() - 60) < 5
+    token = created.json()["value"]
     assert place.chat(token).status_code == 200
     hidden, absent = place.chat(token, "near"), place.chat(token, "none")
     assert (hidden.status_code, absent.status_code) == (404, 404)
@@ -233,8 +233,8 @@ def test_an_address_that_tries_many_keys_has_to_wait(place: Place) -> None:
     assert [answer.status_code for answer in answers] == [401] * 20 + [429] * 2
     assert answers[-1].json()["error"]["code"] == "rate_limit_exceeded"
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 3
-    known = place.call("GET", "/v1/models", place.gateway.api_key, headers=address)
-    assert known.status_code == 200, "a key in memory is not refused"
+    existing = place.call("GET", "/v1/models", place.gateway.api_key, headers=address)
+    assert existing.status_code == 200, "a key in memory is not refused"
     elsewhere = place.call("GET", "/v1/models", "sk-wrong", headers={"x-forwarded-for": "203.0.113.8"})
     assert elsewhere.status_code == 401
 
@@ -251,12 +251,12 @@ def test_browsers_of_configured_origins_may_call(place: Place) -> None:
     url = f"{place.gateway.origin}/v1/chat/completions"
 
     def preflight(origin: str) -> httpx.Response:
-        asked = {
+        request = {
             "origin": origin,
             "access-control-request-method": "POST",
             "access-control-request-headers": "authorization,content-type,x-stainless-lang",
         }
-        return httpx.options(url, headers=asked, trust_env=False)
+        return httpx.options(url, headers=request, trust_env=False)
 
     allowed = preflight(ORIGIN)
     assert allowed.status_code == 200

@@ -60,8 +60,8 @@ class Target:
 def _made(http: httpx.Client, path: str, **body: Any) -> dict[str, Any]:
     answer = http.post(path, json=body)
     assert answer.is_success, answer.text
-    made: dict[str, Any] = answer.json()
-    return made
+    created: dict[str, Any] = answer.json()
+    return created
 
 
 def _populated(gateway: Gateway) -> dict[str, str]:
@@ -125,11 +125,11 @@ def _ending(label: str) -> tuple[bool, int]:
 
 def _place(path: str, known: Mapping[str, str]) -> dict[str, str]:
     """Values for all the parameters of the path, of things that are there."""
-    found = {}
+    result = {}
     for name in re.findall(r"\{(\w+)\}", path):
         before = path[: path.index(f"{{{name}}}") + len(name) + 2]
-        found[name] = next(value for end, value in known.items() if before.endswith(end))
-    return found
+        result[name] = next(value for end, value in known.items() if before.endswith(end))
+    return result
 
 
 def _strategy(label: str, known: Mapping[str, str]) -> st.SearchStrategy[Case]:

@@ -22,8 +22,8 @@ async def test_the_official_client_lists_and_updates_rate_limits(stage: Stage) -
     project_id = stage.tenant.project_id
     async with stage.openai() as client:
         rate_limits = client.admin.organization.projects.rate_limits
-        listed = [one async for one in rate_limits.list_rate_limits(project_id, limit=2)]
-        assert [one.model for one in listed] == ["near", "away", "far"]
+        listed = [item async for item in rate_limits.list_rate_limits(project_id, limit=2)]
+        assert [item.model for item in listed] == ["near", "away", "far"]
         assert listed[0] == ProjectRateLimit(
             id="rl-near",
             object="project.rate_limit",
@@ -49,7 +49,7 @@ async def test_the_official_client_lists_and_updates_rate_limits(stage: Stage) -
         back = await rate_limits.list_rate_limits(project_id, before="rl-far", limit=1)
         assert (back.data, back.has_more) == ([changed], True)
         first = await rate_limits.list_rate_limits(project_id, before="rl-away")
-        assert ([one.id for one in first.data], first.has_more) == (["rl-near"], False)
+        assert ([item.id for item in first.data], first.has_more) == (["rl-near"], False)
 
 
 async def test_the_official_client_administers_spend_limits(stage: Stage) -> None:
@@ -57,17 +57,19 @@ async def test_the_official_client_administers_spend_limits(stage: Stage) -> Non
         organization = client.admin.organization
         with pytest.raises(openai.NotFoundError):
             await organization.spend_limit.retrieve()
-        made = await organization.spend_limit.update(currency="USD", interval="month", threshold_amount=500)
-        assert made.object == "organization.spend_limit"
-        assert (made.threshold_amount, made.enforcement.status) == (500, "inactive")
-        assert await organization.spend_limit.retrieve() == made
+        created = await organization.spend_limit.update(
+            currency="USD", interval="month", threshold_amount=500
+        )
+        assert created.object == "organization.spend_limit"
+        assert (created.threshold_amount, created.enforcement.status) == (500, "inactive")
+        assert await organization.spend_limit.retrieve() == created
         of_project = organization.projects.spend_limit
         project_id = stage.tenant.project_id
         for cents in (1, 2):
-            shown = await of_project.update(
+            visible = await of_project.update(
                 project_id, currency="USD", interval="month", threshold_amount=cents
             )
-        assert (shown.object, shown.threshold_amount) == ("project.spend_limit", 2)
+        assert (visible.object, visible.threshold_amount) == ("project.spend_limit", 2)
         assert (await of_project.retrieve(project_id)).threshold_amount == 2
         assert (await of_project.delete(project_id)).deleted
         with pytest.raises(openai.NotFoundError):
@@ -78,16 +80,16 @@ async def test_the_official_client_administers_spend_limits(stage: Stage) -> Non
 
 async def test_limits_of_subjects_are_listed_set_and_deleted(stage: Stage) -> None:
     first = await stage.limit_key(max_requests_per_1_minute=5, max_concurrent_requests=2)
-    made = [first]
+    created = [first]
     for number in range(3):
         body = {"subject_type": "user", "subject_id": f"user-{number}", "max_tokens_per_1_day": 10}
-        made.append((await stage.admin.post("/v1/torpor/limits", json=body)).json()["id"])
+        created.append((await stage.admin.post("/v1/torpor/limits", json=body)).json()["id"])
     page = (await stage.admin.get("/v1/torpor/limits", params={"limit": 3})).json()
-    assert ([one["id"] for one in page["data"]], page["has_more"]) == (made[:3], True)
+    assert ([item["id"] for item in page["data"]], page["has_more"]) == (created[:3], True)
     rest = (await stage.admin.get("/v1/torpor/limits", params={"after": page["last_id"]})).json()
-    assert ([one["id"] for one in rest["data"]], rest["has_more"]) == (made[3:], False)
-    shown = (await stage.admin.get(f"/v1/torpor/limits/{first}")).json()
-    assert shown == {
+    assert ([item["id"] for item in rest["data"]], rest["has_more"]) == (created[3:], False)
+    visible = (await stage.admin.get(f"/v1/torpor/limits/{first}")).json()
+    assert visible == {
         "id": first,
         "object": "torpor.limit",
         "subject_type": "key",
@@ -97,7 +99,7 @@ async def test_limits_of_subjects_are_listed_set_and_deleted(stage: Stage) -> No
         "max_requests_per_1_day": None,
         "max_tokens_per_1_day": None,
         "max_concurrent_requests": 2,
-        "created_at": shown["created_at"],
+        "created_at": visible["created_at"],
     }
     gone = await stage.admin.delete(f"/v1/torpor/limits/{first}")
     assert gone.json() == {"id": first, "object": "torpor.limit.deleted", "deleted": True}
@@ -151,7 +153,7 @@ async def test_bad_input_is_named_and_changes_nothing(
 
 async def test_what_is_not_there_and_what_is_not_ones_own_are_the_same(stage: Stage) -> None:
     """Byte for byte, for another organization's project, key and limit as for made-up ones."""
-    own = await stage.limit_key(max_requests_per_1_minute=5)
+    mine = await stage.limit_key(max_requests_per_1_minute=5)
     sizes = {"max_requests_per_1_minute": 5}
     async with stage.client(stage.other.admin_key) as foreign:
         for real, unknown, method, body in (
@@ -162,8 +164,8 @@ async def test_what_is_not_there_and_what_is_not_ones_own_are_the_same(stage: St
             (_SPEND.format(project=stage.tenant.project_id), _SPEND.format(project="proj_x"), "POST",
              {**_USD, "threshold_amount": 1}),
             (_SPEND.format(project=stage.tenant.project_id), _SPEND.format(project="proj_x"), "DELETE", None),
-            (f"{_LIMITS}/{own}", f"{_LIMITS}/lim_x", "GET", None),
-            (f"{_LIMITS}/{own}", f"{_LIMITS}/lim_x", "DELETE", None),
+            (f"{_LIMITS}/{mine}", f"{_LIMITS}/lim_x", "GET", None),
+            (f"{_LIMITS}/{mine}", f"{_LIMITS}/lim_x", "DELETE", None),
         ):  # fmt: skip
             answers = [await foreign.request(method, path, json=body) for path in (real, unknown)]
             assert [answer.status_code for answer in answers] == [404, 404]
@@ -176,7 +178,7 @@ async def test_what_is_not_there_and_what_is_not_ones_own_are_the_same(stage: St
         assert [answer.status_code for answer in answers] == [404, 404]
         assert answers[0].content == answers[1].content
         assert (await foreign.get(_LIMITS)).json()["data"] == []
-    assert (await stage.admin.get(f"{_LIMITS}/{own}")).is_success
+    assert (await stage.admin.get(f"{_LIMITS}/{mine}")).is_success
 
 
 @pytest.mark.parametrize(

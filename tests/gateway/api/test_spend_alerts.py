@@ -32,19 +32,19 @@ async def test_all_of_it_with_the_official_client(mailing: Stage, of: str) -> No
             Any, organization.projects.spend_alerts if of == "project" else organization.spend_alerts
         )
         where = {"project_id": mailing.tenant.project_id} if of == "project" else {}
-        made = await alerts.create(**ALERT, **where, notification_channel=MAIL)
-        assert made.object == f"{of}.spend_alert"
-        assert (made.threshold_amount, made.currency, made.interval) == (100, "USD", "month")
-        assert made.notification_channel.recipients == MAIL["recipients"]
-        assert made.notification_channel.subject_prefix == "Bills"
-        assert await alerts.retrieve(made.id, **where) == made
+        created = await alerts.create(**ALERT, **where, notification_channel=MAIL)
+        assert created.object == f"{of}.spend_alert"
+        assert (created.threshold_amount, created.currency, created.interval) == (100, "USD", "month")
+        assert created.notification_channel.recipients == MAIL["recipients"]
+        assert created.notification_channel.subject_prefix == "Bills"
+        assert await alerts.retrieve(created.id, **where) == created
         changed = await alerts.update(
-            made.id, **where, **{**ALERT, "threshold_amount": 250}, notification_channel=HOOK
+            created.id, **where, **{**ALERT, "threshold_amount": 250}, notification_channel=HOOK
         )
-        assert (changed.id, changed.threshold_amount) == (made.id, 250)
+        assert (changed.id, changed.threshold_amount) == (created.id, 250)
         assert changed.notification_channel.to_dict() == HOOK
         others = [await alerts.create(**ALERT, **where, notification_channel=HOOK) for _ in range(4)]
-        ids = [made.id, *(other.id for other in others)]
+        ids = [created.id, *(other.id for other in others)]
         assert [item.id async for item in await alerts.list(**where, limit=2)] == ids
         assert [item.id async for item in await alerts.list(**where, limit=2, order="desc")] == ids[::-1]
         back = await alerts.list(**where, before=ids[3], limit=2)
@@ -56,9 +56,9 @@ async def test_all_of_it_with_the_official_client(mailing: Stage, of: str) -> No
             assert deleted.object == f"{of}.spend_alert.deleted"
         assert not (await alerts.list(**where)).data
         with pytest.raises(openai.NotFoundError):
-            await alerts.retrieve(made.id, **where)
+            await alerts.retrieve(created.id, **where)
         kinds = [f"torpor.spend_alert.{what}" for what in ("created", "updated", "deleted")]
-        logs = [entry async for entry in await organization.audit_logs.list(resource_ids=[made.id])]
+        logs = [entry async for entry in await organization.audit_logs.list(resource_ids=[created.id])]
         assert [entry.type for entry in logs] == kinds[::-1]
         assert all(entry.actor and entry.actor.api_key for entry in logs)
         assert "example.com" not in logs[-1].to_json()
@@ -66,12 +66,12 @@ async def test_all_of_it_with_the_official_client(mailing: Stage, of: str) -> No
 
 async def test_the_secret_of_a_webhook_is_shown_once(stage: Stage) -> None:
     body = {**ALERT, "notification_channel": HOOK}
-    made = await stage.admin.post("/v1/organization/spend_alerts", json=body)
-    assert made.headers["cache-control"] == "no-store"
-    secret = made.json()["notification_channel"]["secret"]
+    created = await stage.admin.post("/v1/organization/spend_alerts", json=body)
+    assert created.headers["cache-control"] == "no-store"
+    secret = created.json()["notification_channel"]["secret"]
     assert secret.startswith("whsec_")
-    assert secret == stage.services.alerts.secret(made.json()["id"])
-    path = f"/v1/organization/spend_alerts/{made.json()['id']}"
+    assert secret == stage.services.alerts.secret(created.json()["id"])
+    path = f"/v1/organization/spend_alerts/{created.json()['id']}"
     for answer in (await stage.admin.get(path), await stage.admin.post(path, json=body)):
         assert answer.json()["notification_channel"] == HOOK
     again = await stage.admin.post("/v1/organization/spend_alerts", json=body)
@@ -90,16 +90,16 @@ async def test_another_organizations_alerts_are_not_there(stage: Stage) -> None:
     body = {**ALERT, "notification_channel": HOOK}
     tenant, other = stage.tenant, stage.other
     paths = ["/v1/organization/spend_alerts", f"/v1/organization/projects/{tenant.project_id}/spend_alerts"]
-    own, of_project = [(await stage.admin.post(path, json=body)).json()["id"] for path in paths]
+    mine, of_project = [(await stage.admin.post(path, json=body)).json()["id"] for path in paths]
     # An alert of the organization is none of its project, and the other way round.
-    for path in (f"{paths[0]}/{of_project}", f"{paths[1]}/{own}"):
+    for path in (f"{paths[0]}/{of_project}", f"{paths[1]}/{mine}"):
         assert (await stage.admin.get(path)).status_code == 404
     async with stage.client(other.admin_key) as http:
         assert (await http.get(paths[0])).json()["data"] == []
-        for path in (f"{paths[0]}/{own}", f"{paths[1]}/{of_project}", paths[1]):
+        for path in (f"{paths[0]}/{mine}", f"{paths[1]}/{of_project}", paths[1]):
             answers = [await http.get(path), await http.post(path, json=body), await http.delete(path)]
             assert {answer.status_code for answer in answers} <= {404, 405}, path
-        stranger = (await http.get(f"{paths[0]}?after={own}")).json()["error"]
+        stranger = (await http.get(f"{paths[0]}?after={mine}")).json()["error"]
         assert (stranger["code"], stranger["param"]) == ("invalid_value", "after")
     async with stage.client(tenant.key) as http:
         assert (await http.get(paths[0])).status_code == 403
@@ -109,18 +109,18 @@ def _bad_channels() -> list[tuple[Any, str]]:
     name = "notification_channel"
     channels: tuple[Any, ...] = (None, [], "email", {}, 1)
     kinds: tuple[Any, ...] = (None, "sms", ["email"], {})
-    found: list[tuple[Any, str]] = [(channel, name) for channel in channels]
-    found += [({"type": kind}, name) for kind in kinds]
+    result: list[tuple[Any, str]] = [(channel, name) for channel in channels]
+    result += [({"type": kind}, name) for kind in kinds]
     recipients: list[Any] = [
         [], ["a"], ["a@b\r\nBcc: c@d"], ["A <a@b>"], ["a@b,c@d"], ["\u00fc@example.com"],
         None, [1], ["a@b"] * 51, {},
     ]  # fmt: skip
-    found += [({**MAIL, "recipients": value}, f"{name}.recipients") for value in recipients]
+    result += [({**MAIL, "recipients": value}, f"{name}.recipients") for value in recipients]
     prefixes: tuple[Any, ...] = ("a\r\nBcc: b@c", "a" * 101, "", 1)
-    found += [({**MAIL, "subject_prefix": value}, f"{name}.subject_prefix") for value in prefixes]
-    found.append(({**MAIL, "url": "https://a.example"}, f"{name}.url"))
-    found.append(({**HOOK, "secret": "mine"}, f"{name}.secret"))
-    return found
+    result += [({**MAIL, "subject_prefix": value}, f"{name}.subject_prefix") for value in prefixes]
+    result.append(({**MAIL, "url": "https://a.example"}, f"{name}.url"))
+    result.append(({**HOOK, "secret": "mine"}, f"{name}.secret"))
+    return result
 
 
 async def test_bad_input_is_named(stage: Stage) -> None:
@@ -164,11 +164,11 @@ async def test_urls_that_no_event_is_sent_to(stage: Stage) -> None:
 async def test_an_archived_project_gets_no_alert(stage: Stage) -> None:
     project = f"/v1/organization/projects/{stage.tenant.project_id}"
     body = {**ALERT, "notification_channel": HOOK}
-    made = (await stage.admin.post(f"{project}/spend_alerts", json=body)).json()["id"]
+    created = (await stage.admin.post(f"{project}/spend_alerts", json=body)).json()["id"]
     assert (await stage.admin.post(f"{project}/archive")).is_success
     assert (await stage.admin.post(f"{project}/spend_alerts", json=body)).status_code == 400
-    assert (await stage.admin.post(f"{project}/spend_alerts/{made}", json=body)).status_code == 400
-    assert (await stage.admin.get(f"{project}/spend_alerts")).json()["last_id"] == made
+    assert (await stage.admin.post(f"{project}/spend_alerts/{created}", json=body)).status_code == 400
+    assert (await stage.admin.get(f"{project}/spend_alerts")).json()["last_id"] == created
 
 
 async def test_there_is_a_number_of_alerts_that_is_enough(stage: Stage) -> None:

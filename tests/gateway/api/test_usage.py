@@ -47,17 +47,17 @@ async def test_usage_and_costs_of_what_was_just_answered(stage: Stage, client: A
         group_by=["project_id", "model", "batch", "api_source"],
         project_ids=[stage.tenant.project_id],
     )
-    results: list[Any] = [one for bucket in page.data for one in bucket.results]
-    assert sum(one.num_model_requests for one in results) == 2
-    assert {(one.model, one.project_id, one.api_source) for one in results} == {
+    results: list[Any] = [item for bucket in page.data for item in bucket.results]
+    assert sum(item.num_model_requests for item in results) == 2
+    assert {(item.model, item.project_id, item.api_source) for item in results} == {
         ("near", stage.tenant.project_id, "unlabeled")
     }
-    assert sum(one.input_tokens for one in results) == 74
+    assert sum(item.input_tokens for item in results) == 74
     embeddings = await usage.embeddings(start_time=start, bucket_width="1h")
     assert [bucket.results for bucket in embeddings.data] == [[]] * len(embeddings.data)
     costs = await usage.costs(start_time=start, group_by=["line_item", "api_key_id"])
-    lines: list[Any] = [one for bucket in costs.data for one in bucket.results]
-    items = {one.line_item: one for one in lines}
+    lines: list[Any] = [item for bucket in costs.data for item in bucket.results]
+    items = {item.line_item: item for item in lines}
     assert set(items) == {"near, input_tokens", "near, output_tokens", "near, engine_seconds"}
     assert items["near, input_tokens"].amount.value == pytest.approx(0.074, abs=0)
     assert items["near, output_tokens"].amount.value == pytest.approx(0.028, abs=0)
@@ -70,12 +70,12 @@ async def test_a_project_sees_its_own_and_no_other(stage: Stage) -> None:
     start = int(time.time()) - 3600
     async with stage.client(stage.other.key) as other:
         for path in ("usage", "usage/completions", "usage/embeddings", "costs"):
-            for http, wanted in ((stage.http, path not in ("usage/embeddings",)), (other, False)):
+            for http, expected in ((stage.http, path not in ("usage/embeddings",)), (other, False)):
                 answer = await http.get(
                     f"/v1/torpor/{path}", params={"start_time": start, "project_ids": stage.tenant.project_id}
                 )
                 assert answer.status_code == 200
-                assert any(bucket["results"] for bucket in answer.json()["data"]) is wanted
+                assert any(bucket["results"] for bucket in answer.json()["data"]) is expected
 
 
 async def test_bad_queries_name_their_parameter(client: AsyncOpenAI) -> None:

@@ -22,7 +22,7 @@ async def test_users_of_a_project(client: AsyncOpenAI, stage: Stage) -> None:
     assert caught.value.code == "already_exists"
     promoted = await users.update(ada.id, project_id=project_id, role="owner")
     assert promoted.role == "owner"
-    assert [one.id async for one in users.list(project_id, limit=1)] == [ada.id, bob.id]
+    assert [item.id async for item in users.list(project_id, limit=1)] == [ada.id, bob.id]
     gone = await users.delete(bob.id, project_id=project_id)
     assert (gone.object, gone.deleted) == ("organization.project.user.deleted", True)
     with pytest.raises(openai.NotFoundError):
@@ -36,23 +36,23 @@ async def test_users_of_an_organization(client: AsyncOpenAI, stage: Stage) -> No
         await organization.projects.users.create(
             project_id, role="member", user_id=f"user-{number}", email=f"{number}@example.com"
         )
-    listed = [one async for one in organization.users.list(limit=2)]
-    assert [one.id for one in listed] == ["user-0", "user-1", "user-2"]
+    listed = [item async for item in organization.users.list(limit=2)]
+    assert [item.id for item in listed] == ["user-0", "user-1", "user-2"]
     assert type(listed[0]) is OrganizationUser
     assert (listed[0].role, listed[0].object) == ("reader", "organization.user")
     by_mail = await organization.users.list(emails=["1@example.com", "nobody@example.com"])
-    assert [one.id for one in by_mail.data] == ["user-1"]
+    assert [item.id for item in by_mail.data] == ["user-1"]
     assert (await organization.users.update("user-1", role="owner")).role == "owner"
     gone = await organization.users.delete("user-1")
     assert (gone.object, gone.deleted) == ("organization.user.deleted", True)
     with pytest.raises(openai.NotFoundError):
         await organization.users.retrieve("user-1")
-    in_project = [one.id async for one in organization.projects.users.list(project_id)]
+    in_project = [item.id async for item in organization.projects.users.list(project_id)]
     assert in_project == ["user-0", "user-2"]
     back = await organization.projects.users.create(project_id, role="member", user_id="user-1")
     assert (back.id, back.email) == ("user-1", "1@example.com")
     assert (await organization.users.retrieve("user-1")).role == "reader"
-    types = [one.type async for one in organization.audit_logs.list(resource_ids=["user-1"])]
+    types = [item.type async for item in organization.audit_logs.list(resource_ids=["user-1"])]
     assert types == ["user.added", "user.added", "user.deleted", "user.updated", "user.added", "user.added"]
 
 

@@ -14,9 +14,9 @@ from tests.process import REPOSITORY, Gateway
 
 def _five_commands() -> list[str]:
     page = (REPOSITORY / "docs/how-to/administration.md").read_text()
-    found = re.search(r"## A tenant in five commands\n.*?```sh\n(.*?)```", page, re.DOTALL)
-    assert found is not None
-    return found[1].strip().splitlines()
+    result = re.search(r"## A tenant in five commands\n.*?```sh\n(.*?)```", page, re.DOTALL)
+    assert result is not None
+    return result[1].strip().splitlines()
 
 
 def test_five_commands_onboard_a_tenant(routed: Gateway, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_five_commands_onboard_a_tenant(routed: Gateway, tmp_path: Path) -> None
     (listed,) = json.loads(acme.torpor("key", "list", "--project", project, "--json").stdout)
     assert (listed["name"], listed["scopes"]) == ("website", ["model.request"])
     renewed = acme.torpor("key", "rotate", listed["id"], "--overlap-seconds", "600").stdout.strip()
-    assert [list(routed.client(one).models.list()) for one in (key, renewed)]
+    assert [list(routed.client(item).models.list()) for item in (key, renewed)]
     (old, new) = json.loads(acme.torpor("key", "list", "--project", project, "--json").stdout)
     assert (old["id"], old["expires_at"] is not None) == (listed["id"], True)
     again = acme.torpor("key", "rotate", new["id"]).stdout.strip()
@@ -57,12 +57,12 @@ def test_five_commands_onboard_a_tenant(routed: Gateway, tmp_path: Path) -> None
 
 def test_the_python_of_the_page_makes_a_key(routed: Gateway) -> None:
     page = (REPOSITORY / "docs/how-to/administration.md").read_text()
-    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
-    assert found is not None
+    result = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert result is not None
     keys = {"TORPOR_BASE_URL": routed.base_url, "TORPOR_ADMIN_KEY": routed.admin_key}
     loopback = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, "-c", found[1]],
+        [sys.executable, "-c", result[1]],
         env={**routed.environment, **keys, **loopback},
         capture_output=True,
         text=True,

@@ -72,10 +72,10 @@ def test_a_model_that_was_added_after_the_start_needs_another_start(tmp_path: Pa
         assert again.returncode == 0
         assert f"{config} has changed since the gateway started" in again.stdout
         assert "`torpor stop` and `torpor start`" in again.stdout
-        made = gateway.torpor("snapshot", "create", "mine", check=False)
-        assert made.returncode == 1
-        assert "the running gateway was started without model mine" in made.stderr
-        assert "`torpor stop` and `torpor start`" in made.stderr
+        created = gateway.torpor("snapshot", "create", "mine", check=False)
+        assert created.returncode == 1
+        assert "the running gateway was started without model mine" in created.stderr
+        assert "`torpor stop` and `torpor start`" in created.stderr
         installation = Installation.load(config)
         assert installation.data.changed_since_start(config)
     finally:
@@ -260,8 +260,8 @@ def test_the_pid_file_is_withdrawn_when_everything_has_ended(tmp_path: Path) -> 
             process.send_signal(signal.SIGINT)
             time.sleep(0.5)
             process.send_signal(signal.SIGINT)
-            told, _ = process.communicate(timeout=30)
+            answer, _ = process.communicate(timeout=30)
     finally:
         process.kill()
         process.wait()
-    assert told.split("\n") == ["pid file", "withdrawn", ""]
+    assert answer.split("\n") == ["pid file", "withdrawn", ""]

@@ -44,8 +44,8 @@ def test_every_key_is_documented_with_its_default() -> None:
         for item in fields(kind):
             if item.default is MISSING or item.default in (None, ()) or isinstance(item.default, Path):
                 continue
-            shown = str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
-            assert shown in rows[item.name], item.name
+            visible = str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
+            assert visible in rows[item.name], item.name
 
 
 def test_the_environment_overrides(tmp_path: Path) -> None:

@@ -54,11 +54,11 @@ async def test_a_crowd_cannot_overshoot(stage: Stage) -> None:
     """64 at once, each of which may cost 7.7 cents and costs 5.1: and all stay within the limit."""
     await stage.spend_limit(50)
     answers = await asyncio.gather(*[stage.ask(max_tokens=20) for _ in range(64)])
-    counted = Counter(one.status_code for one in answers)
+    counted = Counter(item.status_code for item in answers)
     assert set(counted) == {200, 429}
     assert 6 <= counted[200] <= 9
     assert _spent(stage)[0] == counted[200] * COST <= 50 * CENT
-    refused = next(one for one in answers if one.status_code == 429)
+    refused = next(item for item in answers if item.status_code == 429)
     assert refused.headers["x-should-retry"] == "false"
     assert "retry-after" not in refused.headers
     error = refused.json()["error"]
@@ -148,12 +148,12 @@ async def test_what_was_spent_is_known_after_a_restart(stage: Stage) -> None:
 
 
 async def test_a_threshold_is_told_once(stage: Stage) -> None:
-    told: list[Crossing] = []
-    stage.control.budgets.on_crossing = told.append
+    answer: list[Crossing] = []
+    stage.control.budgets.on_crossing = answer.append
     stage.control.budgets.set_thresholds(stage.tenant.project_id, [6, 1000])
     for _ in range(4):
         assert (await stage.ask(max_tokens=20)).status_code == 200
-    assert told == [Crossing(stage.tenant.project_id, 6, 2 * COST)]
+    assert answer == [Crossing(stage.tenant.project_id, 6, 2 * COST)]
 
 
 async def test_a_model_without_a_price_costs_nothing(stage: Stage) -> None:

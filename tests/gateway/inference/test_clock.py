@@ -127,8 +127,8 @@ def test_a_host_that_booted_a_year_ahead_recovers_by_itself(host: Host) -> None:
         # The month is this one, nothing is spent in it, and its alert is still to come.
         assert [host.chat().status_code for _ in range(3)] == [200, 429, 429]
         receiver.wait(4)
-        told = [arrival.body for arrival in receiver.arrivals]
-        assert {each.count(f'"month":"{_month(0)}"'.encode()) for each in told} == {0, 1}
+        answer = [arrival.body for arrival in receiver.arrivals]
+        assert {each.count(f'"month":"{_month(0)}"'.encode()) for each in answer} == {0, 1}
     began = int(time.time()) - 600
     with host.http(host.admin_key) as http:
         usage = http.get("/v1/organization/usage/completions", params={"start_time": began}).json()
@@ -242,10 +242,10 @@ async def test_a_month_turns_without_the_ledger() -> None:
     at, ledger = time.time(), _Ledger()
     budgets = Budgets(lambda: at)
     spend = MonthlySpend(budgets, ledger.read, ledger.applied)
-    this, following = month_of(at)
+    current, following = month_of(at)
     await spend.ready(at)
     await asyncio.sleep(0)
-    assert sorted(ledger.reads) == [this, following]
+    assert sorted(ledger.reads) == [current, following]
     ledger.away = True
     await spend.ready(following + 1.0)
     assert budgets.loaded(following)
@@ -299,6 +299,6 @@ async def test_an_alert_that_was_put_off_by_a_wrong_clock_is_told(tmp_path: Path
                 }
                 await connection.execute(alert_notifications.insert().values(**row))
             stage.services.alerts.deliveries.loop.wake()
-            (told,) = await outbox_when_over(stage, 1)
-            assert told["delivered_ms"] <= time.time() * 1000
+            (answer,) = await outbox_when_over(stage, 1)
+            assert answer["delivered_ms"] <= time.time() * 1000
             assert len(await outbox_rows(stage)) == len(receiver.arrivals) == 1

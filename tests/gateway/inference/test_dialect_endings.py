@@ -29,7 +29,7 @@ def test_a_stream_that_ends_properly_needs_no_done(site: Site, usage: Any, inclu
     assert (answer.text, answer.is_done) == (TEXT, True)
     settled = (answer.input_estimate, 8, True) if usage is ABSENT else (7, 5, False)
     assert answer.settled() == ("completed", *settled)
-    assert [tokens(one) for one in answer.usages] == ([settled[:2]] if include else [])
+    assert [tokens(item) for item in answer.usages] == ([settled[:2]] if include else [])
 
 
 CUTS: dict[str, tuple[bytes, bool, int]] = {
@@ -106,9 +106,9 @@ def test_an_error_in_a_stream_is_the_gateways_own(site: Site, name: str, begun: 
     if name == "detail":  # it is not an error for sure, but nothing for the client either
         assert SECRET not in answer.response.text
         return
-    shown = answer.chunks[-1] if begun else answer.response.json()
-    assert set(shown["error"]) == {"message", "type", "param", "code"}
-    assert shown["error"]["code"] == code
+    visible = answer.chunks[-1] if begun else answer.response.json()
+    assert set(visible["error"]) == {"message", "type", "param", "code"}
+    assert visible["error"]["code"] == code
     assert SECRET not in answer.response.text
     assert "internal" not in answer.response.text
     assert "[DONE]" not in answer.response.text
@@ -242,16 +242,16 @@ REFUSALS: dict[str, tuple[int, Any, int, str | None, str | None]] = {
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_refusal_keeps_what_is_the_tenants_to_know(site: Site, name: str, stream: bool) -> None:
-    status, body, shown, code, param = REFUSALS[name]
+    status, body, visible, code, param = REFUSALS[name]
     content = f"<html>{SECRET}</html>".encode() if body is None else json.dumps(body).encode()
     answer = site.ask(Script(content, status, content_type=JSON), stream=stream)
     error = answer.response.json()["error"]
-    assert (answer.response.status_code, error["code"], error["param"]) == (shown, code, param)
+    assert (answer.response.status_code, error["code"], error["param"]) == (visible, code, param)
     assert SECRET not in answer.response.text
     assert "internal" not in answer.response.text
     assert answer.settled() == ("failed", 0, 0, False)
-    assert answer.entry()["status"] == shown
+    assert answer.entry()["status"] == visible
     if name == "too long by its words":
         assert "8192 tokens" in error["message"]
-    if 400 <= status < 500 and shown == 502:
+    if 400 <= status < 500 and visible == 502:
         assert answer.response.headers["x-should-retry"] == "false"

@@ -50,7 +50,7 @@ def test_usage_is_read_under_other_names(site: Site, name: str) -> None:
     assert tokens(answer.response.json()["usage"]) == (settled[0], settled[2])
     answer = site.ask(Script(events([*_BEGINNING, {**_END, "usage": usage}])), **asking(True))
     _assert_settled(answer, settled)
-    assert [tokens(shown) for shown in answer.usages] == [(settled[0], settled[2])]
+    assert [tokens(visible) for visible in answer.usages] == [(settled[0], settled[2])]
 
 
 @pytest.mark.parametrize(

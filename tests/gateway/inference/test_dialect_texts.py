@@ -135,7 +135,7 @@ def test_several_choices(
 ) -> None:
     first, second = text_chunks(0), text_chunks(1)
     ends = [chunk({}, "stop", index=index, usage=usage) for index, usage in enumerate(usages)]
-    mixed = [one for pair in zip(first[:-1], second[:-1], strict=True) for one in pair]
+    mixed = [item for pair in zip(first[:-1], second[:-1], strict=True) for item in pair]
     answer = site.ask(Script(events([*mixed, *ends], done=done)), n=2, **asking(True))
     prompt = answer.input_estimate if estimated else 7
     assert answer.settled() == ("completed", prompt, output, estimated)
@@ -179,9 +179,9 @@ def test_embeddings_are_never_free(site: Site, name: str) -> None:
     answer = site.ask(Script(json.dumps(body).encode(), content_type=JSON), EMBEDDINGS)
     settled = answer.settled()
     assert settled == ("completed", answer.input_estimate if tokens is None else tokens, 0, tokens is None)
-    shown = answer.response.json()
-    assert shown["data"] == _VECTORS["data"]
-    assert shown["usage"]["prompt_tokens"] == settled[1]
+    visible = answer.response.json()
+    assert visible["data"] == _VECTORS["data"]
+    assert visible["usage"]["prompt_tokens"] == settled[1]
 
 
 def test_embeddings_without_vectors_have_failed(site: Site) -> None:

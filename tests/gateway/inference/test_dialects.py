@@ -83,7 +83,7 @@ def test_usage_is_found_wherever_it_stands(site: Site, position: str, include: b
         assert closing["choices"] == []
         assert closing["usage"]["total_tokens"] == 12
         assert {name: closing[name] for name in HEAD} == HEAD
-    assert all(one["choices"] for one in (answer.chunks[:-1] if include else answer.chunks))
+    assert all(item["choices"] for item in (answer.chunks[:-1] if include else answer.chunks))
     assert include or "usage" not in answer.response.text
 
 
@@ -106,23 +106,25 @@ def test_more_cached_tokens_than_the_prompt_has_are_not_believed(site: Site) -> 
 
 
 def _framed(end: str, *, before: str = "", colon: str = "data: ", done: str = "data: [DONE]") -> bytes:
-    lines = [before + colon + json.dumps(one) for one in [*_BEGINNING, _END, _USAGE_ALONE]] + [before + done]
+    lines = [before + colon + json.dumps(item) for item in [*_BEGINNING, _END, _USAGE_ALONE]] + [
+        before + done
+    ]
     return "".join(line.replace("\n", end) + end + end for line in lines).encode()
 
 
 def _in_two_lines(end: str) -> bytes:
-    pretty = [json.dumps(one, indent=1).split("\n") for one in [*_BEGINNING, _END, _USAGE_ALONE]]
-    lines = [end.join(f"data: {line}" for line in one) for one in pretty]
+    pretty = [json.dumps(item, indent=1).split("\n") for item in [*_BEGINNING, _END, _USAGE_ALONE]]
+    lines = [end.join(f"data: {line}" for line in item) for item in pretty]
     return (end * 2).join([*lines, "data: [DONE]", ""]).encode()
 
 
 def _compact(*, counted: bool = False) -> bytes:
     """Without spaces, as vLLM writes; its text is forwarded without being read if usage accounts for it."""
     chunks = [
-        {**one, "usage": usage_of(7, min(number, 5))} if counted else one
-        for number, one in enumerate([*_BEGINNING, _END])
+        {**item, "usage": usage_of(7, min(number, 5))} if counted else item
+        for number, item in enumerate([*_BEGINNING, _END])
     ]
-    lines = [json.dumps(one, separators=(",", ":")) for one in [*chunks, _USAGE_ALONE]]
+    lines = [json.dumps(item, separators=(",", ":")) for item in [*chunks, _USAGE_ALONE]]
     return "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()
 
 

@@ -47,9 +47,9 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    made = Disk(monkeypatch)
-    yield made
-    made.let_go()
+    created = Disk(monkeypatch)
+    yield created
+    created.let_go()
 
 
 @pytest.fixture

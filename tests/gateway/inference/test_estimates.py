@@ -23,8 +23,8 @@ async def _entry(stage: Stage) -> tuple[str, int, int, bool]:
     assert await stage.services.ledger.applied()
     c = ledger_entries.c
     async with stage.services.database.connect() as connection:
-        found = await connection.execute(select(c.outcome, c.input_tokens, c.output_tokens, c.estimated))
-        outcome, *tokens, estimated = found.one()
+        result = await connection.execute(select(c.outcome, c.input_tokens, c.output_tokens, c.estimated))
+        outcome, *tokens, estimated = result.one()
     return outcome, tokens[0], tokens[1], estimated
 
 
@@ -45,7 +45,7 @@ async def test_the_tokenizer_counts_what_no_engine_reports(
     assert model.template is not None
     assert (await stage.ask(f"fault:{fault}", stream=stream)).status_code == 200
     prompt = model.template.render([{"role": "user", "content": f"fault:{fault}"}])
-    counted = [model.counter.count(one, add_special_tokens=False) for one in (prompt, text)]
+    counted = [model.counter.count(item, add_special_tokens=False) for item in (prompt, text)]
     assert await _entry(stage) == (outcome, *counted, True)
 
 
@@ -62,8 +62,8 @@ def test_text_of_every_kind_is_kept_by_choice() -> None:
         {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": function}]}},
         {"index": 1, "text": "c"},
     ]
-    for one in deltas:
-        relayed.add_events(_event({"choices": [one]}))
+    for item in deltas:
+        relayed.add_events(_event({"choices": [item]}))
     relayed.add_events(b": a comment\n\ndata: [DONE]\n\ndata: {\n\n" + _event([1]) + _event({"choices": 5}))
     assert relayed.texts() == ["aweather{}", "bc"]
 

@@ -92,23 +92,23 @@ async def ask(http: httpx.AsyncClient, text: str, **fields: object) -> httpx.Res
 
 def metrics(stage: Stage) -> Counter[str]:
     """By name, summed over the labels but the model."""
-    found: Counter[str] = Counter()
+    result: Counter[str] = Counter()
     for source in stage.services.metric_sources():
         for family in source.metrics():
             for sample in family.samples:
                 if sample.labels.get("model", "near") == "near":
-                    found[sample.name] += int(sample.value)
-    return found
+                    result[sample.name] += int(sample.value)
+    return result
 
 
 async def test_another_project_is_served_before_the_rest_of_a_flood(tmp_path: Path) -> None:
     async with crowded(tmp_path) as (stage, engine), stage.client(stage.other.key) as other:
-        asked = [asyncio.create_task(ask(stage.http, "flood 0"))]
+        request = [asyncio.create_task(ask(stage.http, "flood 0"))]
         assert await engine.has("flood 0")
         for number in range(1, 4):
-            asked.append(asyncio.create_task(ask(stage.http, f"flood {number}")))
+            request.append(asyncio.create_task(ask(stage.http, f"flood {number}")))
             await waiting(stage, number)
-        asked.append(asyncio.create_task(ask(other, "other")))
+        request.append(asyncio.create_task(ask(other, "other")))
         await waiting(stage, 4)
         assert metrics(stage)["torpor_queue_waiting"] == 4
         assert metrics(stage)["torpor_queue_running"] == 1
@@ -119,51 +119,51 @@ async def test_another_project_is_served_before_the_rest_of_a_flood(tmp_path: Pa
         for _ in range(3):
             engine.let_go()
             await asyncio.sleep(0.05)
-        assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 5
+        assert [answer.status_code for answer in await asyncio.gather(*request)] == [200] * 5
 
 
 async def test_a_slot_that_is_kept_back_is_for_who_has_none(tmp_path: Path) -> None:
     two = crowded(tmp_path, max_concurrent=2, reserved_slots=1)
     async with two as (stage, engine), stage.client(stage.other.key) as other:
-        asked = [asyncio.create_task(ask(stage.http, "flood 0"))]
+        request = [asyncio.create_task(ask(stage.http, "flood 0"))]
         assert await engine.has("flood 0")
-        asked.append(asyncio.create_task(ask(stage.http, "flood 1")))
+        request.append(asyncio.create_task(ask(stage.http, "flood 1")))
         await waiting(stage, 1)
-        asked.append(asyncio.create_task(ask(other, "other")))
+        request.append(asyncio.create_task(ask(other, "other")))
         assert await engine.has("flood 0", "other")
         engine.end()
-        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+        assert {answer.status_code for answer in await asyncio.gather(*request)} == {200}
 
 
 async def test_first_come_first_served_where_it_is_configured(tmp_path: Path) -> None:
     plain = crowded(tmp_path, queue_discipline=QueueDiscipline.FIFO)
     async with plain as (stage, engine), stage.client(stage.other.key) as other:
-        asked = [asyncio.create_task(ask(stage.http, "flood 0"))]
+        request = [asyncio.create_task(ask(stage.http, "flood 0"))]
         assert await engine.has("flood 0")
         for text, http in (("flood 1", stage.http), ("flood 2", stage.http), ("other", other)):
-            asked.append(asyncio.create_task(ask(http, text)))
-            await waiting(stage, len(asked) - 1)
+            request.append(asyncio.create_task(ask(http, text)))
+            await waiting(stage, len(request) - 1)
         for _ in range(3):
             engine.let_go()
             await asyncio.sleep(0.05)
         assert await engine.has("flood 0", "flood 1", "flood 2", "other")
         engine.let_go()
-        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+        assert {answer.status_code for answer in await asyncio.gather(*request)} == {200}
 
 
 async def test_a_batch_waits_for_those_who_do_not_want_to(tmp_path: Path) -> None:
     async with crowded(tmp_path) as (stage, engine):
-        asked = [asyncio.create_task(ask(stage.http, "first"))]
+        request = [asyncio.create_task(ask(stage.http, "first"))]
         assert await engine.has("first")
         for text, tier in (("batch", "flex"), ("usual", "default"), ("urgent", "priority")):
-            asked.append(asyncio.create_task(ask(stage.http, text, service_tier=tier)))
-            await waiting(stage, len(asked) - 1)
+            request.append(asyncio.create_task(ask(stage.http, text, service_tier=tier)))
+            await waiting(stage, len(request) - 1)
         for _ in range(3):
             engine.let_go()
             await asyncio.sleep(0.05)
         assert await engine.has("first", "urgent", "usual", "batch")
         engine.let_go()
-        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+        assert {answer.status_code for answer in await asyncio.gather(*request)} == {200}
 
 
 async def test_one_more_than_may_wait_is_refused_and_consumes_nothing(tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ async def test_a_client_that_leaves_is_taken_out_of_the_queue(tmp_path: Path) ->
         first = asyncio.create_task(ask(stage.http, "first"))
         assert await engine.has("first")
         async with stage.client(stage.tenant.key) as leaving:
-            asked = asyncio.create_task(ask(leaving, "gone"))
+            request = asyncio.create_task(ask(leaving, "gone"))
             await waiting(stage, 1)
-            asked.cancel()
+            request.cancel()
         await waiting(stage, 0)
         engine.let_go()
         assert (await first).status_code == 200

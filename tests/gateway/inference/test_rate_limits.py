@@ -53,16 +53,16 @@ async def _crowd(stage: Stage, requests_each: int) -> list[httpx.Response]:
 async def test_sixty_four_clients_get_exactly_what_the_limit_allows(stage: Stage) -> None:
     """Not one more while time stands still, and exactly what has freed when it has gone on."""
     await stage.limit(max_requests_per_1_minute=100)
-    assert Counter(one.status_code for one in await _crowd(stage, 3)) == {200: 100, 429: 92}
+    assert Counter(item.status_code for item in await _crowd(stage, 3)) == {200: 100, 429: 92}
     stage.clock.ns += 30 * SECOND
-    assert Counter(one.status_code for one in await _crowd(stage, 1)) == {200: 50, 429: 14}
+    assert Counter(item.status_code for item in await _crowd(stage, 1)) == {200: 50, 429: 14}
 
 
 async def test_sixty_four_clients_and_a_limit_of_tokens(stage: Stage) -> None:
     """Each request takes its input at once and its output when it has it: debt of what ran, and no more."""
     await stage.limit(max_tokens_per_1_minute=40 * ASKED)
     answers = await _crowd(stage, 1)
-    passed = sum(one.status_code == 200 for one in answers)
+    passed = sum(item.status_code == 200 for item in answers)
     assert (40 * ASKED) // (ASKED + ANSWERED) <= passed <= 40
     owed = passed * (ASKED + ANSWERED) - 40 * ASKED
     refused = await stage.ask()
@@ -130,7 +130,7 @@ async def test_the_official_client_waits_as_long_as_it_is_told(
         asking = asyncio.create_task(
             client.chat.completions.create(model="near", messages=[{"role": "user", "content": "hi"}])
         )
-        assert await eventually(lambda: any(one.fields["status"] == 429 for one in caplog.records))  # type: ignore[attr-defined]
+        assert await eventually(lambda: any(item.fields["status"] == 429 for item in caplog.records))  # type: ignore[attr-defined]
         stage.clock.ns = 60 * SECOND
         assert (await asking).choices
 

@@ -54,7 +54,7 @@ def test_however_the_bytes_arrive_the_events_are_the_same(end: bytes, data: st.D
     splitter = EventSplitter()
     seen = [event for start, stop in pairwise(cuts) for event in splitter.feed(whole[start:stop])]
     read = [read_event(event) for event in seen]
-    assert [one for one in read if one != (b"", None, False)] == [
+    assert [item for item in read if item != (b"", None, False)] == [
         (b"", b"a", False),
         (b"", None, True),
         (b"x", b"b\nc", False),

@@ -145,7 +145,7 @@ def test_a_gateway_whose_server_ends_and_comes_back(
         def metered() -> int:
             query: dict[str, str | int] = {"start_time": int(time.time()) - 3600, "bucket_width": "1h"}
             usage = http.get("/v1/organization/usage/completions", params=query, headers=admin).json()
-            return sum(one["num_model_requests"] for bucket in usage["data"] for one in bucket["results"])
+            return sum(item["num_model_requests"] for bucket in usage["data"] for item in bucket["results"])
 
         def code(answer: httpx.Response) -> tuple[int, str | None]:
             return answer.status_code, answer.json().get("error", {}).get("code")

@@ -278,8 +278,8 @@ def test_every_file_of_a_gateway_is_private(tmp_path: Path, standin: str, existi
             check=True,
         )
 
-    told = torpor("setup").stderr
-    assert ("was open to other users" in told) == existing
+    answer = torpor("setup").stderr
+    assert ("was open to other users" in answer) == existing
     try:
         assert "open" not in torpor("start").stderr
         torpor("chat", "far", "hello")

@@ -33,12 +33,12 @@ async def test_rollups_of_earlier_entries_are_filled(tmp_path: Path) -> None:
     rows = []
     for _ in range(200):
         settlement = chance.choice([None, Settlement(Outcome.COMPLETED, 1, None, 200)])
-        one = attempt(
+        item = attempt(
             started_at=1_704_067_200 + chance.randrange(0, 200_000),
             user_id=chance.choice([None, "alice"]),
             service_tier=chance.choice([None, "flex"]),
         )
-        row = Write(one, Usage(chance.randrange(9), 0, chance.randrange(9)), settlement).row()
+        row = Write(item, Usage(chance.randrange(9), 0, chance.randrange(9)), settlement).row()
         rows.append({name: value for name, value in zip(COLUMNS, row, strict=True) if name not in _NEW})
     async with old.begin() as connection:
         await connection.run_sync(_upgrade)
@@ -50,7 +50,7 @@ async def test_rollups_of_earlier_entries_are_filled(tmp_path: Path) -> None:
     await migrate(url)
     database = open_database(url)
     try:
-        assert [one async for one in differences(database)] == []
+        assert [item async for item in differences(database)] == []
         async with database.connect() as connection:
             hours = (await connection.execute(usage_hours.select())).all()
         assert sum(hour.requests for hour in hours) == sum(row["outcome"] is not None for row in rows)

@@ -89,13 +89,13 @@ async def test_errors_are_told_by_model_and_code(tmp_path: Path) -> None:
 
 async def test_the_wait_for_a_turn_is_told(tmp_path: Path) -> None:
     async with crowded(tmp_path) as (stage, engine):
-        asked = [asyncio.create_task(stage.ask("first"))]
+        request = [asyncio.create_task(stage.ask("first"))]
         assert await engine.has("first")
-        asked.append(asyncio.create_task(stage.ask("second")))
+        request.append(asyncio.create_task(stage.ask("second")))
         await queued(stage, 1)
         await asyncio.sleep(0.05)
         engine.end()
-        await asyncio.gather(*asked)
+        await asyncio.gather(*request)
         after = told(stage.services.counts)
     assert after["torpor_queue_wait_seconds_count model=near tier=hot"] == 2
     assert after["torpor_queue_wait_seconds_sum model=near tier=hot"] >= 0.05
@@ -181,10 +181,10 @@ async def test_wakes_of_a_real_host_are_told_with_their_phases() -> None:
 
 
 def test_a_histogram_has_each_duration_in_its_bucket_and_those_above() -> None:
-    one = Histogram((0.1, 1.0))
+    item = Histogram((0.1, 1.0))
     for seconds in (0.05, 0.1, 0.5, 7.0):
-        one.observe(seconds)
-    (family,) = [histogram("torpor_x", "told", ("model",), [(("m",), one)])]
+        item.observe(seconds)
+    (family,) = [histogram("torpor_x", "told", ("model",), [(("m",), item)])]
     assert {(s.name, s.labels.get("le")): s.value for s in family.samples} == {
         ("torpor_x_bucket", "0.1"): 2,
         ("torpor_x_bucket", "1.0"): 3,
@@ -226,14 +226,14 @@ async def test_the_dashboard_names_what_there_is(stage: Stage) -> None:
             there[family.name + ending] = _labels(family) | labels | {"job", "instance"}
     named: set[str] = set()
     for query in _queries():
-        for found in re.finditer(r"\b((?:torpor|process)_\w+)(?:\{([^}]*)\})?", query):
-            name, selected = found[1], found[2] or ""
+        for result in re.finditer(r"\b((?:torpor|process)_\w+)(?:\{([^}]*)\})?", query):
+            name, selected = result[1], result[2] or ""
             named.add(name)
             assert name in there, query
-            wanted = set(re.findall(r"(\w+)\s*(?:=~|!=|=)", selected))
-            for grouped in re.findall(r"\bby \(([^)]*)\)", query[: found.start()])[-1:]:
-                wanted |= set(re.split(r",\s*", grouped))
-            assert wanted <= there[name], query
+            expected = set(re.findall(r"(\w+)\s*(?:=~|!=|=)", selected))
+            for grouped in re.findall(r"\bby \(([^)]*)\)", query[: result.start()])[-1:]:
+                expected |= set(re.split(r",\s*", grouped))
+            assert expected <= there[name], query
     assert {name for name in there if name.startswith("torpor_")} - named <= _sums_and_counts(there)
 
 
@@ -255,11 +255,11 @@ def test_the_dashboards_panels_lie_beside_each_other() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
     for panel in panels:
-        place = panel["gridPos"]
+        position = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(position["x"], position["x"] + position["w"])
+            for y in range(position["y"], position["y"] + position["h"])
         }
         assert not taken & cells
         assert max(x for x, _ in cells) < 24

@@ -55,18 +55,18 @@ async def test_what_was_told_before_a_kill_is_in_the_ledger(file: Path, entries:
         cwd=root,
     )
     assert victim.stdout is not None
-    told = [await victim.stdout.readline() for _ in range(lines)]
+    answer = [await victim.stdout.readline() for _ in range(lines)]
     victim.send_signal(signal.SIGKILL)
-    told += (await victim.stdout.read()).splitlines(keepends=True)
+    answer += (await victim.stdout.read()).splitlines(keepends=True)
     await victim.wait()
-    words = [line.split() for line in told if line.endswith(b"\n")]
+    words = [line.split() for line in answer if line.endswith(b"\n")]
     opened = {word[1].decode() for word in words if word[0] == b"opened"}
     settled = {word[1].decode() for word in words if word[0] == b"settled"}
     assert opened
     async with Ledger(SqliteWriter(str(file)), file.parent / "ledger"):
         stored = entries()
     assert opened <= set(stored)
-    assert {stored[one]["outcome"] for one in settled} <= {"completed"}
+    assert {stored[item]["outcome"] for item in settled} <= {"completed"}
     assert {entry["outcome"] for entry in stored.values()} <= {"completed", "interrupted"}
     assert all(
         entry["output_tokens"] in (0, 1) for entry in stored.values() if entry["outcome"] == "interrupted"
@@ -109,8 +109,8 @@ async def test_full_database_is_taken_over_by_the_journal(file: Path, entries: E
 async def test_file_that_is_gone_fails_and_is_not_made_anew(file: Path) -> None:
     url = f"sqlite+aiosqlite:///{file}"
     ledger = open_ledger(url, None, file.parent / "ledger")  # type: ignore[arg-type]
-    for one in file.parent.glob("torpor.db*"):
-        one.unlink()
+    for item in file.parent.glob("torpor.db*"):
+        item.unlink()
     with pytest.raises(StorageUnavailable):
         await ledger.__aenter__()
     assert not file.exists()

@@ -35,7 +35,9 @@ def _read(folder: Path) -> list[list[Row]]:
 
 
 def _groups(count: int) -> list[list[Row]]:
-    return [[(f"att_{number}_{one}", None, 1.5, True, 2**40) for one in range(3)] for number in range(count)]
+    return [
+        [(f"att_{number}_{item}", None, 1.5, True, 2**40) for item in range(3)] for number in range(count)
+    ]
 
 
 def test_what_was_appended_is_read_back_over_segments(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ async def test_what_goes_on_is_open_soon(journalled: Journalled, ledger: Ledger,
         await asyncio.sleep(0.01)
     assert time.monotonic() - began < 2 * PATIENCE_S + 1
     assert journalled == [[None] * 3]
-    found = await applied(ledger, entries)
-    assert [found[meter.attempt.id]["outcome"] for meter in meters] == [None] * 3
+    result = await applied(ledger, entries)
+    assert [result[meter.attempt.id]["outcome"] for meter in meters] == [None] * 3
     for meter in meters:
         await meter.settle(Outcome.ABORTED, Usage(1, 0, 1))
     assert {entry["outcome"] for entry in (await applied(ledger, entries)).values()} == {"aborted"}
@@ -95,6 +95,6 @@ async def test_an_end_writes_what_waits(make: Make, entries: Entries) -> None:
     async with make() as ledger:
         meters = [ledger.open(attempt(), patient=True) for _ in range(3)]
         await meters[0].settle(Outcome.COMPLETED, Usage(1, 0, 1))
-    found = entries()
-    outcomes = [found[meter.attempt.id]["outcome"] for meter in meters]
+    result = entries()
+    outcomes = [result[meter.attempt.id]["outcome"] for meter in meters]
     assert outcomes == ["completed", "interrupted", "interrupted"]

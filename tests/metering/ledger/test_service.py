@@ -22,7 +22,7 @@ from tests.metering.conftest import Entries, Make, applied, attempt
 
 
 async def test_entry_is_open_and_then_settled(ledger: Ledger, entries: Entries) -> None:
-    made = attempt(
+    created = attempt(
         user_id="u",
         adapter="ft:x",
         batch=True,
@@ -30,18 +30,18 @@ async def test_entry_is_open_and_then_settled(ledger: Ledger, entries: Entries) 
         started_at=1_700_000_000.5,
         request_id="r",
     )
-    meter = ledger.open(made)
+    meter = ledger.open(created)
     await meter.opened()
-    opened = (await applied(ledger, entries))[made.id]
+    opened = (await applied(ledger, entries))[created.id]
     assert opened["outcome"] is None
     assert opened["started_ms"] == 1_700_000_000_500
     timings = Timings(queue_ms=1.5, wake_ms=2.5, ttft_ms=3.5, total_ms=4.5, tier="cold")
     await meter.settle(Outcome.COMPLETED, Usage(10, 4, 7), timings, 200)
-    settled = (await applied(ledger, entries))[made.id]
+    settled = (await applied(ledger, entries))[created.id]
     assert settled.pop("owner").startswith("own_")
     assert settled.pop("settled_ms") >= opened["started_ms"]
     assert settled == {
-        "id": made.id,
+        "id": created.id,
         "request_id": "r",
         "organization_id": "org-1",
         "project_id": "proj_1",
@@ -87,14 +87,14 @@ async def test_first_settlement_stands(ledger: Ledger, entries: Entries) -> None
 
 
 async def test_same_attempt_opened_and_settled_twice_counts_once(ledger: Ledger, entries: Entries) -> None:
-    made = attempt()
-    first = ledger.open(made)
+    created = attempt()
+    first = ledger.open(created)
     await first.settle(Outcome.COMPLETED, Usage(5, 0, 5))
-    again = ledger.open(made)
+    again = ledger.open(created)
     await again.opened()
     await again.settle(Outcome.FAILED, Usage(100, 0, 100))
-    assert list(await applied(ledger, entries)) == [made.id]
-    assert (await applied(ledger, entries))[made.id]["output_tokens"] == 5
+    assert list(await applied(ledger, entries)) == [created.id]
+    assert (await applied(ledger, entries))[created.id]["output_tokens"] == 5
 
 
 async def test_settlement_without_usage_takes_what_was_observed(ledger: Ledger, entries: Entries) -> None:

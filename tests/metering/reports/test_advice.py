@@ -19,24 +19,29 @@ NOON = 1_704_067_200 + 12 * HOUR
 def test_costs_and_where_they_cross() -> None:
     time = EngineTime(busy_ms=HOUR * 1000, idle_ms=2 * HOUR * 1000, waking_ms=HOUR * 1000, wakes=9)
     work = Work(model="m", hours=10.0, time=time, requests=5, input_tokens=3_000_000, output_tokens=1_000_000)
-    found = advise(
+    result = advise(
         work, PriceAssumptions(hardware_hour=2.0, reserved_hour=0.5, hosted_input=1.0, hosted_output=5.0)
     )
-    assert found.utilisation == pytest.approx(0.1)
-    assert (found.as_run, found.always_on, found.hosted) == (8.0, 20.0, 8.0)
-    assert found.per_million(found.as_run) == 2.0
-    assert (found.wake_share, found.idle_share) == (0.25, 0.5)
-    assert found.reserved_above == 0.25  # a quarter of the price from a quarter of the time on
-    assert found.own_above == 0.25  # its hour costs 2, and does hosted work of 8 while it is busy
+    assert result.utilisation == pytest.approx(0.1)
+    assert (result.as_run, result.always_on, result.hosted) == (8.0, 20.0, 8.0)
+    assert result.per_million(result.as_run) == 2.0
+    assert (result.wake_share, result.idle_share) == (0.25, 0.5)
+    assert result.reserved_above == 0.25  # a quarter of the price from a quarter of the time on
+    assert result.own_above == 0.25  # its hour costs 2, and does hosted work of 8 while it is busy
 
 
 def test_nothing_is_said_of_nothing() -> None:
-    found = advise(
+    result = advise(
         Work(model="m", hours=1.0, time=EngineTime(), requests=0, input_tokens=0, output_tokens=0),
         PriceAssumptions(hardware_hour=1.0),
     )
-    assert found.per_million(found.as_run) is None
-    assert (found.wake_share, found.keep_warm, found.hosted, found.reserved_above) == (None, None, None, None)
+    assert result.per_million(result.as_run) is None
+    assert (result.wake_share, result.keep_warm, result.hosted, result.reserved_above) == (
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 def _cost(gaps: list[float], wake_s: float, keep_s: float) -> float:

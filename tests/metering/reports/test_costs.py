@@ -43,8 +43,8 @@ async def _settle(
     prices: PriceList = PRICES,
 ) -> None:
     async with open_ledger(str(database.url), database, folder, prices) as ledger:
-        for one, usage, timings in settled:
-            await ledger.open(one).settle(Outcome.COMPLETED, usage, timings, 200)
+        for item, usage, timings in settled:
+            await ledger.open(item).settle(Outcome.COMPLETED, usage, timings, 200)
 
 
 async def test_line_items_are_what_the_official_client_parses(
@@ -63,8 +63,8 @@ async def test_line_items_are_what_the_official_client_parses(
     answer = await costs.report(parse_costs("org-1", [*SPAN, ("group_by[]", "line_item")]))
     days = [
         [
-            (one["line_item"], one["amount"]["value"], one["quantity"], one["quantity_unit"])
-            for one in bucket["results"]
+            (item["line_item"], item["amount"]["value"], item["quantity"], item["quantity_unit"])
+            for item in bucket["results"]
         ]
         for bucket in answer["data"]
     ]
@@ -85,18 +85,18 @@ async def test_line_items_are_what_the_official_client_parses(
     assert days[2] == []
     as_floats = await costs.report(parse_costs("org-1", SPAN))
     for bucket in as_floats["data"]:
-        for one in bucket["results"]:
-            one["amount"]["value"] = float(one["amount"]["value"])
+        for item in bucket["results"]:
+            item["amount"]["value"] = float(item["amount"]["value"])
     UsageCostsResponse.model_validate(as_floats, strict=True)
 
 
 async def test_a_later_price_does_not_rewrite_the_past(
     database: AsyncEngine, costs: CostReports, tmp_path: Path
 ) -> None:
-    one: list[tuple[Attempt, Usage, Timings | None]] = [
+    item: list[tuple[Attempt, Usage, Timings | None]] = [
         (attempt(started_at=MONDAY + 5, model="minilm", operation=Operation.EMBEDDING), Usage(3, 0, 0), None)
     ]
-    await _settle(database, tmp_path / "ledger", one)
+    await _settle(database, tmp_path / "ledger", item)
     before = await costs.report(parse_costs("org-1", SPAN))
     await _settle(database, tmp_path / "ledger", [], PriceList([PriceEntry(model="minilm", price=Price(1))]))
     assert await costs.report(parse_costs("org-1", SPAN)) == before
@@ -136,10 +136,10 @@ async def test_sums_over_every_grouping_are_equal(
         for group in groupings:
             params = [("start_time", str(start)), SPAN[1], *filters, *[("group_by", name) for name in group]]
             answer = await costs.report(parse_costs("org-1", params))
-            results: list[dict[str, Any]] = [one for bucket in answer["data"] for one in bucket["results"]]
-            totals.add(sum(one["amount"]["value"] for one in results))
+            results: list[dict[str, Any]] = [item for bucket in answer["data"] for item in bucket["results"]]
+            totals.add(sum(item["amount"]["value"] for item in results))
             for bucket in answer["data"]:
-                identities = [tuple(one[name] for name in GROUPINGS) for one in bucket["results"]]
+                identities = [tuple(item[name] for name in GROUPINGS) for item in bucket["results"]]
                 assert len(identities) == len(set(identities))
         assert len(totals) == 1
         assert totals.pop() > 0

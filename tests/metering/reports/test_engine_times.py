@@ -77,9 +77,9 @@ async def test_time_is_stored_by_gateway_and_shared_by_use(database: AsyncEngine
         assert await times_between(connection, NOON, NOON + HOUR) == {
             (hour, "m"): EngineTime(1_011, 500, 101, 1)
         }
-        found = await shares(connection, NOON, NOON + 2 * HOUR)
-    assert found[("m", None, None)] == EngineTime(5, 6, 7, 1)
-    one, two = found[("m", "org-1", "proj_1")], found[("m", "org-1", "proj_2")]
-    assert one.busy_ms + two.busy_ms == 1_011
-    assert one.total_ms + two.total_ms == 1_612
-    assert abs(one.busy_ms - 1_011 * 4 / 6) <= 1
+        result = await shares(connection, NOON, NOON + 2 * HOUR)
+    assert result[("m", None, None)] == EngineTime(5, 6, 7, 1)
+    item, two = result[("m", "org-1", "proj_1")], result[("m", "org-1", "proj_2")]
+    assert item.busy_ms + two.busy_ms == 1_011
+    assert item.total_ms + two.total_ms == 1_612
+    assert abs(item.busy_ms - 1_011 * 4 / 6) <= 1

@@ -210,23 +210,23 @@ def _random_entries(count: int) -> list[Write]:
 def _by_hand(entries: list[Write], query: UsageQuery) -> dict[Any, tuple[int, int, int]]:
     sums: dict[Any, tuple[int, int, int]] = {}
     for write in entries:
-        one, usage = write.attempt, write.usage
+        item, usage = write.attempt, write.usage
         tokens = usage.input_tokens + usage.output_tokens
         if (
             write.settlement is None
             or (write.settlement.outcome is not Outcome.COMPLETED and tokens == 0)
-            or one.organization_id != query.organization_id
-            or one.operation.value not in query.kind.operations
+            or item.organization_id != query.organization_id
+            or item.operation.value not in query.kind.operations
             or any(
-                getattr(query, plural) and getattr(one, field) not in getattr(query, plural)
+                getattr(query, plural) and getattr(item, field) not in getattr(query, plural)
                 for plural, field in _FILTERS.items()
             )
-            or (query.batch is not None and one.batch is not query.batch)
+            or (query.batch is not None and item.batch is not query.batch)
         ):
             continue
         key = (
-            int(one.started_at) // DAY * DAY,
-            *(getattr(one, name, "unlabeled") for name in query.group_by),
+            int(item.started_at) // DAY * DAY,
+            *(getattr(item, name, "unlabeled") for name in query.group_by),
         )
         requests, read, written = sums.get(key, (0, 0, 0))
         sums[key] = (requests + 1, read + usage.input_tokens, written + usage.output_tokens)
@@ -253,7 +253,7 @@ async def test_every_grouping_and_filter_equals_the_sums_made_by_hand(
         grouped = [("group_by[]", name) for name in group]
         query = _query(("start_time", str(MONDAY)), ("limit", "3"), *grouped, *chosen)
         answer = await reports.report(query)
-        found = {
+        matches = {
             (bucket["start_time"], *(result[name] for name in group)): (
                 result["num_model_requests"],
                 result["input_tokens"],
@@ -262,7 +262,7 @@ async def test_every_grouping_and_filter_equals_the_sums_made_by_hand(
             for bucket in answer["data"]
             for result in bucket["results"]
         }
-        assert found == _by_hand(entries, query)
+        assert matches == _by_hand(entries, query)
 
 
 async def test_open_and_fruitless_entries_do_not_count(database: AsyncEngine, reports: UsageReports) -> None:
@@ -330,7 +330,7 @@ async def test_any_span_and_width_has_the_same_sums(
     for _ in range(12):
         start = MONDAY + chance.randrange(0, 2 * DAY)
         end = start + chance.randrange(1, DAY)
-        wanted = sum(
+        expected = sum(
             1
             for write in entries
             if start <= int(write.attempt.started_at * 1000) / 1000 < end
@@ -343,5 +343,5 @@ async def test_any_span_and_width_has_the_same_sums(
                 _query(*params, ("limit", limit), *[("group_by", name) for name in group])
             )
             assert not answer["has_more"]
-            counted = [one["num_model_requests"] for bucket in answer["data"] for one in bucket["results"]]
-            assert sum(counted) == wanted
+            counted = [item["num_model_requests"] for bucket in answer["data"] for item in bucket["results"]]
+            assert sum(counted) == expected

@@ -35,9 +35,9 @@ async def test_cursor_is_good_for_its_own_query_only(reports: UsageReports) -> N
         [*params, ("page", cursor[1][:-1] + "_")],
         [*params, ("page", "page_" + "A" * 10_000)],
     ]
-    for one in bad:
+    for item in bad:
         with pytest.raises(InvalidQuery) as caught:
-            _query(*one)
+            _query(*item)
         assert caught.value.param == "page"
     with pytest.raises(InvalidQuery):
         parse_query(UsageKind.COMPLETIONS, "org-2", [*params, cursor])

@@ -43,11 +43,11 @@ async def _filled(database: AsyncEngine, count: int = 300) -> list[Write]:
 
 
 async def test_rollups_are_what_the_entries_say(database: AsyncEngine) -> None:
-    assert [one async for one in differences(database)] == []
+    assert [item async for item in differences(database)] == []
     writes = await _filled(database)
     again = [write.row() for write in writes]
     await SqlWriter(database).store(again)
-    assert [one async for one in differences(database)] == []
+    assert [item async for item in differences(database)] == []
 
 
 async def test_every_difference_is_found_and_told(database: AsyncEngine) -> None:
@@ -71,8 +71,8 @@ async def test_every_difference_is_found_and_told(database: AsyncEngine) -> None
                 usage_hours.c.user_id == gone.user_id,
             )
         )
-    found = [one async for one in differences(database)]
-    assert [(one.rollup, one.missing) for one in found] == [
+    result = [item async for item in differences(database)]
+    assert [(item.rollup, item.missing) for item in result] == [
         ("usage_days", {"output_tokens": -5}),
         (
             "usage_hours",
@@ -96,13 +96,13 @@ async def test_export_has_every_settled_entry_of_the_span_once(
     writes = await _filled(database)
     start, end = MONDAY + 2 * DAY, MONDAY + 9 * DAY
     exported = [row async for rows in settled_entries(database, start, end) for row in rows]
-    wanted = {
+    expected = {
         write.attempt.id
         for write in writes
         if write.settlement is not None and start <= write.attempt.started_at < end
     }
-    assert len(exported) == len(wanted)
-    assert {row[0] for row in exported} == wanted
+    assert len(exported) == len(expected)
+    assert {row[0] for row in exported} == expected
     assert "owner" not in EXPORTED
 
 

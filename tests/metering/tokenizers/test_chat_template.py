@@ -96,11 +96,11 @@ def _written(folder: Path, template: str) -> ChatTemplate:
 def test_features_of_templates_are_equal(
     tmp_path: Path, name: str, conversation: list[dict[str, Any]], tools: list[dict[str, Any]] | None
 ) -> None:
-    wanted = conversation
+    target = conversation
     if name == "parts":
-        wanted = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in conversation]
+        target = [{**item, "content": [{"type": "text", "text": item["content"]}]} for item in conversation]
     (expected,), _ = render_jinja_template(
-        [wanted],
+        [target],
         tools=tools,
         chat_template=TEMPLATES[name],
         add_generation_prompt=True,

@@ -58,13 +58,13 @@ def _pair(folder: Path, description: dict[str, Any]) -> Pair:
 @pytest.fixture(scope="module")
 def make_pair(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
     """SmolLM2's tokenizer with the text split in one of several ways."""
-    made: dict[str, Pair] = {}
+    created: dict[str, Pair] = {}
 
     def make(stage: str) -> Pair:
-        if stage not in made:
+        if stage not in created:
             description = {**_description(models), "pre_tokenizer": STAGES[stage]}
-            made[stage] = _pair(tmp_path_factory.mktemp("tokenizer"), description)
-        return made[stage]
+            created[stage] = _pair(tmp_path_factory.mktemp("tokenizer"), description)
+        return created[stage]
 
     return make
 
@@ -142,9 +142,9 @@ def test_every_code_point_is_equal(make_pair: Callable[[str], Pair], stage: str)
     texts: dict[bool, list[str]] = {True: [], False: []}
     for point in range(sys.maxunicode + 1):
         if not 0xD800 <= point < 0xE000:
-            one = chr(point)
-            texts[counter._fast.takes(one)].append(
-                f"a{one}b {one}1{one} {one}{one}  {one}'{one}!{one}\n{one}"
+            item = chr(point)
+            texts[counter._fast.takes(item)].append(
+                f"a{item}b {item}1{item} {item}{item}  {item}'{item}!{item}\n{item}"
             )
     assert len(texts[True]) > 300_000
     for group in (texts[True], texts[False][::97]):
@@ -204,8 +204,8 @@ def _unknown_pattern(one: dict[str, Any]) -> None:
 
 def _second_way_to_a_token(one: dict[str, Any]) -> None:
     merges = one["model"]["merges"]
-    known = set(one["model"]["vocab"])
-    left, right = next(pair for pair in merges if len(pair[0]) > 1 and pair[0][1:] + pair[1] in known)
+    existing = set(one["model"]["vocab"])
+    left, right = next(pair for pair in merges if len(pair[0]) > 1 and pair[0][1:] + pair[1] in existing)
     merges.append([left[0], left[1:] + right])
 
 

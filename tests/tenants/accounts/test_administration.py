@@ -26,11 +26,11 @@ async def project(store: Tenants, organization: Organization) -> Project:
 
 
 async def test_organization_is_found_by_id_and_by_slug(store: Tenants) -> None:
-    made = await store.organizations.create("acme")
-    assert re.fullmatch("org-[A-Za-z0-9]{24}", made.id)
-    assert made.name == "acme"
-    assert await store.organizations.get(made.id) == made
-    assert await store.organizations.get("acme") == made
+    created = await store.organizations.create("acme")
+    assert re.fullmatch("org-[A-Za-z0-9]{24}", created.id)
+    assert created.name == "acme"
+    assert await store.organizations.get(created.id) == created
+    assert await store.organizations.get("acme") == created
     with pytest.raises(NotFound):
         await store.organizations.get("other")
 
@@ -75,10 +75,10 @@ async def test_bad_name_is_named(store: Tenants, organization: Organization, nam
 
 
 async def test_projects_may_share_a_name(store: Tenants, organization: Organization) -> None:
-    one = await store.projects.create(organization.id, "same")
+    item = await store.projects.create(organization.id, "same")
     other = await store.projects.create(organization.id, "same")
-    assert one.id != other.id
-    assert await store.projects.get(organization.id, one.id) == one
+    assert item.id != other.id
+    assert await store.projects.get(organization.id, item.id) == item
 
 
 async def test_another_organizations_things_do_not_exist(
@@ -188,7 +188,7 @@ async def test_revoked_key_is_gone(store: Tenants, project: Project) -> None:
 async def test_pages_walk_the_whole_list_in_order_of_creation(
     store: Tenants, organization: Organization
 ) -> None:
-    made = [(await store.projects.create(organization.id, f"p{number}")).id for number in range(7)]
+    created = [(await store.projects.create(organization.id, f"p{number}")).id for number in range(7)]
     seen: list[str] = []
     after: str | None = None
     while True:
@@ -198,8 +198,8 @@ async def test_pages_walk_the_whole_list_in_order_of_creation(
         if not page.has_more:
             break
         after = page.items[-1].id
-    assert sorted(seen) == sorted(made)
-    times = [(await store.projects.get(organization.id, one)).created_at for one in seen]
+    assert sorted(seen) == sorted(created)
+    times = [(await store.projects.get(organization.id, entry)).created_at for entry in seen]
     assert times == sorted(times)
     page = await store.projects.listed(organization.id, after=seen[-1])
     assert page == Page([], has_more=False)

@@ -57,8 +57,8 @@ class Worker:
         """What it says of the key, and how many statements that took."""
         assert self._process.stdin is not None
         self._process.stdin.write(secret.encode() + b"\n")
-        told, statements = (await self.line()).split()
-        return told, int(statements)
+        answer, statements = (await self.line()).split()
+        return answer, int(statements)
 
 
 @asynccontextmanager
@@ -93,9 +93,9 @@ async def test_another_process_sees_a_revocation_at_its_next_request(
         organization = project.organization_id
         key, secret = await store.keys.create_for_project(organization, project.id, "key")
         other, unharmed = await store.keys.create_for_project(organization, project.id, "other")
-        for one, held in ((key, secret), (other, unharmed)):
-            assert await worker.authenticate(held) == (one.id, 1)
-            assert await worker.authenticate(held) == (one.id, 0)
+        for item, held in ((key, secret), (other, unharmed)):
+            assert await worker.authenticate(held) == (item.id, 1)
+            assert await worker.authenticate(held) == (item.id, 0)
         await store.keys.revoke(organization, key.id)
         assert await worker.authenticate(secret) == ("revoked", 1)
         assert await worker.authenticate(unharmed) == (other.id, 0), "nothing else is forgotten"

@@ -120,19 +120,19 @@ async def test_rotation_and_revocation_at_once_leave_no_successor(two: Two) -> N
     done = await asyncio.gather(
         *rotations, two.second.keys.revoke(organization_id, key_id), return_exceptions=True
     )
-    won = [one for one in done if not isinstance(one, BaseException)]
+    won = [item for item in done if not isinstance(item, BaseException)]
     assert len(won) == 1
-    assert all(isinstance(one, NotFound) for one in done if isinstance(one, BaseException))
+    assert all(isinstance(item, NotFound) for item in done if isinstance(item, BaseException))
     left = (await two.first.keys.listed(organization_id)).items
-    assert [key.id for key in left] == [one.key.id for one in won if isinstance(one, Rotation)]
+    assert [key.id for key in left] == [item.key.id for item in won if isinstance(item, Rotation)]
 
 
 async def test_a_removed_user_is_refused_until_it_is_added_again(stage: IssuerStage) -> None:
     project, users = stage.project, stage.store.users
     token = stage.token()
     user_id = (await stage.store.credentials.authenticate(token)).user_id or ""
-    place = (project.organization_id, project.id)
-    await users.add_to_project(*place, user_id=user_id, email=None, role="member")
+    position = (project.organization_id, project.id)
+    await users.add_to_project(*position, user_id=user_id, email=None, role="member")
     assert await stage.store.credentials.authenticate(token)
     await users.remove(project.organization_id, user_id)
     for again in (token, stage.token({"jti": "another"})):
@@ -140,5 +140,5 @@ async def test_a_removed_user_is_refused_until_it_is_added_again(stage: IssuerSt
         with pytest.raises(InvalidCredential, match="removed"):
             await stage.store.credentials.authenticate(again)
     assert await stage.store.credentials.authenticate(stage.token({"sub": "somebody else"}))
-    await users.add_to_project(*place, user_id=user_id, email=None, role="member")
+    await users.add_to_project(*position, user_id=user_id, email=None, role="member")
     assert (await stage.store.credentials.authenticate(token)).user_id == user_id

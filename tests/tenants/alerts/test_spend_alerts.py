@@ -48,12 +48,12 @@ async def test_an_organization_with_many_projects_is_bounded_in_all(
     crowd = [alerts.create(organization_id, each.id, 5, HOOK) for each in projects for _ in range(4)]
     done = await asyncio.gather(*crowd, return_exceptions=True)
     assert sum(isinstance(each, InvalidValue) for each in done) == 24 - 11
-    made = await alerts.every()
-    assert len(made) == 12
+    created = await alerts.every()
+    assert len(created) == 12
     # Another organization has its own, and a place that is given up is free.
     other = await store.organizations.create("other")
     await alerts.create(other.id, None, 5, HOOK)
-    await alerts.delete(organization_id, made[0].project_id, made[0].id)
+    await alerts.delete(organization_id, created[0].project_id, created[0].id)
     await alerts.create(organization_id, projects[0].id, 5, HOOK)
     with pytest.raises(InvalidValue, match="12 alerts of the organization with its projects"):
         await alerts.create(organization_id, None, 5, HOOK)

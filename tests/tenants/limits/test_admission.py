@@ -154,8 +154,8 @@ def test_concurrent_requests_are_counted_by_key() -> None:
     refusal = stage.refused()
     assert (refusal.name, refusal.limit, refusal.retry_after_s) == ("concurrent requests of the key", 2, 1.0)
     stage.admit(key_id="key_2").settle(0, 0, 0)
-    for one in running:
-        one.settle(1, 1, 0)
+    for item in running:
+        item.settle(1, 1, 0)
     assert len(stage.admissions) == 0
 
 
@@ -235,8 +235,8 @@ def test_however_requests_end_nothing_stays_behind(steps: list[tuple[int, int, i
             running.pop(0).settle(tokens, output, 0)
         elif running and how == 2:
             running[0].generated(output)
-    for one in running:
-        one.settle(0, 0, 0)
+    for item in running:
+        item.settle(0, 0, 0)
     assert stage.budgets.spent("proj_1") == 0
     assert stage.budgets._accounts.get("proj_1") is None or not stage.budgets._accounts["proj_1"].reserved
     stage.now_ns += 3600 * SECOND

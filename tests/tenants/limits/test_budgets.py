@@ -94,23 +94,23 @@ def test_a_request_belongs_to_the_month_that_it_began_in() -> None:
 
 
 def test_each_threshold_is_told_once_a_month() -> None:
-    clock, told = Clock(2026, 5, 3), list[Crossing]()
-    budgets = Budgets(clock, told.append)
+    clock, answer = Clock(2026, 5, 3), list[Crossing]()
+    budgets = Budgets(clock, answer.append)
     budgets.load({"p": 3 * CENT, "o": 3 * CENT})
     budgets.set_thresholds("p", [2, 5, 6, 100])
     budgets.set_thresholds("o", [4])
     _spend(budgets, CENT)
-    assert told == [Crossing("o", 4, 4 * CENT)]
+    assert answer == [Crossing("o", 4, 4 * CENT)]
     _spend(budgets, 3 * CENT)
-    assert told[1:] == [Crossing("p", 5, 7 * CENT), Crossing("p", 6, 7 * CENT)]
+    assert answer[1:] == [Crossing("p", 5, 7 * CENT), Crossing("p", 6, 7 * CENT)]
     _spend(budgets, CENT)
-    assert len(told) == 3
+    assert len(answer) == 3
     clock.at = Clock(2026, 6, 1).at
     _spend(budgets, 2 * CENT)
-    assert told[3:] == [Crossing("p", 2, 2 * CENT)]
+    assert answer[3:] == [Crossing("p", 2, 2 * CENT)]
     budgets.set_thresholds("p", [])
     _spend(budgets, 100 * CENT)
-    assert told[4:] == [Crossing("o", 4, 102 * CENT)]
+    assert answer[4:] == [Crossing("o", 4, 102 * CENT)]
 
 
 def test_accounts_of_a_past_month_take_no_memory() -> None:

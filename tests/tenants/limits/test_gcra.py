@@ -34,9 +34,9 @@ class Bucket:
 
 
 def standing(gcra: Gcra, rate: Rate, now: int) -> Standing:
-    found = gcra.tightest([rate], now)
-    assert found is not None
-    return found
+    result = gcra.tightest([rate], now)
+    assert result is not None
+    return result
 
 
 def refusal_of(gcra: Gcra, demands: Sequence[tuple[Rate, int]], now: int) -> Refusal | None:
@@ -67,26 +67,26 @@ def test_it_does_what_the_buckets_do(
         for bucket in buckets:
             bucket.fill(now)
         if what == "charge":
-            for one in which:
-                gcra.charge([RATES[one]], weights[one], now)
-                buckets[one].level -= weights[one]
+            for item in which:
+                gcra.charge([RATES[item]], weights[item], now)
+                buckets[item].level -= weights[item]
         else:
-            refusal = refusal_of(gcra, [(RATES[one], weights[one]) for one in which], now)
-            waits = [buckets[one].wait_ns(weights[one]) for one in which]
+            refusal = refusal_of(gcra, [(RATES[item], weights[item]) for item in which], now)
+            waits = [buckets[item].wait_ns(weights[item]) for item in which]
             assert (refusal is None) == (max(waits) <= 0)
             if refusal is None:
-                for one in which:
-                    buckets[one].level -= weights[one]
-            elif all(weights[one] <= RATES[one].amount for one in which):
+                for item in which:
+                    buckets[item].level -= weights[item]
+            elif all(weights[item] <= RATES[item].amount for item in which):
                 assert refusal.wait_ns == -(-max(waits) // 1)
-                told = RATES.index(refusal.rate)
-                assert -(-waits[which.index(told)] // 1) == refusal.wait_ns
-                assert refusal.weight == weights[told]
+                answer = RATES.index(refusal.rate)
+                assert -(-waits[which.index(answer)] // 1) == refusal.wait_ns
+                assert refusal.weight == weights[answer]
         for bucket in buckets:
-            shown = standing(gcra, bucket.rate, now)
+            visible = standing(gcra, bucket.rate, now)
             missing = bucket.rate.amount - bucket.level
-            assert shown.remaining == max(0, bucket.level // 1)
-            assert shown.reset_ns == -(-missing * bucket.rate.period_ns // bucket.rate.amount)
+            assert visible.remaining == max(0, bucket.level // 1)
+            assert visible.reset_ns == -(-missing * bucket.rate.period_ns // bucket.rate.amount)
 
 
 @given(

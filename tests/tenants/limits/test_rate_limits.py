@@ -30,9 +30,11 @@ def limits(database: AsyncEngine, book: LimitBook) -> LimitStore:
 
 
 def _names(book: LimitBook, who: ProjectPrincipal) -> dict[str, int]:
-    found = book.applicable(who, "m")
-    rates = {found.names[rate.key]: rate.amount for rate in (*found.requests, *found.tokens, *found.batch)}
-    return rates | {ceiling.name: ceiling.most for ceiling in found.ceilings}
+    result = book.applicable(who, "m")
+    rates = {
+        result.names[rate.key]: rate.amount for rate in (*result.requests, *result.tokens, *result.batch)
+    }
+    return rates | {ceiling.name: ceiling.most for ceiling in result.ceilings}
 
 
 async def test_a_project_has_the_defaults_until_it_has_limits_of_its_own(
@@ -64,7 +66,7 @@ async def test_key_user_and_project_have_limits_for_all_models(
     before = _names(book, who)
     await limits.set_subject(organization_id, SubjectType.KEY, key.id, {"tokens_per_day": 7})
     await limits.set_subject(organization_id, SubjectType.USER, "user-1", {"concurrent_requests": 2})
-    made = await limits.set_subject(
+    created = await limits.set_subject(
         organization_id, SubjectType.PROJECT, project.id, {"tokens_per_minute": 9}
     )
     assert _names(book, who) == before | {
@@ -73,10 +75,10 @@ async def test_key_user_and_project_have_limits_for_all_models(
         "tokens per minute of the project": 9,
     }
     assert _names(book, principal(project)) == before | {"tokens per minute of the project": 9}
-    await limits.delete_subject(organization_id, made.id)
+    await limits.delete_subject(organization_id, created.id)
     assert _names(book, principal(project)) == before
     with pytest.raises(NotFound):
-        await limits.get_subject(organization_id, made.id)
+        await limits.get_subject(organization_id, created.id)
 
 
 async def test_setting_again_changes_what_is_named_and_nothing_else(
@@ -84,11 +86,11 @@ async def test_setting_again_changes_what_is_named_and_nothing_else(
 ) -> None:
     organization_id = project.organization_id
     subject = (organization_id, SubjectType.PROJECT, project.id)
-    made = await limits.set_subject(*subject, {"tokens_per_minute": 9, "requests_per_minute": 3})
+    created = await limits.set_subject(*subject, {"tokens_per_minute": 9, "requests_per_minute": 3})
     changed = await limits.set_subject(*subject, {"tokens_per_minute": None})
-    assert changed == replace(made, limit=RateLimit(requests_per_minute=3))
+    assert changed == replace(created, limit=RateLimit(requests_per_minute=3))
     assert (await limits.list_subjects(organization_id)).items == [changed]
-    assert await limits.get_subject(organization_id, made.id) == changed
+    assert await limits.get_subject(organization_id, created.id) == changed
 
 
 async def test_limits_are_there_after_a_restart(
@@ -118,7 +120,9 @@ async def test_what_is_another_organizations_is_not_there(
 ) -> None:
     other = await store.organizations.create("other")
     key, _ = await store.keys.create_for_project(project.organization_id, project.id, "key")
-    made = await limits.set_subject(project.organization_id, SubjectType.KEY, key.id, {"tokens_per_day": 7})
+    created = await limits.set_subject(
+        project.organization_id, SubjectType.KEY, key.id, {"tokens_per_day": 7}
+    )
     with pytest.raises(NotFound):
         await limits.update_model(other.id, project.id, "m", {"requests_per_minute": 1})
     with pytest.raises(NotFound):
@@ -128,10 +132,10 @@ async def test_what_is_another_organizations_is_not_there(
     with pytest.raises(NotFound):
         await limits.set_subject(other.id, SubjectType.PROJECT, project.id, {"tokens_per_day": 1})
     with pytest.raises(NotFound):
-        await limits.delete_subject(other.id, made.id)
+        await limits.delete_subject(other.id, created.id)
     await limits.set_subject(other.id, SubjectType.USER, "same", {"tokens_per_day": 1})
     assert "tokens per day of the user" not in _names(book, principal(project, user_id="same"))
-    assert (await limits.list_subjects(project.organization_id)).items == [made]
+    assert (await limits.list_subjects(project.organization_id)).items == [created]
 
 
 async def test_an_archived_project_and_a_revoked_key_get_no_limits(

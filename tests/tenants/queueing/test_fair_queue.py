@@ -64,9 +64,9 @@ def test_projects_that_always_wait_are_served_by_their_weights(data: st.DataObje
         if len(running) >= depth:
             done = running.pop(data.draw(st.integers(0, len(running) - 1)))
             queue.finish(done, done.cost)
-        for one in projects:
+        for item in projects:
             for other in projects:
-                assert served[one] - served[other] <= 1000 / WEIGHTS[one] + 1000 / WEIGHTS[other] + 1e-6
+                assert served[item] - served[other] <= 1000 / WEIGHTS[item] + 1000 / WEIGHTS[other] + 1e-6
 
 
 @settings(deadline=None)
@@ -81,9 +81,9 @@ def test_what_was_estimated_wrongly_is_put_right(requests: list[tuple[str, int, 
     def put(name: str) -> None:
         _, estimate, really = plans[name][nth[name] % len(plans[name])]
         nth[name] += 1
-        one = Ticket(project_id=name, cost=estimate)
-        actual[one] = really
-        queue.put(one)
+        item = Ticket(project_id=name, cost=estimate)
+        actual[item] = really
+        queue.put(item)
 
     for name in "ab":
         put(name)
@@ -112,14 +112,14 @@ class AnyOrder(RuleBasedStateMachine):
         tier=st.sampled_from(list(ServiceTier)),
     )
     def put(self, project: str, cost: float, tier: ServiceTier) -> None:
-        one = ticket(project, cost, tier)
-        self.queue.put(one)
-        self.lanes[project, tier].append(one)
+        item = ticket(project, cost, tier)
+        self.queue.put(item)
+        self.lanes[project, tier].append(item)
 
     @rule(reserved=st.booleans())
     def take(self, reserved: bool) -> None:
         idle_before = {name for name, _ in self.lanes} - {
-            one.project_id for one in self.running if not one.batch
+            item.project_id for item in self.running if not item.batch
         }
         taken = self.queue.take(reserved=reserved)
         if taken is None:
@@ -137,17 +137,17 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data(), cost=st.floats(0, 2000))
     def finish(self, data: st.DataObject, cost: float) -> None:
-        one = data.draw(st.sampled_from(self.running))
-        self.running.remove(one)
-        self.queue.finish(one, cost)
+        item = data.draw(st.sampled_from(self.running))
+        self.running.remove(item)
+        self.queue.finish(item, cost)
 
     @precondition(lambda self: any(self.lanes.values()))
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         lane = data.draw(st.sampled_from([lane for lane in self.lanes.values() if lane]))
-        one = data.draw(st.sampled_from(lane))
-        lane.remove(one)
-        self.queue.discard(one)
+        item = data.draw(st.sampled_from(lane))
+        lane.remove(item)
+        self.queue.discard(item)
 
     @invariant()
     def counted(self) -> None:

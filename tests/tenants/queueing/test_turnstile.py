@@ -183,8 +183,8 @@ async def test_reserved_slots_are_kept_for_those_who_have_none() -> None:
 
 
 async def test_how_many_wait_is_told_when_it_changes() -> None:
-    told: list[int] = []
-    turnstile = Turnstile(FairQueue(), slots=1, on_change=told.append)
+    answer: list[int] = []
+    turnstile = Turnstile(FairQueue(), slots=1, on_change=answer.append)
     crowd = Crowd(turnstile)
     for _ in range(3):
         crowd.come()
@@ -193,7 +193,7 @@ async def test_how_many_wait_is_told_when_it_changes() -> None:
     await _turns()
     crowd.end(0)
     await _turns()
-    assert told == [1, 2, 1, 0]
+    assert answer == [1, 2, 1, 0]
     await crowd.leave()
 
 

@@ -64,9 +64,9 @@ async def test_it_dies_with_its_key(store: Tenants, project: Project) -> None:
     token, _ = _mint(store, principal)
     await store.credentials.authenticate(token)
     await store.keys.revoke(project.organization_id, key.id)
-    for one in (token, _mint(store, principal, user_id="late")[0]):
+    for item in (token, _mint(store, principal, user_id="late")[0]):
         with pytest.raises(InvalidCredential) as caught:
-            await store.credentials.authenticate(one)
+            await store.credentials.authenticate(item)
         assert caught.value.reason == "unknown"
 
 
