@@ -283,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = table(compare(options, engine))
     print(text)
     if options.write is not None:
-        command = shlex.join(["python", "-m", "loadtest.policy_sim", *arguments])
+        command = shlex.join(["python", "-m", "loadtest", "policy-sim", *arguments])
         options.write.parent.mkdir(parents=True, exist_ok=True)
         summary = _told(options, engine)
         options.write.write_text(

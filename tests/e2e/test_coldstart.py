@@ -211,7 +211,7 @@ def test_a_zeroed_tensor_is_seen_by_the_canary(sleepy: Gateway) -> None:
     sleepy.start()
     answer, result, _ = ask(sleepy)
     assert ("Paris" in answer, result) == (True, "cold")
-    assert "answered otherwise than before" in sleepy.log
+    assert "did not answer as before" in sleepy.log
     assert "made and verified" in sleepy.torpor("snapshot", "create", CHAT_MODEL).stdout
 
 
@@ -234,6 +234,6 @@ def test_an_engine_that_is_not_fit_is_replaced_within_the_request(sleepy: Gatewa
     sleepy.start()
     answer, result, _ = ask(sleepy)
     assert ("Paris" in answer, result) == (True, "cold")
-    assert "answered otherwise than before" in sleepy.log
+    assert "did not answer as before" in sleepy.log
     usage = sleepy.torpor("usage", "--json").stdout
     assert CHAT_MODEL in usage
