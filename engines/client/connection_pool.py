@@ -5,11 +5,13 @@ a connection is no longer used shortly before the engine's server (uvicorn, five
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Mapping
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from engines import unix_socket
 from engines.client.connection import Connection
 from engines.errors import EngineBroken
 
@@ -94,7 +96,7 @@ class HttpPool:
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 if self._uds is not None:
-                    _, connection = await loop.create_unix_connection(self._make, self._uds)
+                    connection = await self._attach(await unix_socket.connect(self._uds))
                 else:
                     _, connection = await loop.create_connection(
                         self._make, self._host, self._port, ssl=self._tls
@@ -106,6 +108,15 @@ class HttpPool:
         self._open.add(connection)
         if self._look is None:
             self._look = loop.call_later(_LOOK_S, self._look_after)
+        return connection
+
+    async def _attach(self, connected: socket.socket) -> Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_unix_connection(self._make, sock=connected)
+        except BaseException:
+            connected.close()
+            raise
         return connection
 
     def _make(self) -> Connection:

@@ -6,12 +6,12 @@ the store; a mount needs namespaces, which not every host has, and would be in t
 
 import asyncio
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coldstart.sandbox.untrusted_files import put_files, remove_folder
 from engines.adapter import Adapter
 from engines.errors import AdapterGone, AdapterRejected, EngineBroken
 from engines.lifecycle.control_calls import call
@@ -38,9 +38,9 @@ class AdapterLoader:
 
         Raises `AdapterRejected`, `AdapterGone` if its files are gone, `EngineBroken`.
         """
-        folder = self.folder / _FOLDER / name
         try:
-            await asyncio.to_thread(_copy, adapter.folder, folder)
+            files = [adapter.folder / file for file in FILES]
+            await asyncio.to_thread(put_files, files, self.folder, _FOLDER, name)
         except FileNotFoundError:
             raise AdapterGone(adapter.name) from None
         except OSError as error:
@@ -74,10 +74,10 @@ class AdapterLoader:
 
     async def sweep(self) -> None:
         """The engine has unloaded all of them: so do their files go."""
-        await asyncio.to_thread(shutil.rmtree, self.folder / _FOLDER, ignore_errors=True)
+        await asyncio.to_thread(remove_folder, self.folder, _FOLDER)
 
     async def _remove(self, name: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self.folder / _FOLDER / name, ignore_errors=True)
+        await asyncio.to_thread(remove_folder, self.folder, _FOLDER, name)
 
     async def _ask(self, method: str, path: str, value: Any, timeout_s: float) -> Any:
         return await _ask(self.socket, method, path, value, timeout_s)
@@ -97,9 +97,3 @@ async def _ask(socket: Path, method: str, path: str, value: Any, timeout_s: floa
     if status != 200:
         raise EngineBroken(f"the engine does not handle the adapter: {answer}")
     return answer
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.mkdir(mode=0o700, parents=True)
-    for name in FILES:
-        shutil.copyfile(source / name, target / name)

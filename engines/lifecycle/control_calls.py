@@ -11,6 +11,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from engines import unix_socket
 from engines.errors import EngineBroken
 
 
@@ -26,7 +27,8 @@ async def call(
     )
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_unix_connection(str(socket))
+            connection = await unix_socket.connect(socket)
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
             try:
                 writer.write(head.encode() + body)
                 answer = await reader.read(-1)

@@ -16,6 +16,7 @@ from coldstart.criu.program import Criu
 from coldstart.sandbox import process_tree
 from coldstart.sandbox.namespaces import Isolation, Sandbox, SandboxError
 from coldstart.sandbox.spares import SandboxPool
+from coldstart.sandbox.untrusted_files import copy_regular_files
 from coldstart.sleep_drivers import CpuDriver, SleepDriver
 from coldstart.snapshots.manifest import monotonic_s
 from coldstart.snapshots.readahead import read_ahead
@@ -285,7 +286,7 @@ class EngineProcess:
             )
             if code:
                 raise DumpFailed(f"CRIU ended with {code}: {_tail(folder.path / program.DUMP_LOG)}")
-            await asyncio.to_thread(_copy_files, folder.path, layout.box)
+            await asyncio.to_thread(copy_regular_files, folder.path, layout.box, _is_left_out)
         except (OSError, SandboxError) as error:
             raise DumpFailed(f"the engine cannot be dumped: {error}") from error
         return Dumped(self._main_pid, self._pipe, moment)
@@ -345,18 +346,9 @@ class EngineProcess:
             await self._folder.remove()
 
 
-def _copy_files(source: Path, target: Path) -> None:
-    """Copy regular files and folders, but for the logs; a restore makes the sockets again."""
-
-    def left_out(folder: str, names: list[str]) -> list[str]:
-        paths = [Path(folder) / name for name in names]
-        return [
-            p.name
-            for p in paths
-            if not (p.is_file() or p.is_dir()) or p.suffix in _LEFT_OUT or p.name in _CRIU_STATISTICS
-        ]
-
-    shutil.copytree(source, target, dirs_exist_ok=True, ignore=left_out)
+def _is_left_out(name: str) -> bool:
+    """Whether a file of an engine's folder is left out of its snapshot: logs and CRIU's statistics."""
+    return name.endswith(_LEFT_OUT) or name in _CRIU_STATISTICS
 
 
 def _tail(log: Path) -> str:
