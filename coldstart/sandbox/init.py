@@ -16,7 +16,8 @@ A request is a line of JSON, and so is its answer: ``{"error": null}`` or what w
 
 ``{"do": "run", "argv", "env", "cwd"}``
     Starts the main command; its exit status (128 + signal where a signal ended it) becomes this process's.
-    The answer has its ``pid``, as the sandbox counts.
+    The answer has its ``pid``, as the sandbox counts. It has no_new_privs, and of the capabilities only
+    CAP_DAC_READ_SEARCH, if this process has it.
 ``{"do": "help", "argv", "env", "cwd", "log", "main"}``
     Runs a command to its end with its output in the file ``log``; the answer has its ``code``. Where that is
     0 and ``main`` is a pid, this is the main command from now on (CRIU's restored tree).
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 PR_SET_PDEATHSIG = 1
+PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
@@ -57,6 +61,9 @@ MNT_DETACH, EXEC_FAILED, PIECE = 2, 127, 4096
 # The main command's pids begin above this one: CRIU, which restores a tree with the pids that it had, is a
 # process of the sandbox too and must find them free.
 LAST_HELPER_PID = 99
+# Reading files whatever their mode: the files of a model may belong to another user, and be private.
+CAP_DAC_READ_SEARCH = 2
+CAPABILITY_VERSION_3 = 0x20080522
 
 
 class _Libc:
@@ -72,6 +79,24 @@ class _Libc:
 
     def prctl(self, option: int, value: int) -> None:
         self._check("prctl", self._libc.prctl(option, value, 0, 0, 0))
+
+    def limit_capabilities(self, allowed: int) -> None:
+        """Give up, for good, all capabilities but those of the mask ``allowed`` that this process has."""
+        header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+        sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: bits 0 to 31, then 32 to 63
+        self._check("capget", self._libc.capget(header, sets))
+        for number in range(64):
+            if not allowed >> number & 1:
+                try:
+                    self.prctl(PR_CAPBSET_DROP, number)
+                except OSError as error:
+                    if error.errno == errno.EINVAL:  # one more than the kernel knows
+                        break
+                    if error.errno != errno.EPERM:  # without CAP_SETPCAP, no_new_privs keeps the others away
+                        raise
+        low, high = allowed & 0xFFFFFFFF, allowed >> 32
+        kept = [sets[0] & low, sets[1] & low, 0, sets[3] & high, sets[4] & high, 0]
+        self._check("capset", self._libc.capset(header, (ctypes.c_uint32 * 6)(*kept)))
 
     def unshare(self, flags: int) -> None:
         self._check("unshare", self._libc.unshare(flags))
@@ -121,7 +146,10 @@ def _spawn(libc: _Libc, request: dict[str, Any], log: int | None = None) -> int:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
         os.umask(0o077)  # other users must not read images of memory
-        if log is not None:
+        if log is None:  # CRIU, which has a log, needs what this process may
+            libc.limit_capabilities(1 << CAP_DAC_READ_SEARCH)
+            libc.prctl(PR_SET_NO_NEW_PRIVS, 1)
+        else:
             os.dup2(log, 1)
             os.dup2(log, 2)
         _exec(request["argv"], request["env"], request["cwd"])

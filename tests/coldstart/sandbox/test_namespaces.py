@@ -141,6 +141,48 @@ async def test_inside_there_is_one_family_loopback_and_a_private_shm(start: Star
     ]
 
 
+ATTEMPTS = """
+import ctypes, errno, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+
+def refused(name, result):
+    print(name, "done" if result == 0 else errno.errorcode[ctypes.get_errno()])
+
+refused("mount", libc.mount(b"none", b"/mnt", b"tmpfs", 0, None))
+refused("umount", libc.umount2(b"/proc", 2))
+refused("chroot", libc.chroot(b"/"))
+refused("unshare", libc.unshare(0x00020000))
+refused("mknod", libc.mknod(sys.argv[1].encode() + b"/mem", 0o020600, os.makedev(1, 1)))
+refused("chown", libc.chown(sys.argv[1].encode(), 1, 1))
+refused("sethostname", libc.sethostname(b"x", 1))
+refused("setuid", libc.setuid(1))
+# Not by the exec of a program as root either.
+status = os.popen("cat /proc/self/status").read().split()
+print(*(f"{name} {status[status.index(name) + 1]}" for name in
+    ("CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:")), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_a_command_may_not_do_what_takes_a_capability(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
+    sandbox, output = await start(python(ATTEMPTS, str(tmp_path)), tmp_path, namespaces=namespaces)
+    assert await sandbox.wait() == 0
+    lines = (await output.read()).decode().splitlines()
+    assert lines[:8] == [
+        f"{name} EPERM"
+        for name in ("mount", "umount", "chroot", "unshare", "mknod", "chown", "sethostname", "setuid")
+    ]
+    reading = "0000000000000004"  # CAP_DAC_READ_SEARCH
+    assert lines[8:] == [
+        "CapInh: 0000000000000000",
+        *(f"{name}: {reading}" for name in ("CapPrm", "CapEff", "CapBnd")),
+        "CapAmb: 0000000000000000",
+        "NoNewPrivs: 1",
+    ]
+
+
 @pytest.mark.parametrize("namespaces", MODES)
 async def test_terminate_reaches_the_command_and_takes_its_family(
     start: Start, tmp_path: Path, namespaces: bool

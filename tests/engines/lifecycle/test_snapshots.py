@@ -54,6 +54,45 @@ async def test_the_first_start_makes_a_snapshot_and_the_next_wake_uses_it(run_di
     assert no_trace(run_dir)()
 
 
+def authority(run_dir: Path) -> set[str]:
+    """The capabilities of all engines' processes, and whether these may gain others."""
+    names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
+    return {
+        line
+        for pid in engine_pids(run_dir)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith(names)
+    }
+
+
+async def test_a_restored_engine_has_no_more_authority_than_a_fresh_one(run_dir: Path) -> None:
+    expected = {f"{name}:\t{4:016x}" for name in ("CapPrm", "CapEff", "CapBnd")}
+    expected |= {f"{name}:\t{0:016x}" for name in ("CapInh", "CapAmb")} | {"NoNewPrivs:\t1"}
+    async with snapshot_host(run_dir) as host:
+        await ask(host)
+        assert authority(run_dir) == expected
+        assert await eventually(has_snapshot(host), 20)
+        assert await eventually(lambda: host.status()[0].state is EngineState.READY)
+        await host.sleep("model", SleepTier.SNAPSHOT)
+        assert (await ask(host))[1] is SleepTier.SNAPSHOT
+        assert authority(run_dir) == expected
+
+
+async def test_a_snapshot_of_an_earlier_format_is_not_restored_and_made_anew(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It holds a process with all of root's capabilities, which a restore would give back."""
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "FORMAT", manifest.FORMAT - 1)
+        async with asleep(run_dir) as host:
+            earlier = current(host)
+    async with snapshot_host(run_dir) as host:
+        assert (await ask(host))[1] is SleepTier.COLD
+        assert await eventually(lambda: has_snapshot(host)() and current(host).id != earlier.id, 20)
+        assert await eventually(lambda: not earlier.layout.folder.exists())
+    assert "it was written by another version of Torpor" in caplog.text
+
+
 async def test_nothing_of_a_snapshot_is_open_to_others(run_dir: Path) -> None:
     """As the gateway makes it, with a umask of 077: /dev/shm is open in the sandbox, its copy is not."""
     before = os.umask(0o077)
