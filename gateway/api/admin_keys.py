@@ -1,15 +1,35 @@
 """``/v1/organization/admin_api_keys``, and the rotation of keys of every kind of an organization's."""
 
-from typing import Any
+import time
+from typing import Annotated, Any
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.requests import admin_of, choice, expiry, fields_of, page, paging, path_id, secret, text
-from gateway.http.errors import invalid_request
+from gateway.api.body import Body, Lifetime, Name, read
+from gateway.api.requests import admin_of, choice, page, paging, path_id, secret
+from tenants.accounts.key_rotation import MAX_OVERLAP_S
 from tenants.limits.rate_limits import SubjectType
 from tenants.types import ApiKey, KeyKind
+
+
+class NewAdminKey(Body):
+    """An admin key to create, and for how many seconds it is valid."""
+
+    name: Name
+    expires_in_seconds: Lifetime | None = None
+
+    def expiry(self) -> int | None:
+        """When the key is to expire, in unix seconds."""
+        return None if self.expires_in_seconds is None else int(time.time()) + self.expires_in_seconds
+
+
+class KeyRotation(Body):
+    """For how many seconds the old key still works."""
+
+    overlap_seconds: Annotated[int, Meta(ge=0, le=MAX_OVERLAP_S)] = 0
 
 
 def admin_key_object(key: ApiKey) -> dict[str, Any]:
@@ -36,9 +56,9 @@ def admin_key_object(key: ApiKey) -> dict[str, Any]:
 async def create_key(request: Request) -> Response:
     """``POST``: answers with the key, the only time it is seen."""
     services, organization_id = await admin_of(request)
-    body = await fields_of(request, ("name", "expires_in_seconds"))
+    body = await read(request, NewAdminKey)
     key, value = await services.tenants.keys.create_admin(
-        organization_id, text(body, "name"), expires_at=expiry(body)
+        organization_id, body.name, expires_at=body.expiry()
     )
     return secret({**admin_key_object(key), "value": value})
 
@@ -78,10 +98,7 @@ async def rotate_key(request: Request) -> Response:
     Takes keys of projects and admin keys. The new one is seen in this answer only.
     """
     services, organization_id = await admin_of(request)
-    overlap_s = (await fields_of(request, ("overlap_seconds",))).get("overlap_seconds", 0)
-    if type(overlap_s) is not int:
-        message = "'overlap_seconds' must be a whole number."
-        raise invalid_request(message, "overlap_seconds", "invalid_type")
+    overlap_s = (await read(request, KeyRotation)).overlap_seconds
     rotation = await services.tenants.keys.rotate(
         organization_id, path_id(request, "key"), overlap_s=overlap_s
     )

@@ -1,16 +1,32 @@
 """``/v1/fine_tuning/checkpoints/{name}/permissions``: OpenAI's way to share a model with another project."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.requests import admin_of, choice, cursor_of, fields_of, limit_of, page, path_id, texts
-from gateway.http.errors import invalid_request
+from gateway.api.body import MAX_ID, PRINTABLE, Body, read
+from gateway.api.requests import admin_of, choice, cursor_of, limit_of, page, path_id
+from gateway.inference.call_checks import missing
 from tenants.adapters.permissions import AdapterPermission
 
-_MAX_ID = 256
+_MAX_PROJECTS = 100
+_ProjectId = Annotated[str, Meta(max_length=MAX_ID, extra_json_schema={"minLength": 1})]
+
+
+class NewPermissions(Body):
+    """The projects that may use an adapter, by their ids."""
+
+    project_ids: Annotated[
+        list[_ProjectId],
+        Meta(max_length=_MAX_PROJECTS, extra_json_schema={"minItems": 1}, extra={**PRINTABLE}),
+    ]
+
+    def __post_init__(self) -> None:
+        if not self.project_ids:
+            raise missing("project_ids")
 
 
 def permission_object(permission: AdapterPermission) -> dict[str, Any]:
@@ -26,12 +42,7 @@ def permission_object(permission: AdapterPermission) -> dict[str, Any]:
 async def create_permissions(request: Request) -> Response:
     """``POST``: all of ``project_ids`` may use the adapter from now on, or none where one cannot."""
     services, organization_id = await admin_of(request)
-    project_ids = texts(await fields_of(request, ("project_ids",)), "project_ids")
-    if not project_ids:
-        message = "Missing required parameter: 'project_ids'."
-        raise invalid_request(message, "project_ids", "missing_required_parameter")
-    if not all(len(project_id) <= _MAX_ID and project_id.isprintable() for project_id in project_ids):
-        raise invalid_request("'project_ids' must be ids of projects.", "project_ids", "invalid_value")
+    project_ids = (await read(request, NewPermissions)).project_ids
     name = path_id(request, "checkpoint")
     permissions = await services.adapters.permissions.share(organization_id, name, project_ids)
     return page([permission_object(project_id) for project_id in permissions], has_more=False)

@@ -1,8 +1,9 @@
 """``/v1/torpor/engines``: what the engines are doing; waking them, putting them to sleep, dumping them."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -11,11 +12,16 @@ from coldstart.tiers import SleepTier
 from engines.sizing import Sizing
 from engines.status import EngineStatus, ResidentAdapter
 from gateway.api.authentication import authenticate
-from gateway.api.requests import read_body
-from gateway.http.errors import invalid_request
+from gateway.api.body import ONLY_INVALID_VALUE, Body, read
 from gateway.services import Services, services_of
 from tenants.audit import Act
 from tenants.types import KeyKind
+
+
+class Sleep(Body, forbid_unknown_fields=False):
+    """How deep an engine is to sleep."""
+
+    tier: Annotated[Literal["paused", "snapshot", "cold"], Meta(extra={**ONLY_INVALID_VALUE})]
 
 
 def engine_object(status: EngineStatus, sizing: Sizing | None, *, for_operator: bool) -> dict[str, Any]:
@@ -90,12 +96,9 @@ async def wake_engine(request: Request) -> Response:
 async def sleep_engine(request: Request) -> Response:
     """``POST /v1/torpor/engines/{model}/sleep`` with ``{"tier": ...}``: answers when it sleeps."""
     services, name = await _root(request)
-    body = await read_body(request)
-    tiers = [tier.value for tier in SleepTier if tier is not SleepTier.HOT]
-    if body.get("tier") not in tiers:
-        raise invalid_request(f"'tier' must be one of {', '.join(tiers)}.", "tier", "invalid_value")
-    await record_engine_act(services, "torpor.engine.sleep", name, tier=body["tier"])
-    return _answer(services, await services.host.sleep(name, SleepTier(body["tier"])))
+    tier = (await read(request, Sleep)).tier
+    await record_engine_act(services, "torpor.engine.sleep", name, tier=tier)
+    return _answer(services, await services.host.sleep(name, SleepTier(tier)))
 
 
 async def snapshot_engine(request: Request) -> Response:

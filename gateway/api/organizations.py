@@ -1,25 +1,31 @@
 """``/v1/torpor/organizations``: the tenants of an installation, for the root key."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.admin_keys import admin_key_object
-from gateway.api.requests import (
-    expiry,
-    fields_of,
-    flag,
-    optional_text,
-    page,
-    paging,
-    path_id,
-    root_of,
-    secret,
-    text,
-)
+from gateway.api.admin_keys import NewAdminKey, admin_key_object
+from gateway.api.body import Body, Name, read
+from gateway.api.requests import flag, page, paging, path_id, root_of, secret
 from tenants.types import Organization
+
+_SLUG = "^[A-Za-z0-9._-]{1,64}$"
+
+
+class NewOrganization(Body):
+    """An organization to create. Its slug is part of its adapters' model names and never changes."""
+
+    slug: Annotated[Name, Meta(extra_json_schema={"pattern": _SLUG})]
+    name: Name | None = None
+
+
+class OrganizationChange(Body):
+    """An organization's new name."""
+
+    name: Name
 
 
 def organization_object(organization: Organization) -> dict[str, Any]:
@@ -38,9 +44,9 @@ def organization_object(organization: Organization) -> dict[str, Any]:
 async def create_organization(request: Request) -> Response:
     """``POST``: answers with the first admin key, the only time it is seen."""
     services = await root_of(request)
-    body = await fields_of(request, ("slug", "name"))
+    body = await read(request, NewOrganization)
     organization, key, value = await services.tenants.keys.create_with_organization(
-        text(body, "slug"), optional_text(body, "name"), key_name="first admin key"
+        body.slug, body.name, key_name="first admin key"
     )
     return secret(
         {**organization_object(organization), "admin_api_key": {**admin_key_object(key), "value": value}}
@@ -67,7 +73,7 @@ async def retrieve_organization(request: Request) -> Response:
 async def update_organization(request: Request) -> Response:
     """``POST .../{id or slug}`` with another ``name``. The slug stays: names of models hold it."""
     services = await root_of(request)
-    name = text(await fields_of(request, ("name",)), "name")
+    name = (await read(request, OrganizationChange)).name
     renamed = await services.tenants.organizations.rename(path_id(request, "organization"), name)
     return JSONResponse(organization_object(renamed))
 
@@ -82,10 +88,10 @@ async def archive_organization(request: Request) -> Response:
 async def create_admin_key(request: Request) -> Response:
     """``POST .../{id or slug}/admin_api_keys``: for an organization that has lost its last one."""
     services = await root_of(request)
-    body = await fields_of(request, ("name", "expires_in_seconds"))
+    body = await read(request, NewAdminKey)
     organization = await services.tenants.organizations.get(path_id(request, "organization"))
     key, value = await services.tenants.keys.create_admin(
-        organization.id, text(body, "name"), expires_at=expiry(body)
+        organization.id, body.name, expires_at=body.expiry()
     )
     return secret({**admin_key_object(key), "value": value})
 

@@ -1,29 +1,77 @@
 """``.../service_accounts`` and ``.../api_keys`` of a project: its programs and their keys."""
 
-from typing import Any
+import time
+from typing import Annotated, Any
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.requests import (
-    admin_of,
-    choice,
-    expiry,
-    fields_of,
-    optional_bool,
-    optional_text,
-    page,
-    paging,
-    path_id,
-    scopes,
-    secret,
-    text,
-)
+from gateway.api.body import Body, Lifetime, Name, read
+from gateway.api.requests import admin_of, choice, page, paging, path_id, secret
 from gateway.http.errors import invalid_request
+from tenants.scopes import ALL, READ, SCOPES
 from tenants.types import ALL_SCOPES, ApiKey, KeyKind, Project, ServiceAccount
 
 _KEY_FIELDS = ("expires_in_seconds", "expires_at", "scopes")
+_MAX_SCOPES = 100
+_OPENAI_SCOPES = {"api.all": ALL, "api.all.read": READ} | {
+    f"api.{scope}": scope for scope in SCOPES if scope.startswith("model.")
+}
+"""OpenAI's names for scopes that Torpor calls otherwise."""
+_Scope = Annotated[str, Meta(extra_json_schema={"enum": sorted(SCOPES)})]
+
+
+class ProjectKeyChange(Body):
+    """A key's scopes, and when it expires: after seconds, or at a time in unix seconds, but not both."""
+
+    expires_in_seconds: Lifetime | None = None
+    expires_at: int | None = None
+    scopes: Annotated[list[_Scope], Meta(max_length=_MAX_SCOPES)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.expires_in_seconds is not None and self.expires_at is not None:
+            message = "Give either 'expires_in_seconds' or 'expires_at', not both."
+            raise invalid_request(message, "expires_at", "invalid_value")
+
+    def expiry(self) -> int | None:
+        """When the key is to expire, in unix seconds."""
+        if self.expires_in_seconds is None:
+            return self.expires_at
+        return int(time.time()) + self.expires_in_seconds
+
+    def granted(self, *, empty_is_all: bool = False) -> frozenset[str] | None:
+        """The scopes by Torpor's names; None if they are missing. Raises 400 for an unknown scope."""
+        if self.scopes is None:
+            return None
+        if not self.scopes and empty_is_all:
+            return ALL_SCOPES
+        result = frozenset(_OPENAI_SCOPES.get(name, name) for name in self.scopes)
+        if not result or not result <= SCOPES:
+            message = f"'scopes' must have at least one of {', '.join(sorted(SCOPES))}, and no others."
+            raise invalid_request(message, "scopes", "invalid_value")
+        return result
+
+
+class NewServiceAccount(ProjectKeyChange, kw_only=True):
+    """A service account to create, and what the key that comes with it opens."""
+
+    name: Name
+    create_service_account_only: bool | None = None
+
+
+class ServiceAccountChange(Body):
+    """A service account's new name or role."""
+
+    name: Name | None = None
+    role: Name | None = None
+
+
+class NewProjectKey(ProjectKeyChange):
+    """A further key of a service account."""
+
+    name: Name | None = None
 
 
 def account_object(account: ServiceAccount) -> dict[str, Any]:
@@ -79,18 +127,18 @@ async def create_account(request: Request) -> Response:
     """
     services, organization_id = await admin_of(request)
     project_id = path_id(request, "project")
-    body = await fields_of(request, ("name", "create_service_account_only", *_KEY_FIELDS))
-    name, expires_at, opens = text(body, "name"), expiry(body), scopes(body)
+    body = await read(request, NewServiceAccount)
+    scopes = body.granted()
     accounts = services.tenants.service_accounts
-    if optional_bool(body, "create_service_account_only"):
+    if body.create_service_account_only:
         for field in _KEY_FIELDS:
-            if body.get(field) is not None:
-                message = f"'{field}' is of a key, and 'create_service_account_only' asks for none."
+            if getattr(body, field) is not None:
+                message = f"'{field}' needs a key, but 'create_service_account_only' creates no key."
                 raise invalid_request(message, field, "invalid_value")
-        account = await accounts.create(organization_id, project_id, name)
+        account = await accounts.create(organization_id, project_id, body.name)
         return JSONResponse({**account_object(account), "api_key": None})
     account, (key, value) = await accounts.create_with_key(
-        organization_id, project_id, name, expires_at=expires_at, scopes=opens or ALL_SCOPES
+        organization_id, project_id, body.name, expires_at=body.expiry(), scopes=scopes or ALL_SCOPES
     )
     return secret({**account_object(account), "api_key": _new_key_object(key, value)})
 
@@ -117,13 +165,13 @@ async def retrieve_account(request: Request) -> Response:
 async def update_account(request: Request) -> Response:
     """``POST .../{service_account}`` with another ``name`` or ``role``."""
     services, organization_id = await admin_of(request)
-    body = await fields_of(request, ("name", "role"))
+    body = await read(request, ServiceAccountChange)
     account = await services.tenants.service_accounts.update(
         organization_id,
         path_id(request, "project"),
         path_id(request, "service_account"),
-        name=optional_text(body, "name"),
-        role=optional_text(body, "role"),
+        name=body.name,
+        role=body.role,
     )
     return JSONResponse(account_object(account))
 
@@ -140,14 +188,14 @@ async def delete_account(request: Request) -> Response:
 async def create_account_key(request: Request) -> Response:
     """``POST .../{service_account}/api_keys``: a further key, which is seen in this answer only."""
     services, organization_id = await admin_of(request)
-    body = await fields_of(request, ("name", *_KEY_FIELDS))
+    body = await read(request, NewProjectKey)
     key, value = await services.tenants.service_accounts.create_key(
         organization_id,
         path_id(request, "project"),
         path_id(request, "service_account"),
-        optional_text(body, "name"),
-        expires_at=expiry(body),
-        scopes=scopes(body) or ALL_SCOPES,
+        body.name,
+        expires_at=body.expiry(),
+        scopes=body.granted() or ALL_SCOPES,
     )
     return secret(_new_key_object(key, value))
 
@@ -179,14 +227,14 @@ async def retrieve_key(request: Request) -> Response:
 async def update_key(request: Request) -> Response:
     """``POST .../api_keys/{key}`` with other ``scopes`` (none is all) or another expiry, from now on."""
     services, organization_id = await admin_of(request)
-    body = await fields_of(request, _KEY_FIELDS)
+    body = await read(request, ProjectKeyChange)
     project = await services.tenants.projects.get(organization_id, path_id(request, "project"))
     key = await services.tenants.keys.change(
         organization_id,
         project.id,
         path_id(request, "key"),
-        scopes=scopes(body, empty_is_all=True),
-        expires_at=expiry(body),
+        scopes=body.granted(empty_is_all=True),
+        expires_at=body.expiry(),
     )
     return JSONResponse(key_object(key, project))
 

@@ -1,19 +1,30 @@
 """``/v1/torpor/projects/{id}/weight``: a project's share in the models' queues."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.api.authentication import authenticate
-from gateway.api.requests import path_id, read_body
-from gateway.http.errors import invalid_request
+from gateway.api.body import Body, read
+from gateway.api.requests import path_id
 from gateway.services import services_of
-from tenants.queueing.project_weights import MOST_WEIGHT, STANDARD_WEIGHT
+from tenants.queueing.project_weights import LEAST_WEIGHT, MOST_WEIGHT, STANDARD_WEIGHT
 from tenants.types import KeyKind
 
 _KINDS = (KeyKind.ADMIN, KeyKind.ROOT)
+_RANGE = {"minimum": LEAST_WEIGHT, "maximum": MOST_WEIGHT}
+
+
+class WeightChange(Body, forbid_unknown_fields=False):
+    """A project's share in the models' queues; above 1 only with the root key."""
+
+    weight: Annotated[
+        float,
+        Meta(extra_json_schema=_RANGE, extra={"codes": {"missing_required_parameter": "invalid_type"}}),
+    ]
 
 
 def weight_object(project_id: str, weight: float) -> dict[str, Any]:
@@ -37,17 +48,10 @@ async def update_weight(request: Request) -> Response:
     """
     principal = await authenticate(request, *_KINDS)
     services = services_of(request)
-    body = await read_body(request)
-    weight = body.get("weight")
-    if not isinstance(weight, int | float) or isinstance(weight, bool):
-        raise invalid_request("'weight' must be a number.", "weight", "invalid_type")
+    weight = (await read(request, WeightChange)).weight
     most = MOST_WEIGHT if principal.kind is KeyKind.ROOT else STANDARD_WEIGHT
     project_id = path_id(request, "project")
-    try:
-        value = float(weight)
-    except OverflowError:
-        value = float("inf")
-    held = await services.weights.set(project_id, value, principal.organization_id, most=most)
+    held = await services.weights.set(project_id, weight, principal.organization_id, most=most)
     return JSONResponse(weight_object(project_id, held))
 
 

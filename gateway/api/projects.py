@@ -1,28 +1,43 @@
 """``/v1/organization/projects``: OpenAI's projects, and which models each may use."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.requests import (
-    admin_of,
-    fields_of,
-    flag,
-    optional_text,
-    page,
-    paging,
-    path_id,
-    text,
-    texts,
-)
-from gateway.http.errors import invalid_request
+from gateway.api.body import MAX_ID, ONLY_INVALID_VALUE, PRINTABLE, Body, Name, read
+from gateway.api.requests import admin_of, flag, page, paging, path_id
 from tenants.errors import NotFound
 from tenants.types import ModelPermissions, PermissionMode, Project
 
-_NOT_HERE = ("external_key_id", "geography", "residency")
 _MAX_MODELS = 1000
+_UNSUPPORTED = ("external_key_id", "geography", "residency")
+
+
+class NewProject(Body):
+    """A project to create. Names need not be unique."""
+
+    unsupported_fields = _UNSUPPORTED
+    name: Name
+
+
+class ProjectChange(Body):
+    """A project's new name; without one nothing changes."""
+
+    unsupported_fields = _UNSUPPORTED
+    name: Name | None = None
+
+
+class ModelPermissionsChange(Body):
+    """The models that a project may use, or may not use. Models need not exist yet."""
+
+    mode: Annotated[PermissionMode, Meta(extra={**ONLY_INVALID_VALUE})]
+    model_ids: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=MAX_ID)]],
+        Meta(max_length=_MAX_MODELS, extra={**PRINTABLE}),
+    ]
 
 
 def project_object(project: Project) -> dict[str, Any]:
@@ -40,7 +55,7 @@ def project_object(project: Project) -> dict[str, Any]:
 async def create_project(request: Request) -> Response:
     """``POST``. Names need not be unique."""
     services, organization_id = await admin_of(request)
-    name = text(await fields_of(request, ("name",), _NOT_HERE), "name")
+    name = (await read(request, NewProject)).name
     return JSONResponse(project_object(await services.tenants.projects.create(organization_id, name)))
 
 
@@ -64,7 +79,7 @@ async def retrieve_project(request: Request) -> Response:
 async def update_project(request: Request) -> Response:
     """``POST .../{project}`` with another ``name``."""
     services, organization_id = await admin_of(request)
-    name = optional_text(await fields_of(request, ("name",), _NOT_HERE), "name")
+    name = (await read(request, ProjectChange)).name
     project_id = path_id(request, "project")
     if name is None:
         project = await services.tenants.projects.get(organization_id, project_id)
@@ -104,19 +119,8 @@ async def update_permissions(request: Request) -> Response:
     Models need not be there yet.
     """
     services, organization_id = await admin_of(request)
-    body = await fields_of(request, ("mode", "model_ids"))
-    mode, models = body.get("mode"), texts(body, "model_ids", _MAX_MODELS)
-    if mode not in tuple(PermissionMode):
-        modes = ", ".join(PermissionMode)
-        raise invalid_request(f"'mode' must be one of {modes}.", "mode", "invalid_value")
-    if models is None:
-        raise invalid_request(
-            "Missing required parameter: 'model_ids'.", "model_ids", "missing_required_parameter"
-        )
-    if not all(0 < len(model) <= 256 and model.isprintable() for model in models):
-        message = "'model_ids' must be names of models."
-        raise invalid_request(message, "model_ids", "invalid_value")
-    permissions = ModelPermissions(PermissionMode(mode), frozenset(models))
+    body = await read(request, ModelPermissionsChange)
+    permissions = ModelPermissions(body.mode, frozenset(body.model_ids))
     await services.tenants.model_permissions.set(organization_id, path_id(request, "project"), permissions)
     return JSONResponse(permissions_object(permissions))
 

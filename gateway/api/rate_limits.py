@@ -1,13 +1,15 @@
 """Limits over HTTP: OpenAI's rate limits of a project, and Torpor's own of projects, keys and users."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.requests import admin_of, cursor_of, limit_of, page, path_id, read_body
+from gateway.api.body import MAX_ID, ONLY_INVALID_VALUE, PRINTABLE, Body, read
+from gateway.api.requests import admin_of, cursor_of, limit_of, page, path_id
 from gateway.http.errors import invalid_request
 from tenants.adapters.registry import PREFIX
 from tenants.errors import NotFound
@@ -24,33 +26,40 @@ SUBJECT_SIZES = {
     "max_tokens_per_1_day": "tokens_per_day",
     "max_concurrent_requests": "concurrent_requests",
 }
-_NOT_HERE = ("max_images_per_1_minute", "max_audio_megabytes_per_1_minute")
 _ALWAYS_SHOWN = ("max_requests_per_1_minute", "max_tokens_per_1_minute")
 """OpenAI's type has these as integers: without a limit they are `MOST`."""
 _ID_PREFIX = "rl-"
-_MAX_SUBJECT = 256
+Size = Annotated[int, Meta(ge=1, le=MOST, extra={**ONLY_INVALID_VALUE})]
 
 
-def _sizes(body: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int | None]:
-    """The sizes in a body by the names of `RateLimit`; null takes one away."""
-    for name in _NOT_HERE:
-        if body.get(name) is not None:
-            message = f"'{name}' is not supported: the models of this gateway take text only."
-            raise invalid_request(message, name, "unsupported_parameter")
-    sizes: dict[str, int | None] = {}
-    for name, value in body.items():
-        if name in _NOT_HERE:
-            continue
-        if name not in names:
-            excerpt = name[:64]
-            allowed = ", ".join(names)
-            message = f"Unknown parameter: '{excerpt}'. The limits are {allowed}."
-            raise invalid_request(message, excerpt, "unknown_parameter")
-        if value is not None and (type(value) is not int or not 1 <= value <= MOST):
-            message = f"'{name}' must be a whole number from 1 to {MOST}, or null."
-            raise invalid_request(message, name, "invalid_value")
-        sizes[names[name]] = value
-    return sizes
+class _Sizes(Body):
+    unsupported_fields = ("max_images_per_1_minute", "max_audio_megabytes_per_1_minute")
+    max_requests_per_1_minute: Size | UnsetType | None = UNSET
+    max_tokens_per_1_minute: Size | UnsetType | None = UNSET
+    max_requests_per_1_day: Size | UnsetType | None = UNSET
+
+
+class RateLimitChange(_Sizes):
+    """A project's limits for one model. An absent size stays as it is; null removes a limit."""
+
+    batch_1_day_max_input_tokens: Size | UnsetType | None = UNSET
+
+
+class LimitChange(_Sizes, kw_only=True):
+    """Limits of a project, key or user. An absent size stays as it is; null removes a limit."""
+
+    subject_type: Annotated[SubjectType, Meta(extra={**ONLY_INVALID_VALUE})]
+    subject_id: Annotated[
+        str, Meta(min_length=1, max_length=MAX_ID, extra={**ONLY_INVALID_VALUE, **PRINTABLE})
+    ]
+    max_tokens_per_1_day: Size | UnsetType | None = UNSET
+    max_concurrent_requests: Size | UnsetType | None = UNSET
+
+
+def _sizes(body: _Sizes, names: Mapping[str, str]) -> dict[str, int | None]:
+    """The sizes that a body names, by the names of `RateLimit`; None removes a limit."""
+    sizes = {name: getattr(body, wire) for wire, name in names.items()}
+    return {name: size for name, size in sizes.items() if size is not UNSET}
 
 
 def rate_limit_object(model: str, limit: RateLimit) -> dict[str, Any]:
@@ -99,7 +108,7 @@ async def update_rate_limit(request: Request) -> Response:
     """``POST /v1/organization/projects/{project}/rate_limits/{id}``: holds from the next request on."""
     services, organization_id = await admin_of(request)
     project_id, limit_id = path_id(request, "project"), path_id(request, "limit")
-    sizes = _sizes(await read_body(request), MODEL_SIZES)
+    sizes = _sizes(await read(request, RateLimitChange), MODEL_SIZES)
     model = limit_id.removeprefix(_ID_PREFIX)
     await services.tenants.projects.get(organization_id, project_id)
     exists = model in services.catalog.ids() or services.adapters.usable(project_id, model)
@@ -133,24 +142,15 @@ async def list_limits(request: Request) -> Response:
 async def set_limit(request: Request) -> Response:
     """``POST /v1/torpor/limits``: makes the subject's limits, or changes those that are named."""
     services, organization_id = await admin_of(request)
-    body = await read_body(request)
-    kind, subject_id = body.pop("subject_type", None), body.pop("subject_id", None)
-    if kind not in tuple(SubjectType):
-        kinds = ", ".join(SubjectType)
-        raise invalid_request(f"'subject_type' must be one of {kinds}.", "subject_type", "invalid_value")
-    if not _is_subject(subject_id):
-        message = f"'subject_id' must be a string of 1 to {_MAX_SUBJECT} printable characters."
-        raise invalid_request(message, "subject_id", "invalid_value")
+    body = await read(request, LimitChange)
     sizes = _sizes(body, SUBJECT_SIZES)
     if not sizes:
         message = f"Name at least one limit: {', '.join(SUBJECT_SIZES)}."
         raise invalid_request(message, code="missing_required_parameter")
-    limit = await services.control.limits.set_subject(organization_id, SubjectType(kind), subject_id, sizes)
+    limit = await services.control.limits.set_subject(
+        organization_id, body.subject_type, body.subject_id, sizes
+    )
     return JSONResponse(subject_limit_object(limit))
-
-
-def _is_subject(value: Any) -> bool:
-    return isinstance(value, str) and 1 <= len(value) <= _MAX_SUBJECT and value.isprintable()
 
 
 async def retrieve_limit(request: Request) -> Response:

@@ -1,9 +1,7 @@
 """What the administration's endpoints share: who asks, and what of a request may be believed."""
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-from unicodedata import category
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,18 +11,10 @@ from gateway.http.errors import ApiError, invalid_request
 from gateway.http.json_body import read_json
 from gateway.services import Services, services_of
 from tenants.errors import NotFound
-from tenants.scopes import ALL, READ, SCOPES
-from tenants.types import ALL_SCOPES, KeyKind
+from tenants.types import KeyKind
 
-MAX_NAME = 200
 _MAX_ID = 256
-_MAX_LIFETIME_S = 100 * 366 * 24 * 3600
 _MAX_VALUES = 100
-_CONTROLS = ("Cc", "Cs")
-_OPENAI_SCOPES = {"api.all": ALL, "api.all.read": READ} | {
-    f"api.{scope}": scope for scope in SCOPES if scope.startswith("model.")
-}
-"""Names that OpenAI has for scopes that Torpor calls otherwise."""
 
 
 async def admin_of(request: Request) -> tuple[Services, str]:
@@ -56,93 +46,6 @@ async def read_body(request: Request) -> dict[str, Any]:
     """The body, a JSON object, read within the configured limits; raises 400, 408, 413 and 415."""
     config = services_of(request).config
     return await read_json(request, config.limits, config.server.body_timeout_s)
-
-
-async def fields_of(request: Request, allowed: Sequence[str], not_here: Sequence[str] = ()) -> dict[str, Any]:
-    """The body, which may hold the known fields; those of OpenAI's that are ``not_here`` must be null."""
-    body = await read_body(request)
-    for name, value in body.items():
-        excerpt = name[:64]
-        if name in not_here:
-            if value is not None:
-                message = f"'{excerpt}' is not supported by this gateway."
-                raise invalid_request(message, excerpt, "unsupported_parameter")
-        elif name not in allowed:
-            message = f"Unknown parameter: '{excerpt}'. Known are {', '.join(allowed)}."
-            raise invalid_request(message, excerpt, "unknown_parameter")
-    return body
-
-
-def text(body: Mapping[str, Any], name: str, most: int = MAX_NAME) -> str:
-    """A text that must be there; raises 400."""
-    value = optional_text(body, name, most)
-    if value is None:
-        raise invalid_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
-    return value
-
-
-def optional_text(body: Mapping[str, Any], name: str, most: int = MAX_NAME) -> str | None:
-    """A text, or ``None`` where it is missing or null; raises 400."""
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise invalid_request(f"'{name}' must be a string.", name, "invalid_type")
-    if not value.strip() or len(value) > most or any(category(character) in _CONTROLS for character in value):
-        message = f"'{name}' must be 1 to {most} characters, and no control characters."
-        raise invalid_request(message, name, "invalid_value")
-    return value
-
-
-def optional_bool(body: Mapping[str, Any], name: str) -> bool:
-    """A truth value; missing and null are false."""
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise invalid_request(f"'{name}' must be true or false.", name, "invalid_type")
-    return bool(value)
-
-
-def texts(body: Mapping[str, Any], name: str, most: int = _MAX_VALUES) -> list[str] | None:
-    """A list of texts, or ``None`` where it is missing or null; raises 400."""
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise invalid_request(f"'{name}' must be a list of strings.", name, "invalid_type")
-    if len(value) > most:
-        raise invalid_request(f"'{name}' may hold at most {most} strings.", name, "invalid_value")
-    return value
-
-
-def expiry(body: Mapping[str, Any]) -> int | None:
-    """``expires_in_seconds``, or Torpor's own ``expires_at``, as unix seconds; raises 400."""
-    seconds, at = body.get("expires_in_seconds"), body.get("expires_at")
-    if seconds is not None and at is not None:
-        message = "Give either 'expires_in_seconds' or 'expires_at'."
-        raise invalid_request(message, "expires_at", "invalid_value")
-    for name, value in (("expires_in_seconds", seconds), ("expires_at", at)):
-        if value is not None and type(value) is not int:
-            raise invalid_request(f"'{name}' must be a whole number of seconds.", name, "invalid_type")
-    if seconds is None:
-        return at
-    if not 1 <= seconds <= _MAX_LIFETIME_S:
-        message = f"'expires_in_seconds' must be between 1 and {_MAX_LIFETIME_S}."
-        raise invalid_request(message, "expires_in_seconds", "invalid_value")
-    return int(time.time()) + int(seconds)
-
-
-def scopes(body: Mapping[str, Any], *, empty_is_all: bool = False) -> frozenset[str] | None:
-    """Scopes by Torpor's names or OpenAI's, or ``None`` where they are missing; raises 400."""
-    named = texts(body, "scopes")
-    if named is None:
-        return None
-    if not named and empty_is_all:
-        return ALL_SCOPES
-    result = frozenset(_OPENAI_SCOPES.get(name, name) for name in named)
-    if not result or not result <= SCOPES:
-        allowed = ", ".join(sorted(SCOPES))
-        raise invalid_request(f"'scopes' must be some of {allowed}.", "scopes", "invalid_value")
-    return result
 
 
 def limit_of(request: Request, default: int = 20) -> int:

@@ -1,27 +1,25 @@
 """Spend alerts over HTTP, in OpenAI's shape, with webhooks as a channel of Torpor's own."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.alerts.webhooks import url_fault
+from gateway.api.body import MISSING_IS_INVALID_VALUE, ONLY_INVALID_VALUE, Body, read, text_meta
 from gateway.api.requests import (
     admin_of,
     bad_value,
     choice,
     cursor_of,
-    fields_of,
     limit_of,
-    optional_text,
     owner_kind,
     page,
     path_id,
     project_of,
     secret,
-    texts,
 )
 from gateway.config.alerts import AlertsConfig, is_address
 from gateway.http.errors import invalid_request, unsupported
@@ -29,10 +27,40 @@ from tenants.alerts.spend_alerts import AlertQuery, SpendAlert
 from tenants.limits.spend_limits import MAX_CENTS
 
 _CHANNEL = "notification_channel"
-_FIELDS = ("threshold_amount", "currency", "interval", _CHANNEL)
-_CHANNEL_FIELDS = {"email": ("type", "recipients", "subject_prefix"), "webhook": ("type", "url")}
 _MAX_RECIPIENTS = 50
 _MAX_PREFIX = 100
+_Address = Annotated[str, Meta(extra_json_schema={"format": "email"})]
+_Currency = Annotated[Literal["USD"], Meta(extra={**ONLY_INVALID_VALUE})]
+_Interval = Annotated[Literal["month"], Meta(extra={**ONLY_INVALID_VALUE})]
+
+
+class EmailChannel(Body, tag_field="type", tag="email"):
+    """Email to the recipients."""
+
+    recipients: Annotated[
+        list[_Address],
+        Meta(
+            min_length=1,
+            max_length=_MAX_RECIPIENTS,
+            extra={**MISSING_IS_INVALID_VALUE},
+        ),
+    ]
+    subject_prefix: Annotated[str, text_meta(_MAX_PREFIX)] | None = None
+
+
+class WebhookChannel(Body, tag_field="type", tag="webhook"):
+    """A signed ``POST`` to the URL."""
+
+    url: Annotated[str, Meta(extra_json_schema={"format": "uri"}, extra={**ONLY_INVALID_VALUE})]
+
+
+class SpendAlertChange(Body):
+    """An alert when the spend of a month reaches the threshold in cents."""
+
+    threshold_amount: Annotated[int, Meta(ge=1, le=MAX_CENTS, extra={**ONLY_INVALID_VALUE})]
+    currency: _Currency
+    interval: _Interval
+    notification_channel: Annotated[EmailChannel | WebhookChannel, Meta(extra={**MISSING_IS_INVALID_VALUE})]
 
 
 def alert_object(alert: SpendAlert) -> dict[str, Any]:
@@ -50,7 +78,7 @@ def alert_object(alert: SpendAlert) -> dict[str, Any]:
 async def create_alert(request: Request) -> Response:
     """``POST``. The answer for a webhook has its ``secret``, which is not seen again."""
     services, organization_id = await admin_of(request)
-    cents, channel = await _wanted(request, services.config.alerts)
+    cents, channel = await _change(request, services.config.alerts)
     project_id = project_of(request)
     alert = await services.alerts.store.create(organization_id, project_id, cents, channel)
     services.alerts.changed(alert.subject_id)
@@ -83,7 +111,7 @@ async def retrieve_alert(request: Request) -> Response:
 async def update_alert(request: Request) -> Response:
     """``POST .../{alert}``, with all that ``POST`` of the list takes. The secret of a webhook stays."""
     services, organization_id = await admin_of(request)
-    cents, channel = await _wanted(request, services.config.alerts)
+    cents, channel = await _change(request, services.config.alerts)
     names = project_of(request), path_id(request, "alert")
     alert = await services.alerts.store.update(organization_id, *names, cents, channel)
     services.alerts.changed(alert.subject_id)
@@ -100,47 +128,29 @@ async def delete_alert(request: Request) -> Response:
     return JSONResponse({"id": alert_id, "object": kind, "deleted": True})
 
 
-async def _wanted(request: Request, config: AlertsConfig) -> tuple[int, dict[str, Any]]:
+async def _change(request: Request, config: AlertsConfig) -> tuple[int, dict[str, Any]]:
     """The threshold in cents and the channel of a body; raises 400, and 501 for email without a server."""
-    body = await fields_of(request, _FIELDS)
-    cents = body.get("threshold_amount")
-    if type(cents) is not int or not 1 <= cents <= MAX_CENTS:
-        raise bad_value("threshold_amount", f"a whole number of cents from 1 to {MAX_CENTS}")
-    for name, only in (("currency", "USD"), ("interval", "month")):
-        if body.get(name) != only:
-            raise bad_value(name, f"'{only}'")
-    channel = body.get(_CHANNEL)
-    kind = channel.get("type") if isinstance(channel, dict) else None
-    if not isinstance(channel, dict) or kind not in ("email", "webhook"):
-        raise bad_value(_CHANNEL, "an object with the 'type' email or webhook")
-    allowed = _CHANNEL_FIELDS[kind]
-    for name in channel:
-        if name not in allowed:
-            message = f"Unknown parameter: '{_CHANNEL}.{name[:64]}'. Known are {', '.join(allowed)}."
-            raise invalid_request(message, f"{_CHANNEL}.{name[:64]}", "unknown_parameter")
-    return cents, _email(channel, config) if kind == "email" else _webhook(channel, config)
+    body = await read(request, SpendAlertChange)
+    channel = body.notification_channel
+    if isinstance(channel, EmailChannel):
+        return body.threshold_amount, _email(channel, config)
+    return body.threshold_amount, _webhook(channel, config)
 
 
-def _email(channel: Mapping[str, Any], config: AlertsConfig) -> dict[str, Any]:
-    named = {f"{_CHANNEL}.{name}": value for name, value in channel.items()}
-    recipients = texts(named, f"{_CHANNEL}.recipients", _MAX_RECIPIENTS)
-    if not recipients or not all(is_address(address) for address in recipients):
-        raise bad_value(f"{_CHANNEL}.recipients", f"1 to {_MAX_RECIPIENTS} addresses of email")
-    prefix = optional_text(named, f"{_CHANNEL}.subject_prefix", _MAX_PREFIX)
+def _email(channel: EmailChannel, config: AlertsConfig) -> dict[str, Any]:
+    if not all(is_address(address) for address in channel.recipients):
+        raise bad_value(f"{_CHANNEL}.recipients", f"a list of 1 to {_MAX_RECIPIENTS} email addresses")
     if config.smtp_host is None:
         message = "Alerts by email are not supported by this gateway: [alerts] configures no SMTP server."
         raise unsupported(message)
-    return {"type": "email", "recipients": recipients, "subject_prefix": prefix}
+    return {"type": "email", "recipients": channel.recipients, "subject_prefix": channel.subject_prefix}
 
 
-def _webhook(channel: Mapping[str, Any], config: AlertsConfig) -> dict[str, Any]:
-    url = channel.get("url")
-    name = f"{_CHANNEL}.url"
-    if not isinstance(url, str):
-        raise bad_value(name, "a string")
-    if fault := url_fault(url, private=config.allow_private_addresses):
+def _webhook(channel: WebhookChannel, config: AlertsConfig) -> dict[str, Any]:
+    if fault := url_fault(channel.url, private=config.allow_private_addresses):
+        name = f"{_CHANNEL}.url"
         raise invalid_request(f"'{name}' {fault}.", name, "invalid_value")
-    return {"type": "webhook", "url": url}
+    return {"type": "webhook", "url": channel.url}
 
 
 _PATHS = ("/v1/organization/spend_alerts", "/v1/organization/projects/{project}/spend_alerts")

@@ -1,16 +1,29 @@
 """Monthly spend limits over HTTP, in OpenAI's shape."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.requests import admin_of, bad_value, owner_kind, project_of, read_body
+from gateway.api.body import ONLY_INVALID_VALUE, Body, read
+from gateway.api.requests import admin_of, owner_kind, project_of
 from gateway.services import Services
 from tenants.errors import NotFound
 from tenants.limits.budgets import Budgets
 from tenants.limits.spend_limits import MAX_CENTS
+
+_Currency = Annotated[Literal["USD"], Meta(extra={**ONLY_INVALID_VALUE})]
+_Interval = Annotated[Literal["month"], Meta(extra={**ONLY_INVALID_VALUE})]
+
+
+class SpendLimitChange(Body, forbid_unknown_fields=False):
+    """A monthly spend limit in cents."""
+
+    threshold_amount: Annotated[int, Meta(ge=0, le=MAX_CENTS, extra={**ONLY_INVALID_VALUE})]
+    currency: _Currency
+    interval: _Interval
 
 
 def spend_limit_object(kind: str, subject_id: str, cents: int, budgets: Budgets) -> dict[str, Any]:
@@ -36,13 +49,7 @@ async def update_limit(request: Request) -> Response:
     """``POST``: create or change it; it holds from the next request on."""
     services, organization_id = await admin_of(request)
     project_id = project_of(request)
-    body = await read_body(request)
-    cents = body.get("threshold_amount")
-    if type(cents) is not int or not 0 <= cents <= MAX_CENTS:
-        raise bad_value("threshold_amount", f"a whole number of cents from 0 to {MAX_CENTS}")
-    for name, only in (("currency", "USD"), ("interval", "month")):
-        if body.get(name) != only:
-            raise bad_value(name, f"'{only}'")
+    cents = (await read(request, SpendLimitChange)).threshold_amount
     await services.control.spend_limits.set(organization_id, project_id, cents)
     return await _response(services, organization_id, project_id, cents)
 

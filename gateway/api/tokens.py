@@ -1,24 +1,38 @@
 """``/v1/torpor/tokens``: a project's key mints a token that is safe to give to a browser."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.api.authentication import authenticate_project
-from gateway.api.requests import read_body
+from gateway.api.body import MAX_ID, Body, read
 from gateway.api.resolving import resolve_model
-from gateway.http.errors import insufficient_scope, invalid_request
+from gateway.http.errors import insufficient_scope
 from gateway.services import services_of
-from tenants.scopes import MODEL_REQUEST
+from tenants.scopes import MODEL_REQUEST, SCOPES
 from tenants.tokens.minting import ISSUER, MAX_LIFETIME_S, MAX_MODELS
 
-_FIELDS = frozenset({"user", "scopes", "models", "expires_in_seconds"})
 _DEFAULT_LIFETIME_S = 600
 _MAX_SCOPES = 16
+_LENGTH_IS_TYPE = {"codes": {"invalid_value": "invalid_type"}}
+_Scope = Annotated[str, Meta(extra_json_schema={"enum": sorted(SCOPES)})]
+
+
+class NewToken(Body):
+    """A short-lived token: for whom, what it opens, and for how many seconds."""
+
+    user: Annotated[str, Meta(min_length=1, max_length=MAX_ID)] | None = None
+    scopes: (
+        Annotated[list[_Scope], Meta(min_length=1, max_length=_MAX_SCOPES, extra=_LENGTH_IS_TYPE)] | None
+    ) = None
+    models: Annotated[list[str], Meta(min_length=1, max_length=MAX_MODELS, extra=_LENGTH_IS_TYPE)] | None = (
+        None
+    )
+    expires_in_seconds: Annotated[int, Meta(ge=1, le=MAX_LIFETIME_S)] | None = None
 
 
 async def create_token(request: Request) -> Response:
@@ -31,51 +45,19 @@ async def create_token(request: Request) -> Response:
     if principal.issuer is not None:
         raise insufficient_scope("This is a token: only an API key mints tokens.")
     services = services_of(request)
-    body = await read_body(request)
-    for name in body:
-        if name not in _FIELDS:
-            raise invalid_request(f"'{name}' is not known here.", name[:64], "unknown_parameter")
-    models, user = _texts(body, "models", MAX_MODELS), _user(body)
-    bearer = replace(principal, issuer=ISSUER, user_id=user or principal.user_id)
-    for name in models or ():
+    body = await read(request, NewToken)
+    bearer = replace(principal, issuer=ISSUER, user_id=body.user or principal.user_id)
+    for name in body.models or ():
         resolve_model(services, bearer, name)
     value, expires_at = services.tenants.credentials.mint_token(
         principal,
-        user_id=user,
-        scopes=_texts(body, "scopes", _MAX_SCOPES) or frozenset({MODEL_REQUEST}),
-        models=models,
-        expires_in_s=_lifetime_s(body),
+        user_id=body.user,
+        scopes=frozenset(body.scopes or (MODEL_REQUEST,)),
+        models=None if body.models is None else frozenset(body.models),
+        expires_in_s=_DEFAULT_LIFETIME_S if body.expires_in_seconds is None else body.expires_in_seconds,
     )
     answer = {"object": "torpor.token", "value": value, "expires_at": expires_at}
     return JSONResponse(answer, headers={"cache-control": "no-store"})
-
-
-def _texts(body: Mapping[str, Any], name: str, most: int) -> frozenset[str] | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, list) or not 0 < len(value) <= most:
-        raise invalid_request(f"'{name}' must be a list of 1 to {most} strings.", name, "invalid_type")
-    if not all(isinstance(item, str) for item in value):
-        raise invalid_request(f"'{name}' must be a list of 1 to {most} strings.", name, "invalid_type")
-    return frozenset(value)
-
-
-def _user(body: Mapping[str, Any]) -> str | None:
-    user = body.get("user")
-    if user is not None and not isinstance(user, str):
-        raise invalid_request("'user' must be a string.", "user", "invalid_type")
-    return user
-
-
-def _lifetime_s(body: Mapping[str, Any]) -> int:
-    value = body.get("expires_in_seconds")
-    if value is None:
-        return _DEFAULT_LIFETIME_S
-    if not isinstance(value, int) or isinstance(value, bool):
-        message = f"'expires_in_seconds' must be an integer between 1 and {MAX_LIFETIME_S}."
-        raise invalid_request(message, "expires_in_seconds", "invalid_type")
-    return value
 
 
 ROUTES: list[Route] = [

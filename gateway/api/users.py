@@ -1,26 +1,42 @@
 """``/v1/organization/users`` and ``.../projects/{id}/users``: OpenAI's users."""
 
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.api.requests import (
-    admin_of,
-    fields_of,
-    optional_text,
-    page,
-    paging,
-    path_id,
-    text,
-    values_of,
-)
+from gateway.api.body import Body, Identifier, read
+from gateway.api.requests import admin_of, page, paging, path_id, values_of
 from gateway.http.errors import invalid_request
 from tenants.accounts.users import User
 
-_MAX_ID = 256
-_NOT_HERE = ("role_id", "developer_persona", "technical_level")
+
+class UserChange(Body):
+    """A user's new role in the organization; without one nothing changes."""
+
+    unsupported_fields = ("role_id", "developer_persona", "technical_level")
+    role: Literal["owner", "reader"] | None = None
+
+
+class NewProjectUser(Body, kw_only=True):
+    """A user to add to a project, by ``user_id`` (the ``sub`` of the user's tokens) or ``email``."""
+
+    user_id: Identifier | None = None
+    email: Identifier | None = None
+    role: Literal["owner", "member"]
+
+    def __post_init__(self) -> None:
+        if self.user_id is not None and "/" in self.user_id:
+            raise invalid_request("'user_id' must not contain a '/'.", "user_id", "invalid_value")
+        if self.email is not None and "@" not in self.email.strip("@"):
+            raise invalid_request("'email' must be an email address.", "email", "invalid_value")
+
+
+class ProjectUserChange(Body):
+    """A user's new role in the project; without one nothing changes."""
+
+    role: Literal["owner", "member"] | None = None
 
 
 def user_object(user: User) -> dict[str, Any]:
@@ -69,7 +85,7 @@ async def retrieve_user(request: Request) -> Response:
 async def update_user(request: Request) -> Response:
     """``POST .../{user}`` with another ``role``."""
     services, organization_id = await admin_of(request)
-    role = optional_text(await fields_of(request, ("role",), _NOT_HERE), "role")
+    role = (await read(request, UserChange)).role
     user_id, users = path_id(request, "user"), services.tenants.users
     if role is None:
         return JSONResponse(user_object(await users.get(organization_id, user_id)))
@@ -87,14 +103,9 @@ async def delete_user(request: Request) -> Response:
 async def create_project_user(request: Request) -> Response:
     """``POST``: by ``user_id`` (the ``sub`` of the user's tokens) or ``email``; made where it is new."""
     services, organization_id = await admin_of(request)
-    body = await fields_of(request, ("role", "email", "user_id"))
-    user_id, email = optional_text(body, "user_id", _MAX_ID), optional_text(body, "email", _MAX_ID)
-    if user_id is not None and "/" in user_id:
-        raise invalid_request("'user_id' must not hold a '/'.", "user_id", "invalid_value")
-    if email is not None and "@" not in email.strip("@"):
-        raise invalid_request("'email' must be an address of mail.", "email", "invalid_value")
+    body = await read(request, NewProjectUser)
     added = await services.tenants.users.add_to_project(
-        organization_id, path_id(request, "project"), user_id=user_id, email=email, role=text(body, "role")
+        organization_id, path_id(request, "project"), user_id=body.user_id, email=body.email, role=body.role
     )
     return JSONResponse(project_user_object(added))
 
@@ -121,7 +132,7 @@ async def retrieve_project_user(request: Request) -> Response:
 async def update_project_user(request: Request) -> Response:
     """``POST .../{user}`` with another ``role``."""
     services, organization_id = await admin_of(request)
-    role = optional_text(await fields_of(request, ("role",)), "role")
+    role = (await read(request, ProjectUserChange)).role
     ids = (organization_id, path_id(request, "project"), path_id(request, "user"))
     users = services.tenants.users
     if role is None:

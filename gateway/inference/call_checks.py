@@ -86,7 +86,7 @@ def check_call(body: dict[str, Any], kind: type[T]) -> T:
     try:
         call = msgspec.convert(body, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise _type_fault(str(error), body, kind) from None
+        raise validation_fault(str(error), body, kind) from None
     _check_values(call)
     if (
         isinstance(call, Generation)
@@ -97,8 +97,11 @@ def check_call(body: dict[str, Any], kind: type[T]) -> T:
     return call
 
 
-def _type_fault(message: str, body: dict[str, Any], kind: type[Call]) -> ApiError:
-    """msgspec says ``Expected `int`, got `str` - at `$.max_tokens```."""
+def validation_fault(message: str, body: dict[str, Any], kind: type[msgspec.Struct]) -> ApiError:
+    """400 in OpenAI's words for the message of a `msgspec.ValidationError`, with the body and its struct.
+
+    msgspec says ``Expected `int`, got `str` - at `$.max_tokens```.
+    """
     what, _, path = message.partition(" - at `$")
     param = path.rstrip("`").lstrip(".").replace("[...]", "") or None
     if match := re.search(r"missing required field `([^`]+)`", what):
@@ -137,7 +140,7 @@ def wrong_type(param: str | None, expected: str, actual: str) -> ApiError:
     return invalid_request(message, param, "invalid_type")
 
 
-def _unknown_value(value: str, param: str | None, kind: type[Call]) -> ApiError:
+def _unknown_value(value: str, param: str | None, kind: type[msgspec.Struct]) -> ApiError:
     choices: tuple[str, ...] = ()
     if param is not None and re.fullmatch(r"messages\[\d+\]\.role", param):
         choices = ROLES

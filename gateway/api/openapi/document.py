@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.api.openapi.bodies import BODIES
+from gateway.api.openapi.bodies import bodies
 from gateway.api.openapi.objects import OBJECTS
 from gateway.api.openapi.operations import ADMIN, PROJECT, ROOT, STRING, Operation, ref
 from gateway.api.openapi.table import operations
@@ -34,7 +34,7 @@ def openapi_document() -> dict[str, Any]:
         "info": {"title": "Torpor", "version": version("torpor")},
         "paths": paths,
         "components": {
-            "schemas": {**BODIES, **OBJECTS},
+            "schemas": {**bodies(), **OBJECTS},
             "responses": {
                 "Error": {
                     "description": "An error, in the one envelope that all of them have.",
