@@ -1,4 +1,4 @@
-"""The names of vLLM's parsers, so that a configuration is checked without importing vLLM.
+"""The names of vLLM's parsers, which let a configuration be checked without importing vLLM.
 
 Source: the registries of vLLM 0.32 (``vllm/tool_parsers`` and ``vllm/reasoning``); a test compares them with
 the installed version.

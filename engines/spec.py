@@ -67,7 +67,7 @@ class ModelSpec:
     source: Path | None = None
     """Folder of weights and tokenizer; None for a remote engine."""
     engine_args: tuple[str, ...] = ()
-    """Passed to vLLM after Torpor's own, so that they win."""
+    """Passed to vLLM after Torpor's own arguments, which they override."""
     max_model_len: int | None = None
     """Longest sequence in tokens; None: what the model's own configuration says."""
     memory_bytes: int = 0

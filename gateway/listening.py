@@ -2,7 +2,7 @@
 
 Two ways lead to a gateway. TCP is for everybody, and proves nothing about who answers. The Unix socket in the
 data directory is for the commands of the same installation: only a gateway that holds the directory can have
-it, so that a key may be sent through it without asking who is there.
+it. A key may therefore be sent through it without a check of who answers.
 """
 
 import errno

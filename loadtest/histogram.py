@@ -1,6 +1,6 @@
 """A histogram of durations with constant relative precision, after Gil Tene's HdrHistogram.
 
-Values below 2,048 ns have a bucket each; above, each doubling of the value is cut into 1,024 buckets, so that
+Values below 2,048 ns have a bucket each; above, each doubling of the value is cut into 1,024 buckets, so
 a percentile is off by at most 0.1 %. Recording is an index and an addition, whatever the value.
 """
 

@@ -242,7 +242,7 @@ HEAD = """# Wakes by the size of the model
     python -m loadtest coldstart --model FOLDER --wakes N --write docs/benchmarks/models.md"""
 
 SIZES = """
-*TTFT - hot* is what a client waits longer than for a hot engine. *Dropped*: with an empty page cache, so that
+*TTFT - hot* is what a client waits longer than for a hot engine. *Dropped*: with an empty page cache;
 what a wake needs comes from the disk. The prompt has 37 tokens.
 """
 

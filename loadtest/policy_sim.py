@@ -166,7 +166,7 @@ def compare(options: argparse.Namespace, engine: Engine) -> list[Row]:
     duration_s = options.days * arrivals.DAY_S
     rows: list[Row] = []
     for trace in options.traces:
-        # A generator of its own, so that a trace is the same whichever others are asked for.
+        # A generator of its own: a trace is the same whichever others are asked for.
         times_s = list(TRACES[trace](Random(f"{options.seed} {trace}"), duration_s))
         outcomes = {
             name: replay(times_s, make(), engine, duration_s) for name, make in _policies(options).items()
@@ -190,7 +190,7 @@ def _fixed_name(keep_alive_s: float) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown, padded so that it reads in a terminal too."""
+    """The rows as a Markdown table, padded to be readable in a terminal too."""
     lines = [_HEAD, *(row.cells() for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
     texts = [

@@ -1,7 +1,7 @@
 """Llama-shaped models with random weights: ``python -m loadtest random-model 1.7b [FOLDER]``.
 
 For measurements and tests that depend on a model's size and not on what it says. The weights are bf16 and
-uniformly distributed with the standard deviation ``initializer_range``; every page of them differs, so that
+uniformly distributed with the standard deviation ``initializer_range``; every page of them differs, so
 nothing is saved by storing equal pages once. The tokenizer is that of another model folder. A seed always
 gives the same bytes. Weights are written tensor by tensor, in shards of at most 2 GB as the Hub's are.
 

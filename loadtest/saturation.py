@@ -25,9 +25,9 @@ _WORDS = ("river", "stone", "lamp", "cloud", "paper", "train", "night", "apple",
 ABOUT = """One vLLM engine that Torpor runs, asked over its own Unix socket (*direct*) and through Torpor
 (everything on, as in [overhead](overhead.md)), in alternating order, by two clients: vLLM's serving
 benchmark (`vllm.benchmarks.serve`, dataset *random*) and the load generator of these tests. Every prompt is
-new, so that no prefix cache helps; every answer is streamed and has all the tokens that were asked for.
+new, so no prefix cache helps; every answer is streamed and has all the tokens that were asked for.
 There is one tenant, and no slot is kept for others (`reserved_slots`, of which one in 16 is kept by default).
-Client, gateway and engine share the cores, so that what the gateway takes is not there for the engine. A
+Client, gateway and engine share the cores, so what the gateway takes is not there for the engine. A
 share is the median of the rounds' ratios; each ratio is of two runs, one after the other."""
 
 

@@ -6,7 +6,7 @@ It injects no faults (``tests/standin.py``) and does not sleep (``tests/engines/
 
 Each token of a stream is a write of its own, one after the other unless the request asks for a pace
 (`loadtest.wire`). With ``--counts`` the tokens of a request with a number are counted in that place of a
-file, an array of 32-bit integers mapped into memory, so that the count outlives a kill.
+file, an array of 32-bit integers mapped into memory: the count outlives a kill.
 ``GET /standin/state`` tells what has been asked, generated and broken off; ``DELETE`` of it forgets that.
 """
 

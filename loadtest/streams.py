@@ -21,7 +21,7 @@ from loadtest.targets import DIRECT, TORPOR, Engine, Target, standin
 
 _FREED_MS = 50
 ABOUT = """Everything is on, as in [overhead](overhead.md); the rounds alternate with *direct*. A paced engine
-writes the time into each token, so that *delay* is the time from its writing to its arrival at the client:
+writes the time into each token; *delay* is the time from its writing to its arrival at the client:
 what a token has to bear beyond the engine. Instant: all 64 chunks are written one after the other, each in a
 write of its own. CPU is that of the gateway's whole process tree, for each good stream."""
 

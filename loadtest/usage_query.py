@@ -2,7 +2,7 @@
 
     python -m loadtest usage-query --help
 
-The entries go through the ledger's own writer, rollups included, so that the database is what a gateway would
+The entries go through the ledger's own writer, rollups included, so the database is what a gateway would
 have made of that many requests. The reports are those behind `client.admin.organization.usage`.
 """
 

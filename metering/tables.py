@@ -150,7 +150,7 @@ usage_days = Table(
     ),
     sqlite_with_rowid=False,
 )
-"""``day``: days since the epoch. Without keys and users, so that it stays small."""
+"""``day``: days since the epoch. Without keys and users, which keeps it small."""
 
 engine_times = Table(
     "engine_times",

@@ -104,7 +104,7 @@ async def record(connection: AsyncConnection, *acts: Act) -> None:
 def _row(act: Act, actor: Actor | None) -> dict[str, Any]:
     now_ns = time.time_ns()
     return {
-        # Nanoseconds, so that the entries of one millisecond are in order as well.
+        # Nanoseconds: entries of one millisecond are in order as well.
         "id": new_id(f"audit_log-{now_ns:016x}"),
         "organization_id": act.organization_id,
         "type": act.type,

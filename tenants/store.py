@@ -202,8 +202,8 @@ async def open_tenants(
 ) -> AsyncIterator[Tenants]:
     """The stores, which also write when keys were last used; all uses are written when the context is left.
 
-    ``changes`` is the file that processes share which work with one database. It watches the database, so
-    that ``memory_s`` counts from when it has really gone away.
+    ``changes`` is the file that processes share which work with one database. It watches the database:
+    ``memory_s`` counts from when the database has really gone away.
     """
     log = ChangeLog(changes)
     # A process that ended between a commit and its announcement has announced nothing.

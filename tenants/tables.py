@@ -1,4 +1,4 @@
-"""The tables of tenants/. Times are integer milliseconds since the epoch, so that creation has an order."""
+"""The tables of tenants/. Times are integer milliseconds since the epoch, which gives creation an order."""
 
 from sqlalchemy import (
     BigInteger,

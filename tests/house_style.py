@@ -29,6 +29,7 @@ PHRASES: dict[str, str] = {
     r"\ball the same\b": "anyway",
     r"\b(somebody|nobody|whoever|anybody)\b": "name who",
     r"\bas many as may be\b": "the maximum",
+    r"\bso\s+that\b": "so, or two sentences",
 }
 """Phrases that are not plain English, and what to say instead."""
 

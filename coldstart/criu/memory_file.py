@@ -6,8 +6,8 @@ other: each piece is one more mapping for a restore to make. Zeros are left out 
 (it reads as zeros), and are holes in the file elsewhere.
 
 Large pieces are laid out for huge pages: at an offset that leaves the same remainder modulo 2 MiB as the
-address, and written in whole blocks of 2 MiB, so that the page cache holds each block as one folio where the
-file system can (ext4, XFS). The kernel then maps a block in one page fault instead of 32, and the processor
+address, and written in whole blocks of 2 MiB. The page cache then holds each block as one folio, if the file
+system can do it (ext4, XFS). The kernel then maps a block in one page fault instead of 32, and the processor
 needs one entry of its TLB for it. What lies between such pieces are holes.
 """
 
@@ -90,7 +90,7 @@ class MemoryFile:
         return pieces
 
     def align(self, address: int) -> None:
-        """Leave a hole, so that the next page is where a huge page can hold it."""
+        """Leave a hole up to an offset at which a huge page can hold the next page."""
         self._flush()
         self._written += (address - self._written) % HUGE_PAGE
 

@@ -1,4 +1,4 @@
-"""Rewriting CRIU's images so that a restore maps memory where a stock one copies it.
+"""Rewriting CRIU's images: a restore then maps memory that stock CRIU would copy.
 
 Stock CRIU fills a restored process's memory by reading its pages from the image: at 1.5 us for each page that
 the kernel must first find and zero, a gigabyte takes most of a second. Here the pages move into one file,

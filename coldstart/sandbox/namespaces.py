@@ -1,4 +1,4 @@
-"""Running a command so that nothing of it outlives this process, whatever ends this one, SIGKILL included.
+"""Running a command of which nothing outlives this process, whatever ends this process, SIGKILL included.
 
 Where the platform permits, the command gets pid, mount, network (loopback only) and ipc namespaces, a /proc
 and a /dev/shm of its own. ``coldstart/sandbox/init.py`` runs inside and says how the ending works. Without

@@ -1,4 +1,4 @@
-"""Reading ahead what a wake will need, so that it waits for the disk as little as it can.
+"""Reading ahead what a wake will need, to keep its waits for the disk short.
 
 A restore and the processes that it makes read from a cold page cache in small pieces, each of which waits for
 the one before. What they will read is known (`coldstart.snapshots.working_set`): it is read in that order,

@@ -1,4 +1,4 @@
-"""Chooses KV cache, longest sequence and data type of a model's engine so that it fits into the memory.
+"""The choice of KV cache, longest sequence and data type with which a model's engine fits into the memory.
 
 All of it is computed from the model's files before anything is started, and depends on nothing that changes
 from one start to the next: what was chosen is part of a snapshot's manifest.

@@ -26,7 +26,7 @@ from engines.lifecycle import command
 from engines.spec import ModelSpec, Task
 
 CLEARLY_FASTER = 1.2
-"""float32 is chosen if it is faster by this factor, so that noise decides nothing."""
+"""float32 is chosen if it is faster by this factor: a smaller difference may be noise."""
 
 _DECODE = (1, 4, 16)
 _PREFILL = (256,)

@@ -169,7 +169,7 @@ def kv_layout(
 
 
 def _is_encoder(configuration: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
-    """Whether every token attends to every other one, so that nothing is kept."""
+    """Whether the model is an encoder: every token attends to every other one, and nothing is cached."""
     if text.get("is_causal") is False or configuration.get("is_causal") is False:
         return True
     kind = str(configuration.get("model_type") or "").lower()

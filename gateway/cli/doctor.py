@@ -95,7 +95,7 @@ def _memory() -> Finding:
 def _namespaces() -> Finding:
     isolation = run(namespaces.probe)
     if not isolation.namespaces:
-        advice = "run as root, so that engines are isolated and can sleep in snapshots"
+        advice = "run as root: engines are then isolated and can sleep in snapshots"
         return Finding("namespaces", "lacks", isolation.reason or "not permitted", advice)
     return Finding("namespaces", "ok", "permitted")
 

@@ -88,7 +88,7 @@ def start(timeout_s: float, config_file: Path) -> None:
         _check_ports(installation)
         file = LogFile(log, server.log_file_bytes, server.log_files_kept)
         launched = _launched(installation, config_file, file)
-    # So that also a SIGTERM to this command leaves nothing behind.
+    # A SIGTERM to this command must not leave anything behind either.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with launched as process:

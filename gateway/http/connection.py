@@ -27,7 +27,7 @@ class ClientConnection(Protocol):
 
     @property
     def congested(self) -> bool:
-        """Whether the client takes less than it is sent, so that the next ``send`` waits."""
+        """Whether the client reads more slowly than it is sent to: the next ``send`` waits."""
 
     def push(self, body: bytes) -> bool:
         """Send more of an answer whose beginning was sent, within this turn of the loop.
@@ -37,7 +37,7 @@ class ClientConnection(Protocol):
 
     @property
     def body_complete(self) -> bool:
-        """Whether all of the request has arrived, so that ``receive`` does not wait."""
+        """Whether all of the request has arrived: ``receive`` does not wait."""
 
 
 class HeadCoalescingTransport:

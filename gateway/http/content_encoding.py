@@ -51,8 +51,8 @@ def refuse_encoded(scope: Scope) -> None:
 def decode(body: bytes, encodings: Sequence[str], limit: int) -> bytes:
     """The body without its encodings.
 
-    Raises 413 as soon as more than ``limit`` bytes come out of one of them, so that little memory is spent on
-    a body that expands without end, and 400 for data that is corrupt or incomplete.
+    Raises 413 as soon as one of them yields more than ``limit`` bytes, which bounds the memory that a body
+    can take, and 400 for data that is corrupt or incomplete.
     """
     for coding in reversed(encodings):
         try:

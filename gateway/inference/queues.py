@@ -1,8 +1,8 @@
 """Where requests wait for their turn at a model, before an engine is asked for.
 
-Two decisions, with an owner each. A model's turnstile decides who goes and how many at once: so many for each
-engine that is awake, or for one if none is, so that it is woken. The engine host decides how many
-engines are awake; it is told how many requests wait, and reports how many engines are awake.
+Two decisions, with an owner each. A model's turnstile decides which requests run and how many at once: so
+many for each engine that is awake, or for one engine if none is, which is then woken. The engine host decides
+how many engines are awake; it is told how many requests wait, and reports how many engines are awake.
 """
 
 from collections import OrderedDict

@@ -103,7 +103,7 @@ def usage_object(usage: Usage, *, generated: bool = True) -> dict[str, Any]:
 
 
 def is_openai_form(value: Any, usage: Usage, *, generated: bool = True) -> bool:
-    """Whether a reported ``usage`` is OpenAI's object with the counts of the ledger, so that it may stay."""
+    """Whether a reported ``usage`` may stay as it is: OpenAI's object, with the counts of the ledger."""
     if not isinstance(value, Mapping) or usage.estimated:
         return False
     total = value.get("total_tokens")

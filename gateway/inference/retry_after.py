@@ -17,9 +17,9 @@ MOST_S = 3600
 
 
 def retry_after_s(headers: Mapping[str, str]) -> int:
-    """Whole seconds, from 1 to `MOST_S`; 1 where the headers (names in lower case) do not say.
+    """Whole seconds, from 1 to `MOST_S`; 1 if the headers (names in lower case) do not say.
 
-    A date is compared with the answer's own ``Date``, so that the clocks need not agree.
+    A date is compared with the answer's own ``Date``, so the clocks need not agree.
     """
     wait_s = _seconds(headers.get("retry-after-ms"), 1000.0)
     if wait_s is None:

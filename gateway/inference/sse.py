@@ -12,7 +12,7 @@ from gateway.inference.reported_usage import reported_usage
 from gateway.inference.usage_extractor import ERROR, UsageExtractor
 
 DONE = b"data: [DONE]\n\n"
-# Atomic, so that the two bytes of a CRLF are never taken for two ends of lines.
+# Atomic: the two bytes of a CRLF are never taken for two ends of lines.
 _EVENT_END = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _LONGEST_END = 4

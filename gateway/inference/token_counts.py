@@ -25,10 +25,11 @@ class PromptTokens:
 async def check_prompt_length(
     model: Model, call: Any, body: dict[str, Any], body_bytes: int, *, count: bool = False
 ) -> PromptTokens | None:
-    """Raises 400 ``context_length_exceeded`` where the prompt and the answer asked for do not fit.
+    """Check that the prompt and the requested answer fit the context; raise 400 ``context_length_exceeded``
+    if not.
 
-    A token stands for at least one byte of the body, so that a short body needs no counting, unless the
-    caller wants to know with ``count``. Returns what was counted, where it was, and the gateway can.
+    A token stands for at least one byte of the body, so a short body is not counted, unless the caller asks
+    for it with ``count``. Returns the count if there was one, and if the gateway can count for this model.
     """
     limit = model.max_model_len
     if model.counter is None or body.get("truncate_prompt_tokens") is not None:

@@ -54,7 +54,7 @@ class Backlog:
 
 
 def report_lost(rows: Iterable[Row]) -> None:
-    """Log entries that the database refuses, so that accounting can enter them by hand."""
+    """Log entries that the database refuses; accounting can then enter them by hand."""
     for row in rows:
         values = dict(zip(COLUMNS, row, strict=True))
         fields = {name: values[name] for name in _LOGGED}

@@ -1,7 +1,7 @@
 """The local journal: keeps ledger writes durable, before a request is answered, until the database has them.
 
 A journal is a folder with a lock file, the id of its owner and segment files of a fixed size, which are
-allocated before they are needed, so that a disk that fills up does not stop what is under way. A record is
+allocated before they are needed: a disk that fills up does not stop what is under way. A record is
 one group of rows::
 
     magic   4 bytes  b"TLJ1"

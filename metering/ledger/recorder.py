@@ -29,7 +29,7 @@ PATIENCE_S = 0.1
 """So long may a write wait for the one that takes its place."""
 _MANY = 4
 _RESERVED = 0.9
-"""Of the journal; beyond that no entry is opened, so that what is open can be settled."""
+"""Part of the journal beyond which no entry is opened; the rest is for settling open ones."""
 _SPARSE = 0.1
 _UNSTORABLE = (OverflowError, TypeError, ValueError)
 
@@ -242,7 +242,7 @@ class Recorder:
             self._tell(self._has_recorded, writes, Group(number, rows))
 
     def _log_lost(self) -> None:
-        """What no storage could be found for, so that accounting can enter it by hand."""
+        """Log the writes that could not be stored anywhere; accounting can then enter them by hand."""
         for write in self._kept:
             usage, attempt = write.usage, write.attempt
             fields = {

@@ -127,7 +127,7 @@ class SqlWriter:
             self._listener.applied(number)
 
     async def _write_sorted(self, rows: list[Row]) -> None:
-        """Sorts out an entry that the database refuses, so that it takes no other with it."""
+        """Write rows, without those that the database refuses: a bad entry does not fail the others."""
         try:
             await self._write(rows)
         except (StatementError, *_Refused) as error:

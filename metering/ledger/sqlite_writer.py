@@ -192,7 +192,7 @@ class SqliteWriter:
             self._tell(self._listener.applied, number)
 
     def _write_sorted(self, rows: list[Row]) -> None:
-        """Sorts out an entry that the database refuses, so that it takes no other with it."""
+        """Write rows, without those that the database refuses: a bad entry does not fail the others."""
         try:
             self._write(rows)
         except _UNSTORABLE as error:

@@ -117,7 +117,7 @@ def best_keep_warm(gaps_s: Iterable[float], wake_s: float) -> KeepWarm | None:
     """The time to keep an engine awake for which idling and waking together would have cost least.
 
     A gap up to that time is idled through; a longer one costs the whole time, and a wake. The cost changes
-    only at the lengths of the gaps, so that these, and nothing at all, are all that has to be tried.
+    only at the lengths of the gaps, so only these, and zero, have to be tried.
     """
     gaps = sorted(gap for gap in gaps_s if gap > 0)
     if not gaps:

@@ -2,7 +2,7 @@
 
 A span is cut into whole days, whole hours beside them, and what is left. Days are read from `usage_days`
 where neither keys nor users are asked for, hours from `usage_hours`, the rest from `ledger_entries`. All
-three count the same entries, so that the sums do not depend on how the span was cut.
+three count the same entries, so the sums do not depend on how the span was cut.
 """
 
 from collections.abc import Mapping, Sequence

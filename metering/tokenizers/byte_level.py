@@ -21,7 +21,7 @@ _NUMERIC = r"\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}"
 """What the Digits stage splits at: `char::is_numeric` of a Rust with Unicode 17, which the patterns' library
 does not have yet. The test on every code point tells when it has."""
 GPT2_DIGITS = rf"{_WORDS}|[{_NUMERIC}]| ?[^\s\p{{L}}{_NUMERIC}]+|\s+(?![^\s{_NUMERIC}])|\s+"
-"""Each digit by itself, and the text between digits as in GPT-2: a digit ends the text before it, so that
+"""Each digit by itself, and the text between digits as in GPT-2: a digit ends the text before it, so
 white space before a digit is at an end."""
 _SUFFIXES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"

@@ -63,9 +63,9 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of the prompt; special tokens are in it, so that it is tokenized without adding any.
+        """The text of the prompt. It has the special tokens: tokenize it without adding any.
 
-        Raises `TemplateError` where the template refuses the messages, or cannot make anything of them.
+        Raises `TemplateError` if the template refuses the messages, or cannot make anything of them.
         """
         compiled = self._for_tools if tools else self._plain
         try:

@@ -37,7 +37,7 @@ class ChangeLog:
         else:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                # Reserved, so that no disk that is full can fail a later write to the mapping.
+                # Reserved: a full disk cannot fail a later write to the mapping.
                 os.posix_fallocate(self._file, 0, _SIZE)
                 self._map = mmap.mmap(self._file, _SIZE)
             except OSError:

@@ -15,7 +15,8 @@ REFUSED_FOR_S = 10.0
 
 
 class CredentialCache:
-    """Bounded; the least recently used entry goes first. Keyed by digest, so that no secret is kept.
+    """Verified and refused keys, bounded; the least recently used goes first. Keyed by digest: no secret is
+    kept.
 
     ``generation`` changes with every eviction: what was read from the database before one must not be
     remembered after it. ``changes`` tells of evictions in other processes, which happen before the next

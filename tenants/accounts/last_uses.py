@@ -37,10 +37,10 @@ _WRITE = (
 
 
 class LastUses:
-    """At most one write a key in `WRITE_EVERY_S`, and one at the end; a crash loses what lies between.
+    """When keys were last used: at most one write a key in `WRITE_EVERY_S`, and one at the end.
 
-    Notes of one key take one place, so that memory is bounded by the number of keys. ``clock`` is in unix
-    seconds.
+    A crash loses the notes since the last write. A key has one note at most, so the number of keys bounds the
+    memory. ``clock`` is in unix seconds.
     """
 
     def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:

@@ -1,4 +1,4 @@
-"""Which models a project may use; it travels with the principal, so that a request needs no further look."""
+"""Which models a project may use. The principal carries it, so a request needs no further look-up."""
 
 import asyncio
 import json

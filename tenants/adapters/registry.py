@@ -49,7 +49,7 @@ class NewAdapter:
 
 
 class AdapterRegistry:
-    """Adapters in the database and, so that requests find them at once, in memory.
+    """Adapters in the database, and in memory, where requests look them up.
 
     Made by `open_registry`. A change is durable when it is told, and holds from then on; each is in the
     audit log. Methods that touch the database raise `StorageUnavailable`.

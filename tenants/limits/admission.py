@@ -24,7 +24,7 @@ class Standings:
 
 
 class Admissions:
-    """Admits requests. It does so without waiting, so that nothing comes between the check and the charge.
+    """Admits requests, without awaiting anything: nothing comes between the check and the charge.
 
     ``clock_ns`` is in nanoseconds and does not go back.
     """

@@ -1,6 +1,6 @@
 """Monthly spend limits in memory: money is reserved before a request runs, and settled when it is over.
 
-Amounts are whole picodollars (10**-12 dollars), so that the price of a token is a whole number; limits and
+Amounts are whole picodollars (10**-12 dollars), which makes the price of a token a whole number; limits and
 thresholds are in cents. A month is a calendar month in UTC, and a request belongs to the one it began in.
 """
 
@@ -181,7 +181,7 @@ class Budgets:
                 self._report(subject_id, before, before + cost, month)
 
     def _report(self, subject_id: str, before: int, spent: int, month: int) -> None:
-        """What is spent in a month only grows, so that each threshold is crossed once."""
+        """Report the thresholds that a spend has crossed: each once, since a month's spend only grows."""
         if self.on_crossing is None:
             return
         for cents in sorted(self._thresholds.get(subject_id, ())):

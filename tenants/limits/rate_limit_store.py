@@ -32,7 +32,7 @@ class LimitStore:
     def __init__(self, database: AsyncEngine, book: LimitBook) -> None:
         self._storage = Storage(database)
         self._book = book
-        # One change after the other, so that the book never keeps an older one than the database.
+        # One change after the other: the book never keeps an older one than the database.
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:

@@ -4,7 +4,7 @@ Start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 
 server that works on several requests at once (SFQ(D): Jin, Chase, Kaur, SIGMETRICS 2004). A request of cost
 *c* of a project of weight *w* has the start tag S = max(v, F) and leaves the project with the finish tag F =
 S + c/w, where the virtual time *v* is the start tag of the request that was served last. The smallest start
-tag is next, so that two projects that always have requests waiting never differ in c/w by more than the
+tag is next, so two projects that always have requests waiting never differ in c/w by more than the
 largest request of each. A project that asks rarely starts at *v*, and so is served before those who ask for
 more than their share, without credit for the time in which it asked for nothing.
 
@@ -14,7 +14,7 @@ generate is not known before: it is charged with an estimate, and its project's 
 it ends.
 
 There are two levels of it. Between interactive requests and those of the service tier ``flex`` it shares
-`INTERACTIVE_WEIGHT` : 1, so that batches yield but are never starved; an interactive request goes before a
+`INTERACTIVE_WEIGHT` : 1, so batches yield but are never starved; an interactive request goes before a
 batch that has come at the same time. Below each, it shares between projects.
 What a project calls ``priority`` goes before the rest of its own requests, never before another project's.
 

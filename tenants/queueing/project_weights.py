@@ -16,7 +16,7 @@ MOST_WEIGHT = 100.0
 
 
 class ProjectWeights:
-    """Weights of projects: every one in memory, so that a request needs no database to be admitted.
+    """Weights of projects, all in memory: the admission of a request needs no database.
 
     Made by `open_weights`. Methods that touch the database raise `StorageUnavailable`.
     """

@@ -29,7 +29,7 @@ class TokenAuthentication:
     """Tokens of configured issuers, and those of this installation's own mint.
 
     ``known`` is the cache of the verified ones, by digest, ``subjects`` that of the projects and keys that
-    tokens spoke for, so that a new token for one of them needs no database. Times in tokens are those of
+    tokens stand for: a new token for one of them needs no database. Times in tokens are those of
     ``clock``, in unix seconds; how long something is remembered is up to ``steady``, which is never set.
     """
 

@@ -191,7 +191,7 @@ def test_a_project_with_engines_of_its_own_shares_the_snapshot_alone(sleepy: Gat
 
 
 def test_a_zeroed_tensor_is_seen_by_the_canary(sleepy: Gateway) -> None:
-    """In the snapshot's memory; the manifest's digest is of the damaged file, so that nothing else can."""
+    """In the snapshot's memory. The manifest's digest is of the damaged file, which hides the damage."""
     ask(sleepy)
     sleep(sleepy, "snapshot")
     sleepy.end()

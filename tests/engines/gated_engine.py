@@ -1,4 +1,4 @@
-"""Engines whose wake and end can be held up, so that a test decides what happens meanwhile."""
+"""Engines whose wake and end can be held up: a test decides what happens before they go on."""
 
 import asyncio
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ from coldstart.tiers import SleepTier
 from loadtest.policy_sim import TRACES, Engine, main, replay
 
 DAY_S = 24 * 3600.0
-# Whole numbers, so that sums are exact.
+# Whole numbers: sums are exact.
 ENGINE = Engine(memory_gb=2, service_s=5, idle_pause_s=10, paused_wake_s=1, asleep_wake_s=3)
 COLD = Engine(asleep_wake_s=30.0, asleep=SleepTier.COLD)
 

@@ -1,4 +1,4 @@
-"""KV cache, longest sequence and data type are chosen so that an engine fits, or it is refused in figures."""
+"""KV cache, longest sequence and data type are chosen to make an engine fit, or it is refused in figures."""
 
 import dataclasses
 from pathlib import Path
