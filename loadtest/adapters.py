@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.adapter_files import MODULES, make_adapter, upload
-from loadtest.own_gateway import MODEL, ROOT, Gateway
+from loadtest.gateway import API_KEY
+from loadtest.processes import REPOSITORY
 from loadtest.sections import command, write_section
+from loadtest.wakes import MODEL, WakingGateway
 
 CONFIG = """
 [server]
@@ -69,30 +71,25 @@ class Answer:
         )
 
 
-class AdapterGateway(Gateway):
+class AdapterGateway(WakingGateway):
     """A gateway whose model serves adapters."""
 
     def __init__(self, folder: Path, slots: int, cpu_slots: int) -> None:
         text = CONFIG.replace("{model}", MODEL).replace("{slots}", str(slots))
         super().__init__(folder, text.replace("{cpu_slots}", str(cpu_slots)))
 
-    @property
-    def bearer(self) -> dict[str, str]:
-        """The project's key."""
-        return {"authorization": f"Bearer {self.keys['TORPOR_API_KEY']}"}
-
     def generate(self, model: str, words: int) -> int:
         """Generate so many tokens; returns how many there were."""
         body = {"model": model, "prompt": PROMPT, "max_tokens": words, "ignore_eos": True}
-        answer = self.http.post("/v1/completions", headers=self.bearer, json=body)
+        answer = self.http.post("/v1/completions", headers=self.bearer(), json=body)
         answer.raise_for_status()
         tokens: int = answer.json()["usage"]["completion_tokens"]
         return tokens
 
     def register(self, folder: Path, seed: int, modules: Sequence[str] = ("q_proj", "v_proj")) -> str:
         """Upload an adapter of random weights. Its name."""
-        make_adapter(folder, ROOT / "models" / MODEL, seed=seed, modules=modules, strength=1.0)
-        return upload(self.http, self.keys["TORPOR_API_KEY"], folder, MODEL, f"load-{seed}")
+        make_adapter(folder, REPOSITORY / "models" / MODEL, seed=seed, modules=modules, strength=1.0)
+        return upload(self.http, self.keys[API_KEY], folder, MODEL, f"load-{seed}")
 
     def answer(self, model: str, words: int = WORDS) -> Answer:
         """A stream of so many tokens. Raises AssertionError unless every chunk is of that model."""
@@ -100,7 +97,7 @@ class AdapterGateway(Gateway):
         body["logprobs"] = 5
         began, first_ms = time.perf_counter(), 0.0
         logprobs: dict[str, float] = {}
-        with self.http.stream("POST", "/v1/completions", headers=self.bearer, json=body) as answer:
+        with self.http.stream("POST", "/v1/completions", headers=self.bearer(), json=body) as answer:
             if answer.is_error:
                 raise AssertionError(f"{answer.status_code}: {answer.read().decode()}")
             for line in answer.iter_lines():
@@ -116,15 +113,15 @@ class AdapterGateway(Gateway):
 
     def leave(self) -> None:
         """The engine sleeps in its snapshot, without adapters."""
-        self.root("POST", f"engines/{MODEL}/sleep", {"tier": "snapshot"})
+        self.request("POST", f"/v1/torpor/engines/{MODEL}/sleep", {"tier": "snapshot"})
         time.sleep(SETTLE_S)
 
 
 def first_token(folder: Path, rounds: int) -> str:
     """One adapter more than there is room for, asked for in turns: none is resident when it is asked for."""
     gateway = AdapterGateway(folder, slots=1, cpu_slots=1)
-    with gateway.running():
-        gateway.root("POST", f"engines/{MODEL}/snapshot")
+    with gateway.serving():
+        gateway.request("POST", f"/v1/torpor/engines/{MODEL}/snapshot")
         names = [gateway.register(folder / f"adapter-{seed}", seed) for seed in range(2)]
         hot = _in_turns(gateway, names, rounds, lambda: time.sleep(SETTLE_S))
         asleep = _in_turns(gateway, names, rounds, gateway.leave)
@@ -158,7 +155,7 @@ def many(folder: Path, registered: int, used: int, clients: int, seconds: float)
     """Raises AssertionError for an answer that is not the adapter's own."""
     gateway = AdapterGateway(folder, slots=4, cpu_slots=16)
     chance = random.Random(6)
-    with gateway.running():
+    with gateway.serving():
         began = time.perf_counter()
         names = []
         for seed in range(registered):
@@ -202,7 +199,7 @@ def throughput(folder: Path, rounds: int, streams: int = 8, words: int = 96) -> 
     """Tokens a second of the base model alone, and of four adapters of rank 8 mixed, in turns."""
     gateway = AdapterGateway(folder, slots=4, cpu_slots=8)
     series: dict[str, list[float]] = {"base": [], "adapters": []}
-    with gateway.running(), concurrent.futures.ThreadPoolExecutor(streams) as pool:
+    with gateway.serving(), concurrent.futures.ThreadPoolExecutor(streams) as pool:
         names = [gateway.register(folder / f"adapter-{seed}", seed, MODULES) for seed in range(4)]
         for turn in range(rounds + 1):
             for label, models in (("base", [MODEL]), ("adapters", names)):
@@ -227,7 +224,7 @@ def throughput(folder: Path, rounds: int, streams: int = 8, words: int = 96) -> 
 def listing(folder: Path, registered: int, rounds: int) -> str:
     """Pages of a registry. Its rows are copies of one that was registered, which never reaches an engine."""
     gateway = AdapterGateway(folder, slots=1, cpu_slots=1)
-    with gateway.running():
+    with gateway.serving():
         gateway.register(folder / "adapter", 1)
     database = next(folder.rglob("torpor.db"))
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
@@ -241,11 +238,11 @@ def listing(folder: Path, registered: int, rounds: int) -> str:
             connection.execute(f"INSERT INTO adapters VALUES ({marks})", tuple(values.values()))
     pages: dict[str, list[float]] = {"/v1/torpor/adapters?limit=100": [], "/v1/models": []}
     gateway = AdapterGateway(folder, slots=1, cpu_slots=1)
-    with gateway.running():
+    with gateway.serving():
         for path, series in pages.items():
             for _ in range(rounds + 1):
                 began = time.perf_counter()
-                answer = gateway.http.get(path, headers=gateway.bearer)
+                answer = gateway.http.get(path, headers=gateway.bearer())
                 answer.raise_for_status()
                 series.append((time.perf_counter() - began) * 1000)
     rows = [

@@ -11,7 +11,6 @@ import concurrent.futures
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,21 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-import psutil
-
 from loadtest import model_wakes
-from loadtest.own_gateway import (
-    MEASURED_AFTER_S,
-    MODEL,
-    ROOT,
-    SETTLE_S,
-    Gateway,
-    answers,
-    drop_page_cache,
-    free_port,
-    until,
-)
+from loadtest.gateway import TIMEOUT_S
+from loadtest.processes import REPOSITORY, Child, free_port, python
+from loadtest.wakes import MEASURED_AFTER_S, MODEL, SETTLE_S, WakingGateway, drop_page_cache
 
 CROWD = "crowd"
 
@@ -88,34 +76,17 @@ def stock_vllm(folder: Path) -> float:
     """Milliseconds from starting vLLM's own server, as it comes, to its first healthy answer."""
     port = free_port()
     arguments = [
-        "--model", str(ROOT / "models" / MODEL), "--served-model-name", MODEL, "--host", "127.0.0.1",
+        "--model", str(REPOSITORY / "models" / MODEL), "--served-model-name", MODEL, "--host", "127.0.0.1",
         "--port", str(port), "--dtype", "bfloat16", "--enforce-eager",
         "--kv-cache-memory-bytes", str(1 << 30),
     ]  # fmt: skip
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "HOME": str(folder)}
-    began = time.perf_counter()
-    with (folder / "stock.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *arguments],
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
-            until(lambda: answers(http, "/health"))
-        return (time.perf_counter() - began) * 1000
-    finally:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.terminate()
-        psutil.wait_procs(family, 20)
-        for left in family:
-            if left.is_running():
-                left.kill()
-        process.wait()
+    command = python("-m", "vllm.entrypoints.launchers.api_server.entry", *arguments)
+    environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "HOME": str(folder)}
+    with Child("vLLM", command, log=folder / "stock.log", environment=environment) as child:
+        return child.wait_for(f"http://127.0.0.1:{port}/health", TIMEOUT_S) * 1000
 
 
-def measure(gateway: Gateway, name: str, wakes: int, prepare: Callable[[], None] | None = None) -> Tier:
+def measure(gateway: WakingGateway, name: str, wakes: int, prepare: Callable[[], None] | None = None) -> Tier:
     """``wakes`` requests that each find the engine in the tier."""
     tier = Tier()
     for turn in range(wakes + 1):
@@ -150,7 +121,7 @@ class Crowd:
     each_bytes: float
 
 
-def crowd(gateway: Gateway, replicas: int) -> Crowd:
+def crowd(gateway: WakingGateway, replicas: int) -> Crowd:
     gateway.ask(CROWD)
     time.sleep(MEASURED_AFTER_S)
     first = gateway.engine(CROWD)["memory_bytes"]
@@ -166,14 +137,20 @@ def crowd(gateway: Gateway, replicas: int) -> Crowd:
     return Crowd(seconds, awake, first, (total - first) / max(1, awake - 1))
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
 def report(arguments: Sequence[str]) -> str:
     """Measure everything. The markdown page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--wakes", type=int, default=20, help="of each tier")
+    parser.add_argument("--wakes", type=_positive, default=20, help="of each tier")
     parser.add_argument(
-        "--cold", type=int, default=3, help="cold starts of vLLM itself and of Torpor's engine"
+        "--cold", type=_positive, default=3, help="cold starts of vLLM itself and of Torpor's engine"
     )
-    parser.add_argument("--replicas", type=int, default=10)
+    parser.add_argument("--replicas", type=_positive, default=10)
     parser.add_argument("--write", type=Path, help="write the table to this file too")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="measure this model's wakes alone")
     options = parser.parse_args(arguments)
@@ -183,16 +160,17 @@ def report(arguments: Sequence[str]) -> str:
         folder = Path(scratch)
         print("cold starts of vLLM itself", flush=True)
         stock = Series([stock_vllm(folder) for _ in range(options.cold)])
-        gateway = Gateway(folder, CONFIG.replace("{replicas}", str(options.replicas)))
+        gateway = WakingGateway(folder, CONFIG.replace("{replicas}", str(options.replicas)))
         print(gateway.torpor("snapshot", "create"), flush=True)
-        with gateway.running():
+        with gateway.serving():
             cold = measure(gateway, "cold", options.cold)
             tiers = {name: measure(gateway, name, options.wakes) for name in ("hot", "paused", "snapshot")}
             tiers["dropped"] = measure(gateway, "snapshot", options.wakes, drop_page_cache)
             gateway.sleep("snapshot")
             asleep = (len(gateway.engine_processes()), gateway.engine()["memory_bytes"])
             together = crowd(gateway, options.replicas)
-            disk = {s["model"]: s["disk_bytes"] for s in gateway.root("GET", "snapshots")["data"]}
+            snapshots = gateway.request("GET", "/v1/torpor/snapshots")["data"]
+            disk = {snapshot["model"]: snapshot["disk_bytes"] for snapshot in snapshots}
     page = render(options.wakes, stock, cold, tiers, asleep, together, disk[MODEL])
     if options.write:
         options.write.write_text(page)

@@ -16,7 +16,6 @@ ledger says afterwards, read from its file, is held against both::
 import argparse
 import asyncio
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.crash_site import Site, free_port
+from loadtest.crash_site import Site
 from loadtest.sections import circumstances, command, section, write_section
 from loadtest.wire import PROMPT_TOKENS
 
@@ -145,18 +144,16 @@ Disaster = Callable[[Site, list["asyncio.Task[None]"]], Awaitable[None]]
 
 async def gateway_killed(site: Site, tasks: list["asyncio.Task[None]"]) -> None:
     """SIGKILL, and a new start."""
-    assert site.gateway is not None
-    site.gateway.send_signal(signal.SIGKILL)
-    site.gateway.wait()
+    site.gateway.child.process.kill()
+    site.gateway.child.process.wait()
     await asyncio.gather(*tasks)
-    await asyncio.to_thread(site.start_gateway)
+    await asyncio.to_thread(site.gateway.start)
 
 
 async def engine_killed(site: Site, tasks: list["asyncio.Task[None]"]) -> None:
     """SIGKILL, and a new start."""
-    assert site.engine is not None
-    site.engine.send_signal(signal.SIGKILL)
-    site.engine.wait()
+    site.engine.process.kill()
+    site.engine.process.wait()
     await asyncio.gather(*tasks)
     await asyncio.to_thread(site.start_engine)
 
@@ -170,7 +167,7 @@ async def clients_killed(_site: Site, tasks: list["asyncio.Task[None]"]) -> None
 
 async def database_away(site: Site, tasks: list["asyncio.Task[None]"]) -> None:
     """Its files are elsewhere, as after a disk has gone, and come back."""
-    folder, elsewhere = site.database_file.parent, site.folder / "elsewhere"
+    folder, elsewhere = site.gateway.database.parent, site.gateway.folder / "elsewhere"
     elsewhere.mkdir()
     names = [file.name for file in folder.glob("torpor.db*")]
     for name in names:
@@ -184,7 +181,7 @@ async def database_away(site: Site, tasks: list["asyncio.Task[None]"]) -> None:
 
 async def disk_full(site: Site, tasks: list["asyncio.Task[None]"]) -> None:
     """Fill the disk with another file, which goes away after a while."""
-    full = site.folder / "full"
+    full = site.gateway.folder / "full"
     with suppress(OSError), full.open("wb", buffering=0) as file:
         while True:
             file.write(b"\0" * 4096)
@@ -198,8 +195,8 @@ async def _round(site: Site, disaster: Disaster, tally: Tally, count: int, chanc
     site.next_number += count
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{site.gateway_port}",
-        headers={"authorization": f"Bearer {site.key}"},
+        base_url=site.gateway.url,
+        headers=site.gateway.bearer(),
         timeout=60,
         limits=limits,
         trust_env=False,
@@ -232,10 +229,9 @@ KINDS: dict[str, tuple[str, Disaster]] = {
 
 async def _run(site: Site, kinds: list[str], arguments: argparse.Namespace) -> list[Tally]:
     chance, tallies = random.Random(arguments.seed), []
-    site.prepare()
-    site.start_engine()
     try:
-        site.start_gateway()
+        site.start_engine()
+        site.gateway.start()
         for kind in kinds:
             name, disaster = KINDS[kind]
             tally = Tally(name)
@@ -280,13 +276,13 @@ def main() -> int:
     on_disk = [kind for kind in arguments.kinds if kind != "disk"]
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
         if on_disk:
-            site = Site(Path(folder), free_port(), free_port())
+            site = Site(Path(folder))
             tallies += asyncio.run(_run(site, on_disk, arguments))
     if "disk" in arguments.kinds:
         with tempfile.TemporaryDirectory(prefix="crash-") as folder:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
             try:
-                site = Site(Path(folder), free_port(), free_port())
+                site = Site(Path(folder))
                 tallies += asyncio.run(_run(site, ["disk"], arguments))
             finally:
                 subprocess.run(["umount", folder], check=True)

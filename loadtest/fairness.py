@@ -13,28 +13,23 @@ import json
 import multiprocessing
 import os
 import platform
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
 
-import httpx
+from loadtest.gateway import Gateway
+from loadtest.processes import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "smollm2-135m"
 STREAMS = 64
 FLOOD_TOKENS = 128
 QUESTION_TOKENS = 8
 WARM_UP_S = 8.0
-START_S = 180.0
 
 CONFIG = """
 [server]
@@ -77,65 +72,10 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, -(-int(share * 100) * len(values) // 100) - 1)]
 
 
-class Gateway:
-    """A gateway with the models of this benchmark, and a key for each of its two tenants."""
-
-    def __init__(self, folder: Path, models: str) -> None:
-        self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        (folder / "torpor.toml").write_text(CONFIG.format(port=self.port) + models)
-        self._command("setup")
-        lines = (folder / ".torpor/credentials.env").read_text().splitlines()
-        self._keys = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=600, trust_env=False)
-
-    def _command(self, *arguments: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        words = [sys.executable, "-m", "gateway.cli", *arguments]
-        subprocess.run(words, cwd=self._folder, env=environment, capture_output=True, check=True)
-
-    @contextmanager
-    def running(self) -> Iterator["Gateway"]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        words = [sys.executable, "-m", "gateway.cli", "serve"]
-        with (self._folder / "gateway.log").open("wb") as log:
-            process = subprocess.Popen(words, cwd=self._folder, env=environment, stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + START_S
-            while not self._answers():
-                if time.monotonic() > deadline or process.poll() is not None:
-                    raise RuntimeError((self._folder / "gateway.log").read_text()[-2000:])
-                time.sleep(0.1)
-            yield self
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-            self.http.close()
-
-    def _answers(self) -> bool:
-        try:
-            return self.http.get("/health/ready").is_success
-        except httpx.TransportError:
-            return False
-
-    def post(self, path: str, body: Any, key: str) -> Any:
-        headers = {"authorization": f"Bearer {self._keys[key]}"}
-        answer = self.http.post(path, json=body, headers=headers)
-        answer.raise_for_status()
-        return answer.json()
-
-    def tenant(self, name: str) -> str:
-        """A project of its own, and a key for it."""
-        project = self.post("/v1/organization/projects", {"name": name}, "TORPOR_ADMIN_KEY")["id"]
-        path = f"/v1/organization/projects/{project}/service_accounts"
-        key: str = self.post(path, {"name": name}, "TORPOR_ADMIN_KEY")["api_key"]["value"]
-        return key
-
-    def engine(self, model: str, *, awake: bool) -> None:
-        path = f"/v1/torpor/engines/{model}/{'wake' if awake else 'sleep'}"
-        self.post(path, {"tier": "cold"}, "TORPOR_ROOT_KEY")
+def set_awake(gateway: Gateway, model: str, *, awake: bool) -> None:
+    """Wake a model's engine, or end it."""
+    path = f"/v1/torpor/engines/{model}/{'wake' if awake else 'sleep'}"
+    gateway.request("POST", path, {"tier": "cold"})
 
 
 def request(port: int, key: str, model: str, text: str, tokens: int) -> bytes:
@@ -227,25 +167,31 @@ def measure(options: argparse.Namespace) -> list[Run]:
     names = [f"{discipline}-{cap}" for discipline, cap, _ in settings]
     models = "".join(
         MODEL.format(
-            id=name, root=ROOT, source=SOURCE, running=running, cap=cap, discipline=discipline, more=more
+            id=name,
+            root=REPOSITORY,
+            source=SOURCE,
+            running=running,
+            cap=cap,
+            discipline=discipline,
+            more=more,
         )
         for name, (discipline, cap, running) in zip(names, settings, strict=True)
     )
     alone = Run("alone")
     runs = [alone, *(Run(name) for name in names)]
     with tempfile.TemporaryDirectory(prefix="torpor-fairness-") as folder:
-        gateway = Gateway(Path(folder), models)
-        with gateway.running():
+        gateway = Gateway(Path(folder), CONFIG + models)
+        with gateway.serving():
             keys = (gateway.tenant("a"), gateway.tenant("b"))
             for run in runs[1:]:
-                gateway.engine(run.name, awake=True)
+                set_awake(gateway, run.name, awake=True)
                 questions(gateway, keys[1], Run("warm-up"), run.name, 3)
                 if run is runs[1]:
                     questions(gateway, keys[1], alone, run.name, options.seconds)
                     tell(alone)
                 beside_the_flood(gateway, keys, run, run.name, options.seconds, options.words)
                 tell(run)
-                gateway.engine(run.name, awake=False)
+                set_awake(gateway, run.name, awake=False)
     return runs
 
 

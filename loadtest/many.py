@@ -6,9 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from loadtest.client import Ask, Connection, Outcome, Tally
+from loadtest.gateway import Running
 from loadtest.generator import chat_body, connect
 from loadtest.histogram import Histogram
-from loadtest.targets import Engine, Running
+from loadtest.targets import Engine
 
 PACE_MS = 250.0
 _GRACE_S = 30.0

@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 
 from loadtest.client import Ask
+from loadtest.gateway import Running
 from loadtest.generator import Run, chat, closed_loop
 from loadtest.processes import Child, Usage
-from loadtest.targets import Running
 
 _SAMPLE_S = 0.1
 

@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadtest.own_gateway import MEASURED_AFTER_S, SETTLE_S, Gateway, drop_page_cache
 from loadtest.report import machine, table
 from loadtest.wake_costs import faults, parts, touched
+from loadtest.wakes import MEASURED_AFTER_S, SETTLE_S, WakingGateway, drop_page_cache
 
 _GOAL_RATIO = 1.5
 # Of the request's own prefill, and in milliseconds: what the canary and first touches may add to a wake.
@@ -61,15 +61,15 @@ def _size(row: dict[str, Any]) -> int:
 
 
 def _measure(folder: Path, wakes: int, scratch: Path) -> dict[str, Any]:
-    gateway = Gateway(scratch, CONFIG.replace("{source}", str(folder)))
+    gateway = WakingGateway(scratch, CONFIG.replace("{source}", str(folder)))
     print(gateway.torpor("snapshot", "create"), flush=True)
-    with gateway.running():
+    with gateway.serving():
         gateway.ask("model", "")
         gateway.ask("model", "")
         hot = touched(gateway, "model", wakes)
         warm = _wakes(gateway, wakes, lambda: None)
         cold = _wakes(gateway, wakes, drop_page_cache)
-        (snapshot,) = gateway.root("GET", "snapshots")["data"]
+        (snapshot,) = gateway.request("GET", "/v1/torpor/snapshots")["data"]
         mappings = _mappings(gateway)
         row = {
             "name": folder.name,
@@ -89,7 +89,7 @@ def _measure(folder: Path, wakes: int, scratch: Path) -> dict[str, Any]:
     return row
 
 
-def _wakes(gateway: Gateway, count: int, prepare: Callable[[], None]) -> list[dict[str, float]]:
+def _wakes(gateway: WakingGateway, count: int, prepare: Callable[[], None]) -> list[dict[str, float]]:
     """The phases of each wake, with the time to the first token; the first wake is not counted."""
     measured = []
     for turn in range(count + 1):
@@ -107,13 +107,13 @@ def _wakes(gateway: Gateway, count: int, prepare: Callable[[], None]) -> list[di
     return measured
 
 
-def _mappings(gateway: Gateway) -> int:
+def _mappings(gateway: WakingGateway) -> int:
     """Mappings of all processes of the engine that is awake."""
     maps = (Path(f"/proc/{process.pid}/maps") for process in gateway.engine_processes())
     return sum(len(path.read_text().splitlines()) for path in maps)
 
 
-def _second(gateway: Gateway) -> int:
+def _second(gateway: WakingGateway) -> int:
     """Bytes that a second replica adds, after each of them has answered a request."""
     gateway.sleep("snapshot", "model")
     gateway.ask("model", "")
@@ -127,7 +127,7 @@ def _second(gateway: Gateway) -> int:
     return _pss(gateway) - first
 
 
-def _pss(gateway: Gateway) -> int:
+def _pss(gateway: WakingGateway) -> int:
     """Bytes of all replicas together, at one time: what they share counts once.
 
     The gateway measures each replica twice a minute: what it says of the first is from before the second.

@@ -10,7 +10,7 @@ from loadtest.generator import chat, closed_loop
 from loadtest.measure import ALONE, PLAIN, Series
 from loadtest.processes import REPOSITORY
 from loadtest.report import Goal, Panel, Progress, Report, table
-from loadtest.targets import DIRECT, TORPOR, Engine, prepare, standin
+from loadtest.targets import DIRECT, TORPOR, Engine, standin, with_everything_on
 
 _SAMPLES = 20
 _CHAT_MODEL = "smollm2-135m"
@@ -70,11 +70,11 @@ def start_times(count: int, models: Path, progress: Progress) -> Series | None:
         return None
     with tempfile.TemporaryDirectory(prefix="load-") as name:
         section = f'[[models]]\nid = "{_CHAT_MODEL}"\nsource = "{source.resolve()}"\n'
-        site = prepare(Path(name), section)
+        gateway = with_everything_on(Path(name), section)
         times = []
         for _ in range(count):
             progress.step("start of `torpor serve`")
-            with site.serving() as running:
+            with gateway.serving() as running:
                 times.append(running.ready_s)
     return Series(tuple(times))
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.client import Endpoint
+from loadtest.gateway import MODEL, Running
 from loadtest.installing import cache_folder, from_debian, from_npm, from_pip
 from loadtest.processes import Child, NotReady, free_port
-from loadtest.targets import MODEL, Engine, Running, Target
+from loadtest.targets import Engine, Target
 
 _KEY = "sk-loadtest-0123456789abcdef"
 _READY_S = 120.0

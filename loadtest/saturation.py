@@ -12,11 +12,12 @@ from typing import Any
 import httpx
 
 from loadtest.client import Ask, Endpoint
+from loadtest.gateway import Gateway, Running
 from loadtest.generator import closed_loop
 from loadtest.measure import Series
 from loadtest.processes import REPOSITORY, Child, NotReady, python
 from loadtest.report import Goal, Panel, Progress, Report, table
-from loadtest.targets import Running, Site, prepare, set_limits
+from loadtest.targets import set_limits, with_everything_on
 
 _MODEL = "smollm2-135m"
 _WAKE_S = 300.0
@@ -88,10 +89,10 @@ async def run(arguments: argparse.Namespace) -> Report:
             f"max_running = {arguments.concurrency}\nreserved_slots = 0\n"
             f'[[prices]]\nmodel = "{_MODEL}"\ninput = "1"\noutput = "2"\n'
         )
-        site = prepare(folder, section, "[engines]\nsnapshots = false")
-        with site.serving() as running:
-            set_limits(site)
-            sides = _sides(site, running)
+        gateway = with_everything_on(folder, section, "[engines]\nsnapshots = false")
+        with gateway.serving() as running:
+            set_limits(gateway)
+            sides = _sides(gateway, running)
             await _ours(sides[0], 0, arguments)  # warms the engine up
             reached = []
             for number in range(arguments.rounds):
@@ -103,17 +104,17 @@ async def run(arguments: argparse.Namespace) -> Report:
     return _report(reached, list(clients))
 
 
-def _sides(site: Site, running: Running) -> list[Side]:
+def _sides(gateway: Gateway, running: Running) -> list[Side]:
     """Wakes the engine, and finds its socket."""
     headers = {"authorization": f"Bearer {running.endpoint.key}"}
     body = {"model": _MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
     with httpx.Client(trust_env=False, timeout=_WAKE_S, headers=headers) as http:
-        http.post(f"{site.url}/v1/chat/completions", json=body).raise_for_status()
-    sockets = [path for path in (site.folder / ".torpor/run").rglob("s") if path.is_socket()]
+        http.post(f"{gateway.url}/v1/chat/completions", json=body).raise_for_status()
+    sockets = [path for path in (gateway.folder / ".torpor/run").rglob("s") if path.is_socket()]
     if len(sockets) != 1:
         raise NotReady(f"the engine's socket is not there: {len(sockets)} found")
     direct = Side("direct", Endpoint(uds=str(sockets[0])), "http://engine", sockets[0])
-    return [direct, Side("torpor", running.endpoint, site.url, None)]
+    return [direct, Side("torpor", running.endpoint, gateway.url, None)]
 
 
 async def _ours(side: Side, seed: int, arguments: argparse.Namespace) -> Reached:

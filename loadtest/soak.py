@@ -17,10 +17,11 @@ import httpx
 
 from loadtest.adapter_files import make_adapter, upload
 from loadtest.client import Connection, Outcome, Tally
+from loadtest.gateway import API_KEY, Gateway, Running
 from loadtest.generator import Run, open_loop
 from loadtest.processes import REPOSITORY, NotReady, usage_of
 from loadtest.report import Goal, Panel, Progress, Report, figure, table
-from loadtest.targets import Engine, Running, Site, models_of, prepare, set_limits, standin
+from loadtest.targets import Engine, models_of, set_limits, standin, with_everything_on
 from loadtest.traffic import MIX, Traffic, entries_of, unsettled, wrong
 
 _SLEEPER = "smollm2-135m"
@@ -113,17 +114,17 @@ async def run(arguments: argparse.Namespace) -> Report:
             if wakes
             else ""
         )
-        site = prepare(folder, f"{sleeper}{models_of(engine)}", _SECTIONS)
+        gateway = with_everything_on(folder, f"{sleeper}{models_of(engine)}", _SECTIONS)
         progress.step("start")
-        with site.serving() as running:
-            set_limits(site)
-            return await _soak(arguments, engine, site, running, progress, wakes=wakes)
+        with gateway.serving() as running:
+            set_limits(gateway)
+            return await _soak(arguments, engine, gateway, running, progress, wakes=wakes)
 
 
 async def _soak(
     arguments: argparse.Namespace,
     engine: Engine,
-    site: Site,
+    gateway: Gateway,
     running: Running,
     progress: Progress,
     *,
@@ -133,10 +134,10 @@ async def _soak(
     seconds, models = arguments.minutes * 60, [_SLEEPER]
     if wakes:  # without the cold start
         await _wake(running, traffic, Tally(), _SLEEPER)
-        models += await asyncio.to_thread(_adapters, site, arguments.models / _SLEEPER, arguments.adapters)
+        models += await asyncio.to_thread(_adapters, gateway, arguments.models / _SLEEPER, arguments.adapters)
     await engine.state(forget=True)
     over = asyncio.Event()
-    samples = _Samples(running, site.metrics_url)
+    samples = _Samples(running, gateway.metrics_url)
     beside = [asyncio.create_task(samples.take(seconds / _SAMPLES, progress))]
     if wakes:
         beside.append(
@@ -159,18 +160,18 @@ async def _soak(
         if isinstance(error, Exception):
             raise error
     progress.step("the ledger")
-    mistakes = await _mistakes(site, engine, traffic)
+    mistakes = await _mistakes(gateway, engine, traffic)
     progress.over()
     return _report(done, woken, samples, traffic, mistakes)
 
 
-def _adapters(site: Site, base: Path, count: int) -> list[str]:
+def _adapters(gateway: Gateway, base: Path, count: int) -> list[str]:
     """Upload so many adapters with random weights; returns their names."""
     names = []
-    with httpx.Client(base_url=site.url, trust_env=False, timeout=60) as http:
+    with httpx.Client(base_url=gateway.url, trust_env=False, timeout=60) as http:
         for number in range(count):
-            adapter = make_adapter(site.folder / f"adapter-{number}", base, seed=number)
-            names.append(upload(http, site.keys["TORPOR_API_KEY"], adapter, _SLEEPER, f"soak-{number}"))
+            adapter = make_adapter(gateway.folder / f"adapter-{number}", base, seed=number)
+            names.append(upload(http, gateway.keys[API_KEY], adapter, _SLEEPER, f"soak-{number}"))
     return names
 
 
@@ -204,16 +205,16 @@ async def _wake(running: Running, traffic: Traffic, tally: Tally, model: str) ->
         connection.close()
 
 
-async def _mistakes(site: Site, engine: Engine, traffic: Traffic) -> Counter[str]:
+async def _mistakes(gateway: Gateway, engine: Engine, traffic: Traffic) -> Counter[str]:
     """What is wrong with the ledger, once everything in it is settled or a minute is over."""
-    entries = entries_of(site.database)
+    entries = entries_of(gateway.database)
     deadline = time.monotonic() + _SETTLE_S
     while unsettled(traffic.sent, entries) and time.monotonic() < deadline:
         await asyncio.sleep(0.5)
-        entries = entries_of(site.database)
+        entries = entries_of(gateway.database)
     mistakes = wrong(traffic.sent, entries, await engine.state())
     with suppress(NotReady):
-        site.torpor("usage", "verify")
+        gateway.torpor("usage", "verify")
         return mistakes
     mistakes["rollups that are not what the entries say"] += 1
     return mistakes

@@ -1,6 +1,6 @@
 """What a load test can be pointed at: the stand-in engine itself, and gateways in front of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,10 @@ import httpx
 import msgspec
 
 from loadtest.client import Endpoint
-from loadtest.processes import Child, free_port, python, run
+from loadtest.gateway import ADMIN_KEY, MODEL, Gateway, Running
+from loadtest.processes import Child, free_port, python
 from loadtest.standin import State
 
-MODEL = "standin"
 _READY_S = 60.0
 # So large that every limit counts each request and none refuses one.
 _AMPLE = 2_000_000_000
@@ -37,17 +37,6 @@ class Engine:
         async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
             answer = await http.request("DELETE" if forget else "GET", f"{self.url}/standin/state")
         return msgspec.json.decode(answer.content, type=State)
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A gateway that is ready; ``child`` is its process."""
-
-    name: str
-    endpoint: Endpoint
-    child: Child
-    model: str = MODEL
-    ready_s: float = 0.0
 
 
 Start = Callable[[Engine, Path], AbstractContextManager[Running]]
@@ -83,44 +72,6 @@ def _direct(engine: Engine, _folder: Path) -> Iterator[Running]:
 DIRECT = Target("direct", "", "", _direct)
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A folder with Torpor's configuration, its data and its keys."""
-
-    folder: Path
-    port: int
-    metrics_port: int
-    keys: Mapping[str, str]
-
-    @property
-    def url(self) -> str:
-        """Without ``/v1``."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def metrics_url(self) -> str:
-        """The value of a metric that Prometheus reads."""
-        return f"http://127.0.0.1:{self.metrics_port}/metrics"
-
-    @property
-    def database(self) -> Path:
-        """The ledger's."""
-        return self.folder / ".torpor/torpor.db"
-
-    def torpor(self, *arguments: str) -> str:
-        """Run the command; what it printed. Raises `NotReady`."""
-        return run(python("-m", "gateway.cli", *arguments), cwd=self.folder)
-
-    @contextmanager
-    def serving(self) -> Iterator[Running]:
-        """`torpor serve`, ready. Raises `NotReady`."""
-        arguments = python("-m", "gateway.cli", "serve")
-        with Child("torpor", arguments, log=self.folder / "serve.log", cwd=self.folder) as child:
-            ready_s = child.wait_for(f"{self.url}/health/ready", _READY_S)
-            endpoint = Endpoint(port=self.port, key=self.keys["TORPOR_API_KEY"])
-            yield Running("torpor", endpoint, child, MODEL, ready_s)
-
-
 def models_of(engine: Engine) -> str:
     """The ``[[models]]`` of a stand-in engine: with a fair queue and a price."""
     return (
@@ -130,52 +81,44 @@ def models_of(engine: Engine) -> str:
     )
 
 
-def prepare(folder: Path, models: str, sections: str = "") -> Site:
-    """Write the configuration, make the keys. Everything is on; no limit is ever reached."""
-    port, metrics_port = free_port(), free_port()
-    (folder / "torpor.toml").write_text(
-        f'[server]\nport = {port}\nlog_format = "json"\nlog_file = "torpor.log"\n'
-        f"[metrics]\nport = {metrics_port}\n"
+def with_everything_on(folder: Path, models: str, sections: str = "") -> Gateway:
+    """A gateway with logs, metrics and limits, of which none is ever reached. Raises `NotReady`."""
+    return Gateway(
+        folder,
+        '[server]\nport = {port}\nlog_format = "json"\nlog_file = "torpor.log"\n'
+        "[metrics]\nport = {metrics_port}\n"
         f"[limits]\nrequests_per_minute = {_AMPLE}\ntokens_per_minute = {_AMPLE}\n"
-        f"requests_per_day = {_AMPLE}\n{sections}\n{models}"
+        f"requests_per_day = {_AMPLE}\n{sections}\n{models}",
     )
-    run(python("-m", "gateway.cli", "setup"), cwd=folder)
-    lines = (folder / ".torpor/credentials.env").read_text().splitlines()
-    keys = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-    return Site(folder, port, metrics_port, keys)
 
 
-def set_limits(site: Site) -> None:
+def set_limits(gateway: Gateway) -> None:
     """Limits of the project and the key, and budgets, besides those of the configuration."""
-    headers = {"authorization": f"Bearer {site.keys['TORPOR_ADMIN_KEY']}"}
-    with httpx.Client(base_url=f"{site.url}/v1", headers=headers, trust_env=False, timeout=30) as http:
-        project = _only(http, "/organization/projects")
-        key = _only(http, f"/organization/projects/{project}/api_keys")
-        sizes = {
-            "max_requests_per_1_minute": _AMPLE,
-            "max_tokens_per_1_minute": _AMPLE,
-            "max_tokens_per_1_day": _AMPLE,
-            "max_concurrent_requests": 100_000,
-        }
-        for kind, subject in (("project", project), ("key", key)):
-            limit = {"subject_type": kind, "subject_id": subject, **sizes}
-            http.post("/torpor/limits", json=limit).raise_for_status()
-        budget = {"threshold_amount": _AMPLE_CENTS, "currency": "USD", "interval": "month"}
-        for path in (f"/organization/projects/{project}/spend_limit", "/organization/spend_limit"):
-            http.post(path, json=budget).raise_for_status()
+    project = _only(gateway, "/v1/organization/projects")
+    key = _only(gateway, f"/v1/organization/projects/{project}/api_keys")
+    sizes = {
+        "max_requests_per_1_minute": _AMPLE,
+        "max_tokens_per_1_minute": _AMPLE,
+        "max_tokens_per_1_day": _AMPLE,
+        "max_concurrent_requests": 100_000,
+    }
+    for kind, subject in (("project", project), ("key", key)):
+        limit = {"subject_type": kind, "subject_id": subject, **sizes}
+        gateway.request("POST", "/v1/torpor/limits", limit, key=ADMIN_KEY)
+    budget = {"threshold_amount": _AMPLE_CENTS, "currency": "USD", "interval": "month"}
+    for path in (f"/v1/organization/projects/{project}/spend_limit", "/v1/organization/spend_limit"):
+        gateway.request("POST", path, budget, key=ADMIN_KEY)
 
 
-def _only(http: httpx.Client, path: str) -> str:
-    response = http.get(path)
-    response.raise_for_status()
-    return str(response.json()["data"][0]["id"])
+def _only(gateway: Gateway, path: str) -> str:
+    return str(gateway.request("GET", path, key=ADMIN_KEY)["data"][0]["id"])
 
 
 @contextmanager
 def _torpor(engine: Engine, folder: Path) -> Iterator[Running]:
-    site = prepare(folder, models_of(engine), "[engines]\nsnapshots = false")
-    with site.serving() as running:
-        set_limits(site)
+    gateway = with_everything_on(folder, models_of(engine), "[engines]\nsnapshots = false")
+    with gateway.serving() as running:
+        set_limits(gateway)
         yield running
 
 

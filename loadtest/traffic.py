@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from loadtest.client import Ask, Endpoint, Outcome
+from loadtest.gateway import MODEL
 from loadtest.generator import chat_body
 from loadtest.standin import State
-from loadtest.targets import MODEL
 from loadtest.wire import PROMPT_TOKENS
 
 MIX: Mapping[str, int] = {

@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-from loadtest.own_gateway import SETTLE_S, TIMEOUT_S, Gateway
+from loadtest.gateway import TIMEOUT_S
+from loadtest.wakes import SETTLE_S, WakingGateway
 
 # Among the fields after the command's name in /proc/PID/stat (proc(5)), where minflt is the 10th of all.
 _MINOR, _MAJOR = 7, 9
@@ -33,7 +34,7 @@ class Faults:
         return asdict(Faults(self.minor - earlier.minor, self.major - earlier.major))
 
 
-def faults(gateway: Gateway) -> Faults:
+def faults(gateway: WakingGateway) -> Faults:
     """The costs of all processes of the engines since they were started or restored."""
     minor = major = 0
     for process in gateway.engine_processes():
@@ -43,7 +44,7 @@ def faults(gateway: Gateway) -> Faults:
     return Faults(minor, major)
 
 
-def touched(gateway: Gateway, model: str, count: int) -> dict[str, Any]:
+def touched(gateway: WakingGateway, model: str, count: int) -> dict[str, Any]:
     """TTFT of hot requests (``hot``) and of hot ones with a canary (``canary``), in turn, in milliseconds.
 
     ``faults`` are those of each request with a canary.
@@ -69,12 +70,12 @@ def parts(row: dict[str, Any]) -> dict[str, float]:
     return {"hot": hot, "canary": canary, "touches": total - canary, "sum": total}
 
 
-def _recorded(gateway: Gateway, model: str) -> Any:
+def _recorded(gateway: WakingGateway, model: str) -> Any:
     (path,) = (gateway.folder / ".torpor/snapshots" / model).glob("0*/manifest.json")
     return json.loads(path.read_bytes())["manifest"]["canary"]
 
 
-def _expect_canary(gateway: Gateway, canary: Any) -> None:
+def _expect_canary(gateway: WakingGateway, canary: Any) -> None:
     (socket,) = (gateway.folder / ".torpor/run").glob("engine-*/s")
     transport = httpx.HTTPTransport(uds=str(socket))
     with httpx.Client(transport=transport, base_url="http://engine", timeout=TIMEOUT_S) as http:

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from loadtest.targets import MODEL, Engine
+from loadtest.gateway import MODEL
+from loadtest.targets import Engine
 from loadtest.targets import standin as load_engine
 from tests.gateway.conftest import standin
 from tests.process import CHAT_MODEL, Gateway

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from loadtest.client import Ask, Endpoint, Outcome, Tally
+from loadtest.gateway import MODEL, Running
 from loadtest.generator import arrivals, chat, chat_body, closed_loop, connect, open_loop
 from loadtest.many import disconnect, hold_open
-from loadtest.targets import MODEL, Engine, Running
+from loadtest.targets import Engine
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 _PLAIN = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
