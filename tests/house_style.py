@@ -102,15 +102,22 @@ PUBLIC_METHODS = 20
 ATTRIBUTES = 12
 """Limits of a class, unless its docstring says why it exceeds them: it has the word "because"."""
 
-NOT_YET: frozenset[str] = frozenset({"tests"})
-"""Folders whose names and prose are not checked."""
+EXEMPT: dict[tuple[str, str], str] = {
+    ("tests/e2e/test_bad_input.py", "nobody"): "part of a key that does not exist",
+    ("tests/gateway/receivers.py", "nobody"): "the text of an SMTP reply",
+    ("tests/gateway/storage/test_privacy.py", "nobody"): "the name of the user with uid 65534",
+}
+"""Phrases that are data in a file, and what they are."""
 
 
 def violations(root: Path, folders: tuple[str, ...] = FOLDERS) -> Iterator[Violation]:
     """Each violation in the Python files of the folders."""
     for folder in folders:
         for file in sorted((root / folder).rglob("*.py")):
-            if "node_modules" not in file.parts and file.name != "house_style.py":
+            if "node_modules" not in file.parts and file.name not in (
+                "house_style.py",
+                "test_house_style.py",
+            ):
                 yield from of_source(file.relative_to(root).as_posix(), file.read_text())
 
 
@@ -123,7 +130,8 @@ def of_source(name: str, source: str) -> Iterator[Violation]:
     for line, text in _prose(tree, source):
         for pattern, better in PHRASES.items():
             for match in re.finditer(pattern, text, re.IGNORECASE):
-                yield Violation(f"{name}:{line}", f"{match[0]!r}: say {better!r}")
+                if (name, match[0]) not in EXEMPT:
+                    yield Violation(f"{name}:{line}", f"{match[0]!r}: say {better!r}")
     yield from _docstrings(name, tree)
     if not name.startswith("tests/"):
         yield from _classes(name, tree)

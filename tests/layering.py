@@ -169,11 +169,11 @@ MAX_CODE_LINES = 500
 class Violation:
     """What is wrong, and where."""
 
-    place: str
+    location: str
     what: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.what}"
+        return f"{self.location}: {self.what}"
 
 
 def violations(root: Path) -> list[Violation]:

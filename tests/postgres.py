@@ -67,7 +67,7 @@ class PostgresServer:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """End the server at once, whoever is connected."""
+        """End the server at once, also with clients connected."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(_START_S)

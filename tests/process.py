@@ -155,7 +155,7 @@ class Gateway:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A loopback port without a server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -67,7 +67,7 @@ def test_a_circle_is_seen(tmp_path: Path, files: dict[str, str], modules: set[st
 
 
 @pytest.mark.parametrize(
-    ("file", "source", "told"),
+    ("file", "source", "message"),
     [
         ("tenants/a.py", "import gateway.app", "tenants/ may not import gateway.app"),
         ("metering/a.py", "from tenants.store import Tenants", "metering/ may not import tenants.store"),
@@ -113,12 +113,12 @@ def test_a_circle_is_seen(tmp_path: Path, files: dict[str, str], modules: set[st
         ("gateway/a.py", "x = 1\n" * 501, "501 lines of code, more than 500"),
     ],
 )
-def test_a_planted_violation_is_seen(tmp_path: Path, file: str, source: str, told: str) -> None:
+def test_a_planted_violation_is_seen(tmp_path: Path, file: str, source: str, message: str) -> None:
     for folder in FOLDERS:
         (tmp_path / folder).mkdir()
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(source)
-    assert any(told in str(violation) for violation in violations(tmp_path))
+    assert any(message in str(violation) for violation in violations(tmp_path))
 
 
 def test_what_is_allowed_is_not_a_violation(tmp_path: Path) -> None:

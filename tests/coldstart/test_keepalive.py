@@ -218,7 +218,7 @@ def test_what_is_no_idle_time_is_refused(policy: KeepAlivePolicy, idle_s: Any) -
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "reason"),
     [
         ({"bin_s": 0.0}, "bin_s"),
         ({"bin_s": math.nan}, "bin_s"),
@@ -241,8 +241,8 @@ def test_what_is_no_idle_time_is_refused(policy: KeepAlivePolicy, idle_s: Any) -
         ({"least_sleep_s": math.nan}, "least_sleep_s"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         HistogramSettings(**settings)
 
 

@@ -96,14 +96,14 @@ def test_a_stream_calls_the_adapter_by_its_name(tenants: tuple[Tenant, Tenant]) 
 
 
 def test_text_completions_and_tokens_know_adapters(tenants: tuple[Tenant, Tenant]) -> None:
-    def text(one: Tenant) -> str:
-        request = one.client.completions.create(
-            model=one.name, prompt="The capital of France", max_tokens=8, temperature=0
+    def text(tenant: Tenant) -> str:
+        request = tenant.client.completions.create(
+            model=tenant.name, prompt="The capital of France", max_tokens=8, temperature=0
         )
         return request.choices[0].text
 
-    def tokens(one: Tenant, model: str) -> list[int]:
-        reply: list[int] = one.http.post("/tokenize", json={"model": model, "prompt": "hello"}).json()[
+    def tokens(tenant: Tenant, model: str) -> list[int]:
+        reply: list[int] = tenant.http.post("/tokenize", json={"model": model, "prompt": "hello"}).json()[
             "tokens"
         ]
         return reply

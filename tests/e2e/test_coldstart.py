@@ -49,7 +49,7 @@ def ask(gateway: Gateway, **options: object) -> tuple[str, str, float]:
 
 
 def processes(gateway: Gateway) -> list[psutil.Process]:
-    """Those of engines, without spare sandboxes."""
+    """The processes of engines, without spare sandboxes."""
     return [
         p for p in gateway.engines() if p.is_running() and not any("init.py" in word for word in p.cmdline())
     ]

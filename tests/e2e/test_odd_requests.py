@@ -16,8 +16,8 @@ def _format(schema: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
 
 
-def _constraint(**wanted: Any) -> dict[str, Any]:
-    return {"structured_outputs": wanted}
+def _constraint(**constraint: Any) -> dict[str, Any]:
+    return {"structured_outputs": constraint}
 
 
 _LOOP = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}
@@ -208,10 +208,10 @@ def test_greedy_choices_are_equal_and_all_counted(gateway: Gateway, path: str) -
 
 
 @pytest.mark.usefixtures("awake")
-@pytest.mark.parametrize(("asked", "used"), [("auto", "default"), ("flex", "flex"), ("fast", "priority")])
-def test_the_tier_that_was_used_is_named(gateway: Gateway, asked: str, used: str) -> None:
+@pytest.mark.parametrize(("requested", "used"), [("auto", "default"), ("flex", "flex"), ("fast", "priority")])
+def test_the_tier_that_was_used_is_named(gateway: Gateway, requested: str, used: str) -> None:
     for path, prompt in ((CHAT, {"messages": MESSAGES}), (TEXT, {"prompt": "Hello"})):
-        assert _post(gateway, path, {**prompt, "service_tier": asked}).json()["service_tier"] == used
-        response = _post(gateway, path, {**prompt, "service_tier": asked, "stream": True})
+        assert _post(gateway, path, {**prompt, "service_tier": requested}).json()["service_tier"] == used
+        response = _post(gateway, path, {**prompt, "service_tier": requested, "stream": True})
         events = [json.loads(event.removeprefix("data: ")) for event in response.text.split("\n\n")[:-2]]
         assert {event["service_tier"] for event in events} == {used}

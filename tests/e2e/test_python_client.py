@@ -153,8 +153,8 @@ def test_embeddings(client: OpenAI) -> None:
     vectors = [item.embedding for item in answer.data]
     assert len(vectors[0]) == 384
 
-    def likeness(one: list[float], other: list[float]) -> float:
-        return sum(a * b for a, b in zip(one, other, strict=True))
+    def likeness(vector: list[float], other: list[float]) -> float:
+        return sum(a * b for a, b in zip(vector, other, strict=True))
 
     assert likeness(vectors[0], vectors[1]) > likeness(vectors[0], vectors[2])
     assert answer.usage.prompt_tokens > 0

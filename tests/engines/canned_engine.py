@@ -12,7 +12,7 @@ from engines.spec import EngineAddress
 
 @asynccontextmanager
 async def canned_engine(socket: Path, statuses: Mapping[str, int]) -> AsyncIterator[EngineClient]:
-    """Answers each path with its status, and ends the connection where there is none."""
+    """Answers each path with its status, and ends the connection if it has none."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

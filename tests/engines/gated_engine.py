@@ -20,12 +20,12 @@ class Gate:
         self.passes = 0  # so many go through a closed gate
         self.failing = False
         self.broken_restores = False
-        self.made: list[EngineProcess] = []
+        self.created: list[EngineProcess] = []
 
     def __call__(self, spec: ModelSpec, runtime: Runtime) -> EngineProcess:
         engine = _Gated(spec, runtime, argv=standin_argv, health_timeout_s=0.3)
         engine.gate = self
-        self.made.append(engine)
+        self.created.append(engine)
         return engine
 
     def shut(self, *, passes: int = 0) -> None:
@@ -40,7 +40,7 @@ class Gate:
             return
         await self.open.wait()
         if self.failing:
-            raise EngineStartFailed("the gate lets nobody through")
+            raise EngineStartFailed("the gate is closed")
 
 
 class _Gated(EngineProcess):

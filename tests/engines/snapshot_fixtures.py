@@ -1,7 +1,7 @@
 """A host whose engines sleep in snapshots: a stand-in in the real sandbox under the real CRIU.
 
 The stand-in draws a number when it starts: the same number after a wake proves that it was restored, another
-one that it was started anew.
+one that it was started again.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +22,7 @@ FOREVER = 1e6
 
 
 def model(name: str = "model", **changes: object) -> ModelSpec:
-    """It goes to sleep only when it is told to."""
+    """A model that goes to sleep only on an order."""
     created = replace(spec(name), idle_pause_s=FOREVER, idle_snapshot_s=FOREVER)
     return replace(created, **changes)  # type: ignore[arg-type]
 

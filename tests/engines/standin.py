@@ -35,23 +35,23 @@ class Attached:
         self.peak = {"loaded": 0, "running": 0, "loads": 0}
         self.spoiled: list[str] = []  # texts of the next loads
 
-    def load(self, wanted: "dict[str, Any]") -> tuple[int, object]:
+    def load(self, order: "dict[str, Any]") -> tuple[int, object]:
         with self.changing:
-            if wanted["number"] in self.numbers or wanted["name"] in self.loaded:
+            if order["number"] in self.numbers or order["name"] in self.loaded:
                 return 500, "a name or a number was used again"
-            self.loaded.pop(wanted["leaver"], None)
-            if not os.path.exists(f"{wanted['folder']}/adapter_model.safetensors"):
+            self.loaded.pop(order["leaver"], None)
+            if not os.path.exists(f"{order['folder']}/adapter_model.safetensors"):
                 return 422, {"error": "there are no weights"}
-            with open(f"{wanted['folder']}/adapter_config.json") as file:
+            with open(f"{order['folder']}/adapter_config.json") as file:
                 text = file.read()
             if "refuse" in text:
                 return 422, {"error": "the stand-in refuses it"}
             if "crash" in text:
                 os._exit(3)
             text = self.spoiled.pop(0) if self.spoiled else text
-            fit = None if wanted["canary"] is None else wanted["canary"] == {"text": text}
-            self.numbers.append(wanted["number"])
-            self.loaded[wanted["name"]] = text, fit
+            fit = None if order["canary"] is None else order["canary"] == {"text": text}
+            self.numbers.append(order["number"])
+            self.loaded[order["name"]] = text, fit
             self.peak["loads"] += 1
             self.peak["loaded"] = max(self.peak["loaded"], len(self.loaded))
             return 200, {"ms": 0.0}
@@ -78,7 +78,7 @@ class Attached:
         name, _, public = body["model"].partition("/")
         text, fit = self.loaded.get(name, ("", None))
         if fit is None:
-            return 503, {"error": {"message": "it is not there any more", "code": "adapter_unfit"}}
+            return 503, {"error": {"message": "it is no longer there", "code": "adapter_unfit"}}
         with self.changing:
             self.running.append(name)
             self.peak["running"] = max(self.peak["running"], len(set(self.running)))
@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     number = 0  # drawn at the start: the same after a restore, another after a new start
-    wanted: "dict[str, int] | None" = None
+    canary: "dict[str, int] | None" = None
     deaf = threading.Event()
     gone = threading.Event()
     adapters = Attached()
@@ -115,8 +115,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def reply(self, told: "tuple[int, object]") -> None:
-        self.answer(json.dumps(told[1]).encode(), told[0])
+    def reply(self, result: "tuple[int, object]") -> None:
+        self.answer(json.dumps(result[1]).encode(), result[0])
 
     def attached(self, body: bytes = b"") -> bool:
         """Whether it was a call about adapters."""
@@ -142,9 +142,9 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(60)
             self.answer(b"")
         elif self.path == "/torpor/proof":
-            if self.wanted == {"number": -1}:  # stands for a canary that could not be asked
+            if self.canary == {"number": -1}:  # stands for a canary that could not be asked
                 os._exit(72)
-            if self.wanted not in (None, {"number": self.number}):
+            if self.canary not in (None, {"number": self.number}):
                 os._exit(71)
             self.answer(b'{"deviation": 0.0, "ms": 1.0}')
         elif self.path == "/number":
@@ -181,7 +181,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/torpor/canary":
             self.answer(json.dumps({"number": self.number}).encode())
         elif self.path == "/torpor/wake":
-            Handler.wanted = json.loads(body or b"null")
+            Handler.canary = json.loads(body or b"null")
             self.answer(b"null")
         elif self.path.startswith("/v1/"):
             request = json.loads(body or b"{}")

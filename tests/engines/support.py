@@ -44,7 +44,7 @@ class Starts:
 
     def __init__(self, *options: str) -> None:
         self.options = options
-        self.made: list[EngineProcess] = []
+        self.created: list[EngineProcess] = []
 
     def __call__(self, spec: ModelSpec, runtime: Runtime) -> EngineProcess:
         argv: Callable[[ModelSpec, Path], list[str]] = lambda spec, socket: [  # noqa: E731
@@ -52,7 +52,7 @@ class Starts:
             *self.options,
         ]
         engine = EngineProcess(spec, runtime, argv=argv, health_timeout_s=0.3)
-        self.made.append(engine)
+        self.created.append(engine)
         return engine
 
 

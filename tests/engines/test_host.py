@@ -104,7 +104,7 @@ async def test_one_start_is_shared_by_all_who_wait(run_dir: Path) -> None:
 
     async with host(run_dir, starts) as engines:
         assert len(set(await asyncio.gather(*(use(engines) for _ in range(40))))) == 1
-        assert len(starts.made) == 1
+        assert len(starts.created) == 1
         assert await eventually(lambda: engines.status()[0].in_flight == 0)
 
 
@@ -118,7 +118,7 @@ async def test_waiting_is_bounded_and_the_start_goes_on_for_others(run_dir: Path
         assert 0.2 <= time.monotonic() - began < 0.5
         assert caught.value.retry_after_s > 0
         async with engines.acquire("model"):
-            assert len(starts.made) == 1
+            assert len(starts.created) == 1
 
 
 async def test_a_cancelled_waiter_leaves_nothing_behind(run_dir: Path) -> None:
@@ -160,7 +160,7 @@ async def test_a_crash_breaks_the_requests_and_the_next_one_starts_anew(run_dir:
                     await echo(first)
                 assert engines.status()[0].in_flight == 1
             assert await eventually(lambda: engines.status()[0].in_flight == 0)
-        assert len(starts.made) == 2
+        assert len(starts.created) == 2
         assert engines.status()[0].failure is None
         assert await eventually(lambda: len(folders(run_dir)) == 1)
 
@@ -197,7 +197,7 @@ async def test_a_failed_start_says_why_and_backs_off(run_dir: Path) -> None:
         with pytest.raises(EngineUnavailable) as caught:
             await engines.wake("model")
         assert 0.3 < caught.value.retry_after_s <= 0.6
-        assert len(starts.made) == 2
+        assert len(starts.created) == 2
         assert await eventually(no_trace(run_dir))
         # An operator who mends it need not wait.
         starts.options = ()
@@ -233,7 +233,7 @@ async def test_sleep_lets_requests_end_and_one_that_comes_meanwhile_is_served(ru
             await echo(lease)  # still served by the draining engine
         assert (await asleep).state is EngineState.COLD
         assert await comer != lease.address.uds
-        assert len(starts.made) == 2
+        assert len(starts.created) == 2
         assert state(engines) is EngineState.READY
         again = await asyncio.gather(*(engines.sleep("model", SleepTier.COLD) for _ in range(3)))
         assert {status.state for status in again} == {EngineState.COLD}

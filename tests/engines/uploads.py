@@ -44,7 +44,7 @@ def uploaded(folder: Path, text: str) -> Adapter:
 
 
 def renamed(adapter: Adapter, name: str) -> Adapter:
-    """The same content, uploaded by somebody else."""
+    """The same content, uploaded by another tenant."""
     return replace(adapter, name=name)
 
 

@@ -76,7 +76,7 @@ async def outbox_when_over(stage: Stage, count: int) -> list[Any]:
 
 
 def certificate(folder: Path, host: x509.GeneralName = LOOPBACK) -> tuple[Path, ssl.SSLContext]:
-    """Of a server on loopback: the file to trust, and what the server is started with."""
+    """Make a certificate for a server on loopback: the file to trust, and the server's context."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mail.test")])
     now = datetime.now(UTC)

@@ -96,7 +96,7 @@ class Stage:
         )
 
     async def status(self, key: str, path: str = "/v1/models") -> int:
-        """How the gateway answers somebody with this key."""
+        """The answer of the gateway to a request with this key."""
         async with self.client(key) as http:
             return (await http.get(path)).status_code
 
@@ -138,7 +138,7 @@ async def stage_at(
     environment: Mapping[str, str] | None = None,
     database: str | None = None,
 ) -> AsyncIterator[Stage]:
-    """``near`` and ``away`` count as smollm2-135m does; ``near`` is the stand-in, nobody answers ``away``."""
+    """``near`` and ``away`` count as smollm2-135m does; ``near`` is the stand-in, ``away`` has no server."""
     storage = StorageConfig(data_dir=folder, database=database)
     await migrate(storage.database_url())
     models = (
@@ -175,7 +175,7 @@ def _services(app: Starlette) -> Services:
 
 
 def _model(spec: ModelSpec) -> Model:
-    """The engine is somebody else's, but of all but ``far`` the gateway has tokenizer and template."""
+    """The engine is a `url` model; the gateway has tokenizer and template of all models but ``far``."""
     counter, template = (None, None) if spec.id == "far" else _tokenizer()
     return Model(spec, 1, spec.max_model_len, counter, template)
 

@@ -38,7 +38,7 @@ def standin() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def routed(standin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway that routes ``far`` to the stand-in, and ``away`` to where nobody listens."""
+    """A gateway that routes ``far`` to the stand-in, and ``away`` to a port without a server."""
     models = f"""
 [[models]]
 id = "far"

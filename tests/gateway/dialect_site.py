@@ -105,5 +105,5 @@ def asking(include: bool) -> dict[str, Any]:
 
 
 def tokens(usage: Any) -> tuple[int, int]:
-    """Of a reported usage, the prompt's and the answer's."""
+    """The prompt's and the answer's tokens of a reported usage."""
     return usage["prompt_tokens"], usage["completion_tokens"]

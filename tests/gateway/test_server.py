@@ -81,13 +81,13 @@ def _logged(gateway: Gateway, request_id: str) -> dict[str, Any]:
     raise AssertionError(f"no line for {request_id}")
 
 
-@pytest.mark.parametrize(("trusted", "shown"), [("127.0.0.1", "203.0.113.9"), ("10.0.0.0/8", "127.0.0.1")])
-def test_only_trusted_proxies_tell_the_clients_address(tmp_path: Path, trusted: str, shown: str) -> None:
+@pytest.mark.parametrize(("trusted", "address"), [("127.0.0.1", "203.0.113.9"), ("10.0.0.0/8", "127.0.0.1")])
+def test_only_trusted_proxies_tell_the_clients_address(tmp_path: Path, trusted: str, address: str) -> None:
     sections = f'trusted_proxies = ["{trusted}"]\nlog_format = "json"\n'
     with running_gateway(tmp_path, models="", sections=sections) as gateway, gateway.http() as http:
         http.get("/v1/models", headers={"x-forwarded-for": "203.0.113.9", "x-request-id": "traced"})
         line = _logged(gateway, "traced")
-    assert line["client"] == shown
+    assert line["client"] == address
     assert line["status"] == 200
     assert line["key"].startswith("key_")
     assert line["project"].startswith("proj_")
@@ -104,7 +104,7 @@ def test_it_ends_well_when_it_is_asked_to(tmp_path: Path, ending: signal.Signals
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("[server]\nprot = 1\n", "torpor.toml:2: [server] prot: unknown key"),
         ('[storage]\ndatabase = "nonsense"\n', "torpor:"),
@@ -119,12 +119,12 @@ def test_it_ends_well_when_it_is_asked_to(tmp_path: Path, ending: signal.Signals
         ),
     ],
 )
-def test_a_start_that_cannot_be_ends_with_one_line(tmp_path: Path, text: str, told: str) -> None:
+def test_a_start_that_cannot_be_ends_with_one_line(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "torpor.toml").write_text(text)
     gateway = Gateway(tmp_path, 0, {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)})
     done = gateway.torpor("serve", check=False)
     assert done.returncode == 1
-    assert told in done.stderr
+    assert reason in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

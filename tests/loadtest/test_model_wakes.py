@@ -9,7 +9,7 @@ from loadtest.wake_costs import Faults, parts
 
 
 def row(name: str, ready: float, canary: float, touches: float) -> dict[str, Any]:
-    """Of a model whose hot requests take 200 ms."""
+    """Figures of a model whose hot requests take 200 ms."""
     wake = {
         "sandbox": 1.0, "restore": ready - 3, "answer": 2.0, "total": ready,
         "ttft": 200 + ready + canary + touches, "minor": 10_000, "major": 1,
@@ -34,15 +34,15 @@ def test_the_canary_and_first_touches_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ready", "touches", "told"),
+    ("ready", "touches", "cell"),
     [(60, 90, "yes |         within the limit"), (61, 90, " NO |"), (60, 91, "MISSED")],
 )
-def test_a_miss_is_printed_as_a_miss(ready: float, touches: float, told: str) -> None:
+def test_a_miss_is_printed_as_a_miss(ready: float, touches: float, cell: str) -> None:
     page = render([row("small", 40, 0, 0), row("large", ready, 30, touches)])
     (goals,) = [
         line for line in page.splitlines() if line.startswith("| large") and "." in line.split("|")[2]
     ][-1:]
-    assert told in goals
+    assert cell in goals
 
 
 def test_faults_are_those_since() -> None:

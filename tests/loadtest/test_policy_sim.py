@@ -23,10 +23,10 @@ class Planned:
     """A policy that always has the same plan, and keeps what it is told."""
 
     plan: KeepAlive
-    told: list[float] = field(default_factory=list)
+    durations: list[float] = field(default_factory=list)
 
     def observe_idle(self, idle_s: float) -> None:
-        self.told.append(idle_s)
+        self.durations.append(idle_s)
 
     def windows(self) -> KeepAlive:
         return self.plan
@@ -60,7 +60,7 @@ def test_an_engine_that_is_woken_before_the_request() -> None:
     assert outcome.prewakes == 4
     awake = 8 + (2 + 6) + (4 + 5) + (25 + 6) + 8 + 32
     assert outcome.memory_gb_s == 2 * awake
-    assert policy.told == [52, 54, 75, 4]
+    assert policy.durations == [52, 54, 75, 4]
 
 
 def test_a_request_during_another_ends_no_idle_time() -> None:
@@ -69,7 +69,7 @@ def test_a_request_during_another_ends_no_idle_time() -> None:
     # 10 ends 18, 11 joins the wake, 15 ends 20; 40 finds it paused, ends 46.
     assert outcome.waits_s == [3, 2, 0, 1]
     assert found(outcome.by_tier) == (1, 1, 2, 0)
-    assert policy.told == [20]
+    assert policy.durations == [20]
     assert outcome.memory_gb_s == 2 * 36
 
 

@@ -35,11 +35,11 @@ def test_a_table_is_aligned_markdown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "text"),
     [(0, "0"), (3, "3"), (1234.5, "1,234"), (12.34, "12.3"), (0.128, "0.13"), (float("nan"), "–")],
 )
-def test_figures(value: float, told: str) -> None:
-    assert figure(value) == told
+def test_figures(value: float, text: str) -> None:
+    assert figure(value) == text
 
 
 def test_goals() -> None:

@@ -88,7 +88,9 @@ async def make(
     monkeypatch.setattr(sqlite_writer, "BUSY_TIMEOUT_MS", 50)
     database = open_database(f"sqlite+aiosqlite:///{file}")
     event.listen(
-        database.sync_engine, "connect", lambda one, _: one.execute("PRAGMA busy_timeout = 50").close()
+        database.sync_engine,
+        "connect",
+        lambda connection, _: connection.execute("PRAGMA busy_timeout = 50").close(),
     )
     if request.param == "thread":
         yield lambda folder="ledger": Ledger(SqliteWriter(str(file)), file.parent / folder)

@@ -16,7 +16,7 @@ _DIALECTS: list[Dialect] = [
 ]
 
 
-@pytest.mark.parametrize("dialect", _DIALECTS, ids=lambda one: one.name)
+@pytest.mark.parametrize("dialect", _DIALECTS, ids=lambda dialect: dialect.name)
 def test_statements_compile(dialect: Dialect) -> None:
     settling = str(upsert(dialect.name).returning(ledger_entries.c.id).compile(dialect=dialect))
     assert "ON CONFLICT (id) DO UPDATE SET" in settling

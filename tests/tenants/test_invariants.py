@@ -135,10 +135,10 @@ def test_who_comes_anew_waits_for_one_request_of_each_other_project(
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PROJECTS), COSTS, st.sampled_from(list(ServiceTier))), max_size=60))
 def test_all_are_served_once_and_idleness_forgets_everything(
-    asked: list[tuple[str, int, ServiceTier]],
+    requests: list[tuple[str, int, ServiceTier]],
 ) -> None:
     queue = FairQueue()
-    tickets = [Ticket(project_id=project, cost=cost, tier=tier) for project, cost, tier in asked]
+    tickets = [Ticket(project_id=project, cost=cost, tier=tier) for project, cost, tier in requests]
     for item in tickets:
         queue.put(item)
     taken = []
@@ -160,7 +160,7 @@ def test_all_are_served_once_and_idleness_forgets_everything(
 def test_idleness_is_neither_credit_nor_debt(
     heavy: list[int], light: list[int], weight: int, idle: int
 ) -> None:
-    """From the moment in which both wait, their shares are within the bound, whoever was alone before."""
+    """From the moment in which both wait, their shares are within the bound, whichever was alone before."""
     queue, served = FairQueue(), {"a": Fraction(0), "b": Fraction(0)}
     for cost in heavy:
         queue.put(Ticket(project_id="a", cost=cost, weight=weight))

@@ -1,4 +1,4 @@
-"""Every page is found again where a piece says that it is, whoever else holds the same."""
+"""Every page is found again where a piece says that it is, also if other processes hold the same page."""
 
 from collections.abc import Sequence
 from pathlib import Path

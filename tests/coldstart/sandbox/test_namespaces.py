@@ -245,5 +245,5 @@ async def test_nothing_outlives_a_keeper_killed_at_any_moment(
     assert await gone(mark)
     await asyncio.sleep(0.1)
     assert not processes_with(mark)
-    await keeper.stdout.read()  # its end, which comes when nobody holds the pipe any more
+    await keeper.stdout.read()  # the end of file: no process holds the pipe
     keeper._transport.close()  # type: ignore[attr-defined]

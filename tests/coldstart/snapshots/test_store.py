@@ -77,7 +77,7 @@ def test_whatever_else_is_there_is_a_stale_snapshot(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"vllm": "0.33.0"}, "vllm has changed: 0.32.0 then, 0.33.0 now"),
         ({"kernel": "6.2"}, "kernel has changed"),
@@ -86,11 +86,11 @@ def test_whatever_else_is_there_is_a_stale_snapshot(
     ],
 )
 def test_another_version_kernel_or_argument_is_seen(
-    store: SnapshotStore, change: dict[str, str], told: str
+    store: SnapshotStore, change: dict[str, str], reason: str
 ) -> None:
     snapshot = published(store)
     store.require(snapshot, TAKEN_ON)
-    with pytest.raises(StaleSnapshot, match=told):
+    with pytest.raises(StaleSnapshot, match=reason):
         store.require(snapshot, {**TAKEN_ON, **change})
 
 
@@ -107,7 +107,7 @@ def _take_away(source: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         (_swap_target, "the content of weights.safetensors has changed"),
         (_add, "added.json has come or gone"),
@@ -115,7 +115,7 @@ def _take_away(source: Path) -> None:
     ],
 )
 def test_weights_behind_links_are_watched_and_so_is_the_set_of_files(
-    store: SnapshotStore, tmp_path: Path, change: Callable[[Path], None], told: str
+    store: SnapshotStore, tmp_path: Path, change: Callable[[Path], None], reason: str
 ) -> None:
     """The layout of a model hub's cache: links into a folder of blobs."""
     source = tmp_path / "hub"
@@ -128,7 +128,7 @@ def test_weights_behind_links_are_watched_and_so_is_the_set_of_files(
     snapshot = published(store, source=str(weights), sources=identities(weights))
     store.require(snapshot, TAKEN_ON)
     change(source)
-    with pytest.raises(StaleSnapshot, match=told):
+    with pytest.raises(StaleSnapshot, match=reason):
         store.require(snapshot, TAKEN_ON)
 
 

@@ -31,7 +31,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Of 8 MB, on the disk."""
+    """A file of 8 MB, on the disk."""
     path = tmp_path / "file"
     with path.open("wb") as out:
         out.write(os.urandom(8 * MB))

@@ -23,9 +23,9 @@ def main() -> int:
     """The exit code: 1 if a check of a client failed."""
     with tempfile.TemporaryDirectory() as folder, running_gateway(Path(folder), default_models()) as gateway:
         rows = {client: run(client, gateway) for client in CLIENTS}
-    shown = table(rows)
-    print(shown, end="")
-    DOCUMENT.write_text(_TABLE.sub(lambda _: shown, DOCUMENT.read_text(), count=1))
+    text = table(rows)
+    print(text, end="")
+    DOCUMENT.write_text(_TABLE.sub(lambda _: text, DOCUMENT.read_text(), count=1))
     outcomes = [value for row in rows.values() for name, value in row.items() if name != "version"]
     return 0 if set(outcomes) == {"ok"} else 1
 

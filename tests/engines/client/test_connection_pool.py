@@ -135,7 +135,7 @@ async def test_a_body_without_a_length_ends_with_the_connection(ask: Ask) -> Non
 
 @either_way
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "reason"),
     [
         ([], "closed the connection"),
         ([b"HTTP/1.1 200"], "closed the connection"),
@@ -148,11 +148,13 @@ async def test_a_body_without_a_length_ends_with_the_connection(ask: Ask) -> Non
         ([OK + b"x: " + b"y" * 70_000 + b"\r\n", 0.05], "larger than"),
     ],
 )
-async def test_what_is_no_answer_breaks_the_exchange(ask: Ask, said: list[bytes | float], told: str) -> None:
+async def test_what_is_no_answer_breaks_the_exchange(
+    ask: Ask, said: list[bytes | float], reason: str
+) -> None:
     script = Script(*said, close=True)
     async with pool_to(script) as pool:
         for _ in range(2):
-            with pytest.raises(EngineBroken, match=told):
+            with pytest.raises(EngineBroken, match=reason):
                 await ask(pool)
     assert script.connections == 2
 

@@ -88,7 +88,7 @@ async def test_a_dump_that_fails_leaves_the_engine_serving_and_the_old_snapshot(
 async def test_requests_are_served_after_criu_was_killed_in_the_middle_of_a_dump(
     run_dir: Path, wrapped_criu: Path, after_s: float
 ) -> None:
-    """It may have left the engine in pieces, which is then noticed and replaced."""
+    """CRIU may have left the engine in pieces; the host notices that and replaces the engine."""
     async with snapshot_host(run_dir) as host:
         await ask(host)
         assert await eventually(has_snapshot(host), 20)

@@ -81,7 +81,7 @@ async def test_a_restored_engine_has_no_more_authority_than_a_fresh_one(run_dir:
 async def test_a_snapshot_of_an_earlier_format_is_not_restored_and_made_anew(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It holds a process with all of root's capabilities, which a restore would give back."""
+    """Its process has all of root's capabilities, which a restore would give back."""
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "FORMAT", manifest.FORMAT - 1)
         async with asleep(run_dir) as host:
@@ -216,7 +216,7 @@ MACHINE = manifest.machine()
 
 
 @pytest.mark.parametrize(
-    ("now", "told"),
+    ("now", "reason"),
     [
         ({"kernel": "7.0.0"}, "kernel has changed"),
         ({"boot": "another"}, "boot has changed"),
@@ -226,7 +226,7 @@ MACHINE = manifest.machine()
 async def test_another_machine_or_boot_makes_it_anew(
     run_dir: Path,
     now: dict[str, str],
-    told: str,
+    reason: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -237,7 +237,7 @@ async def test_another_machine_or_boot_makes_it_anew(
         _, tier = await ask(host)
         assert tier is SleepTier.COLD
         assert await eventually(lambda: has_snapshot(host)() and current(host).id != taken, 20)
-    assert told in caplog.text
+    assert reason in caplog.text
 
 
 async def test_a_clock_that_has_started_again_makes_it_anew(

@@ -1,4 +1,4 @@
-"""Adapters come and go in an engine: who is loaded, who waits, who leaves, and whom nobody can mistake."""
+"""Adapters come and go in an engine: which are loaded, wait, and leave, and none is taken for another."""
 
 import asyncio
 import json

@@ -93,7 +93,7 @@ async def test_a_snapshot_that_is_as_it_was_is_read_again_and_its_engines_serve_
         assert shelf is not None
         inspecting = shelf._inspecting
         assert inspecting is not None
-        assert await eventually(inspecting.done, 20)  # nobody uses the snapshot
+        assert await eventually(inspecting.done, 20)  # no engine uses the snapshot
 
 
 async def test_without_an_interval_nothing_is_read(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,11 +35,11 @@ pytestmark = pytest.mark.timeout(120)
 async def test_one_restore_serves_all_who_wait(run_dir: Path) -> None:
     starts = Starts()
     async with asleep(run_dir, make=starts) as host:
-        created = len(starts.made)
+        created = len(starts.created)
         answers = await asyncio.gather(*(ask(host) for _ in range(20)))
         assert len(set(answers)) == 1
         assert answers[0][1] is SleepTier.SNAPSHOT
-        assert len(starts.made) == created + 1
+        assert len(starts.created) == created + 1
 
 
 async def test_replicas_are_restored_when_requests_queue_and_leave_again(run_dir: Path) -> None:
@@ -101,7 +101,7 @@ async def test_min_hot_is_always_there(run_dir: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
         assert await eventually(lambda: len(host.status()[0].wakes) > wakes)
         assert await ask(host) == (first, SleepTier.HOT)
-        await host.sleep("model", SleepTier.SNAPSHOT)  # an order holds until somebody asks
+        await host.sleep("model", SleepTier.SNAPSHOT)  # an order holds until a request comes
         await asyncio.sleep(0.3)
         assert host.status()[0].tier is SleepTier.SNAPSHOT
 

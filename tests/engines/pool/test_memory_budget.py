@@ -35,7 +35,7 @@ class Memory:
             self.idle[name] = await self.hold(size)
 
     async def want(self, size: int) -> asyncio.Task[Reservation]:
-        """Somebody begins to wait, or has it at once."""
+        """A claim that waits, or is granted at once."""
         task = asyncio.create_task(self.budget.reserve(size))
         for _ in range(3):
             await asyncio.sleep(0)

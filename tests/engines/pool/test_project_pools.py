@@ -1,4 +1,4 @@
-"""Engines for one project alone: of the model's snapshot, and never anybody else's."""
+"""Engines for one project alone: restored from the model's snapshot, and used by no other project."""
 
 import asyncio
 from contextlib import AsyncExitStack

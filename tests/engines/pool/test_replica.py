@@ -29,7 +29,7 @@ async def test_leaving_the_host_waits_for_an_engine_that_is_being_stopped(run_di
 
 
 class Torn(EngineProcess):
-    """A dump leaves it in pieces: it answers no health check any more."""
+    """A dump leaves the engine in pieces: it answers no health check."""
 
     failing = asyncio.Event()
 

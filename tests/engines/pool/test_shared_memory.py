@@ -96,7 +96,7 @@ async def test_an_engine_that_never_fits_beside_one_that_is_always_hot_is_refuse
 
 
 async def test_one_engine_leaves_when_one_is_enough(run_dir: Path) -> None:
-    """Leases that are given back while it ends put nobody else to sleep."""
+    """Leases that are given back while an engine ends put no other engine to sleep."""
     gate = Gate()
     models = [started(name) for name in ("one", "two", "three", "four")]
     limit = int(3.5 * STARTED)

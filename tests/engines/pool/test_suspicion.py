@@ -1,4 +1,4 @@
-"""An engine that a request saw fail: nobody gets another lease until it is known whether it is well."""
+"""An engine that a request saw fail: it gives no lease until its health is known."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ async def test_a_well_engine_is_kept(run_dir: Path) -> None:
         async with engines.acquire("model") as next_one:
             assert next_one.tier is SleepTier.HOT
             assert next_one.address == lease.address
-    assert len(starts.made) == 1
+    assert len(starts.created) == 1
 
 
 async def test_a_sick_engine_is_replaced_before_the_next_lease(run_dir: Path) -> None:
@@ -32,4 +32,4 @@ async def test_a_sick_engine_is_replaced_before_the_next_lease(run_dir: Path) ->
         async with engines.acquire("model") as fresh:
             assert fresh.tier is SleepTier.COLD
             assert fresh.address != lease.address
-    assert len(starts.made) == 2
+    assert len(starts.created) == 2

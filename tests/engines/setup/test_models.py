@@ -86,7 +86,7 @@ def test_two_runs_at_once_make_it_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "told"),
+    ("recipe", "reason"),
     [
         (
             replace(MINILM, digests={"config.json": "0" * 64}),
@@ -96,8 +96,8 @@ def test_two_runs_at_once_make_it_once(tmp_path: Path) -> None:
     ],
     ids=["another file", "no such package"],
 )
-def test_a_failure_says_what_and_leaves_nothing(tmp_path: Path, recipe: Recipe, told: str) -> None:
-    with pytest.raises(PreparationFailed, match=told):
+def test_a_failure_says_what_and_leaves_nothing(tmp_path: Path, recipe: Recipe, reason: str) -> None:
+    with pytest.raises(PreparationFailed, match=reason):
         prepare(tmp_path, lambda line: None, [recipe])
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 

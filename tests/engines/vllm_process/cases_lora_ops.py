@@ -161,7 +161,7 @@ def test_another_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert platform.get_punica_wrapper == CpuPlatform.get_punica_wrapper
 
 
-def _batch(wanted: dict[int, list[int]] | None, likeliest: int | None) -> Any:
+def _batch(indices: dict[int, list[int]] | None, likeliest: int | None) -> Any:
     class Likely(Sampler):  # type: ignore[misc]
         def apply_logits_processors(self, logits: torch.Tensor, *_: Any) -> torch.Tensor:
             return logits
@@ -169,7 +169,7 @@ def _batch(wanted: dict[int, list[int]] | None, likeliest: int | None) -> Any:
         def sample(self, logits: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None]:
             return logits.argmax(dim=-1), None
 
-    metadata = SimpleNamespace(max_num_logprobs=likeliest, logprob_token_ids=wanted)
+    metadata = SimpleNamespace(max_num_logprobs=likeliest, logprob_token_ids=indices)
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
     return Likely()(logits, metadata).logprobs_tensors
 

@@ -1,4 +1,4 @@
-"""Adapters in the real engine: each answers its own, and one that was dropped or swapped answers nobody."""
+"""Adapters in the real engine: each answers its own, and one that was dropped or swapped answers none."""
 
 import asyncio
 import json
@@ -51,14 +51,14 @@ class Site:
         self.host = host
         self.folder = folder
         self.adapters: list[Adapter] = []
-        self.own: list[list[str]] = []  # answers of each, alone
+        self.answers: list[list[str]] = []  # answers of each, alone
 
     async def prepare(self) -> None:
         await self.host.snapshot(MODEL.id)
         for number in range(4):
             created = adapter(self.folder, number + 1)
             self.adapters.append(replace(created, canary=await self.host.examine(MODEL.id, created)))
-            self.own.append([await self.text(self.adapters[-1], prompt) for prompt in PROMPTS])
+            self.answers.append([await self.text(self.adapters[-1], prompt) for prompt in PROMPTS])
 
     async def text(self, adapter: Adapter | None, prompt: str) -> str:
         status, answer, _ = await self.ask(adapter, prompt)
@@ -112,12 +112,12 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
 
 async def test_each_answers_its_own_beside_the_others(site: Site) -> None:
     """By the first words: later on two tokens may be as probable, and the batch decides."""
-    assert len({tuple(texts) for texts in site.own}) == len(site.own)
+    assert len({tuple(texts) for texts in site.answers}) == len(site.answers)
     base = [await site.text(None, prompt) for prompt in PROMPTS]
-    assert base not in site.own
+    assert base not in site.answers
     request = [(at, adapter) for at in range(len(PROMPTS)) for adapter in (*site.adapters, None)]
     texts = await asyncio.gather(*(site.text(adapter, PROMPTS[at]) for at, adapter in request))
-    mine = [words[at] for at in range(len(PROMPTS)) for words in (*site.own, base)]
+    mine = [words[at] for at in range(len(PROMPTS)) for words in (*site.answers, base)]
     assert [text.split()[:2] for text in texts] == [text.split()[:2] for text in mine]
 
 
@@ -143,13 +143,13 @@ async def test_a_spoiled_adapter_answers_nobody_and_is_loaded_anew(
     await site.orders(*orders)
     victim, other = site.adapters[:2]
     if len(orders) > 1:
-        assert await site.text(other, PROMPTS[0]) == site.own[1][0]
+        assert await site.text(other, PROMPTS[0]) == site.answers[1][0]
     status, answer, lease = await site.ask(victim)
     assert (status, answer["error"]["code"]) == (503, "adapter_unfit")
     assert lease.unverified
     site.host.report_broken(lease)
-    assert await site.text(victim, PROMPTS[0]) == site.own[0][0]
-    status, answer = await site.ask_with(lease)  # the spoiled load is known to nobody any more
+    assert await site.text(victim, PROMPTS[0]) == site.answers[0][0]
+    status, answer = await site.ask_with(lease)  # the spoiled load has no name left
     assert (status, answer["error"]["code"]) == (503, "adapter_unfit")
 
 
@@ -160,7 +160,7 @@ async def test_an_engine_that_spoils_it_twice_is_given_up(site: Site) -> None:
         assert (status, lease.replica) == (503, first.replica)
         site.host.report_broken(lease)
     status, answer, lease = await site.ask(site.adapters[2])
-    assert (status, answer["choices"][0]["text"]) == (200, site.own[2][0])
+    assert (status, answer["choices"][0]["text"]) == (200, site.answers[2][0])
     assert lease.replica == first.replica + 1
     assert lease.tier is SleepTier.SNAPSHOT
 
@@ -168,7 +168,7 @@ async def test_an_engine_that_spoils_it_twice_is_given_up(site: Site) -> None:
 async def test_an_engine_asleep_in_a_snapshot_checks_it_with_the_first_request(site: Site) -> None:
     await site.host.sleep(MODEL.id, SleepTier.SNAPSHOT)
     status, answer, lease = await site.ask(site.adapters[3])
-    assert (status, answer["choices"][0]["text"]) == (200, site.own[3][0])
+    assert (status, answer["choices"][0]["text"]) == (200, site.answers[3][0])
     assert lease.unverified
     assert await eventually(lambda: site.host.status()[0].replicas[0].adapters[0].verified)
 
@@ -179,7 +179,7 @@ async def test_a_sleeping_engine_holds_none(site: Site) -> None:
     async with site.host.acquire(MODEL.id) as lease:
         _, answer = await call(Path(lease.address.uds or ""), "GET", "/torpor/adapters", timeout_s=10)
     assert answer == {"names": [], "ids": []}
-    assert await site.text(site.adapters[0], PROMPTS[0]) == site.own[0][0]
+    assert await site.text(site.adapters[0], PROMPTS[0]) == site.answers[0][0]
 
 
 async def test_what_is_unloaded_has_left_the_engine(site: Site) -> None:
@@ -218,4 +218,4 @@ async def test_what_the_engine_refuses(site: Site) -> None:
     (broken.folder / "adapter_config.json").write_text(json.dumps({**settings, "r": 64}))
     with pytest.raises(AdapterRejected, match="rank"):
         await site.host.examine(MODEL.id, broken)
-    assert await site.text(site.adapters[0], PROMPTS[0]) == site.own[0][0]
+    assert await site.text(site.adapters[0], PROMPTS[0]) == site.answers[0][0]

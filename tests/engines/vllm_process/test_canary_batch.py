@@ -1,4 +1,4 @@
-"""Canaries go to the engine core right before the first requests that depend on them; nobody waits long."""
+"""Canaries go to the engine core right before the first requests that depend on them, without delay."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -123,7 +123,7 @@ async def test_an_adapters_canary_goes_with_the_first_request_for_it() -> None:
 
 @pytest.mark.parametrize("way", ["open", "close"])
 async def test_who_waits_is_let_go(way: str) -> None:
-    """Somebody wants an answer that needs no engine core; or the canary could not be asked at all."""
+    """A request needs an answer without the engine core, or the canary could not be sent."""
     core = Core()
     turn = FirstBatch(core, core.occupy).turn()
     waiting = sending(core, canary(turn) if way == "open" else FIRST)

@@ -226,7 +226,7 @@ async def test_cached_tokens_are_counted(chat: EngineClient) -> None:
 
 
 async def test_a_beam_search_counts_its_prompt_once(chat: EngineClient) -> None:
-    """Of the output, all that was generated is counted; vLLM's usage has the beams that won."""
+    """The output counts every token that was generated; vLLM's usage has only the beams that won."""
     answer = await plain(
         chat, "/v1/completions", "beams", prompt="Once upon a", use_beam_search=True, n=3, max_tokens=5
     )

@@ -154,12 +154,12 @@ _WRONG_ARCHIVES: list[tuple[str, bytes, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("archive", "told"), [r[1:] for r in _WRONG_ARCHIVES], ids=[r[0] for r in _WRONG_ARCHIVES]
+    ("archive", "reason"), [r[1:] for r in _WRONG_ARCHIVES], ids=[r[0] for r in _WRONG_ARCHIVES]
 )
-def test_archives_with_tricks_are_refused(archive: bytes, told: str, tmp_path: Path) -> None:
+def test_archives_with_tricks_are_refused(archive: bytes, reason: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidAdapter) as refused:
         _lay_out(tmp_path, archive)
-    assert told in refused.value.message
+    assert reason in refused.value.message
     outside = {tmp_path / "file", tmp_path / "config", tmp_path / "adapter"}
     assert set(tmp_path.iterdir()) == outside
     assert {file.name for file in (tmp_path / "adapter").iterdir()} <= {WEIGHTS, CONFIG}

@@ -178,11 +178,11 @@ _WRONG_WEIGHTS: list[tuple[str, Callable[[], bytes], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"), [row[1:] for row in _WRONG_WEIGHTS], ids=[r[0] for r in _WRONG_WEIGHTS]
+    ("weights", "reason"), [row[1:] for row in _WRONG_WEIGHTS], ids=[r[0] for r in _WRONG_WEIGHTS]
 )
-def test_wrong_weights_are_refused_by_name(weights: Callable[[], bytes], told: str, tmp_path: Path) -> None:
+def test_wrong_weights_are_refused_by_name(weights: Callable[[], bytes], reason: str, tmp_path: Path) -> None:
     refused = _refusal(tmp_path, weights())
-    assert told in refused.message
+    assert reason in refused.message
     assert refused.param == "file"
 
 
@@ -227,10 +227,12 @@ _WRONG_CONFIGS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), _WRONG_CONFIGS)
-def test_wrong_configurations_are_refused_by_name(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("changes", "reason"), _WRONG_CONFIGS)
+def test_wrong_configurations_are_refused_by_name(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     refused = _refusal(tmp_path, config=_config(**changes))
-    assert told in refused.message
+    assert reason in refused.message
     assert refused.param == "config"
 
 
@@ -262,14 +264,14 @@ def test_the_end_of_a_module_name_is_no_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("configuration", "told"),
+    ("configuration", "reason"),
     [
         ({"architectures": ["BertModel"]}, "BertModel are not supported"),
         ({}, "none are not supported"),
         ({"architectures": ["LlamaForCausalLM"]}, "no hidden_size"),
     ],
 )
-def test_shapes_that_nobody_knows(configuration: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_shapes_that_nobody_knows(configuration: dict[str, Any], reason: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(configuration))
-    with pytest.raises(UnknownShapes, match=told):
+    with pytest.raises(UnknownShapes, match=reason):
         read_shapes(tmp_path)

@@ -81,7 +81,7 @@ async def test_each_threshold_once_a_month(stage: Stage) -> None:
         assert (await stage.admin.post(path, json={**body, "threshold_amount": 4})).status_code == 200
         rows = await outbox_when_over(stage, 2)
         assert sorted(row["threshold_cents"] for row in rows) == [4, COST_CENTS]
-        # In the next month all begins anew.
+        # The next month begins without any alert.
         budgets = stage.control.budgets
         month_start = datetime.fromtimestamp(budgets.month_start(), UTC)
         following = (month_start + timedelta(days=40)).timestamp()
@@ -200,7 +200,7 @@ async def test_a_deleted_alert_tells_nothing_more(stage: Stage) -> None:
 
 
 async def test_a_name_of_a_private_address_is_refused_when_it_is_told(tmp_path: Path, standin: str) -> None:
-    """Of ``127.1`` only the resolver knows what it is, as of a name whose owner changes it."""
+    """``127.1`` is an address only to the resolver, like a name whose owner changes it."""
     config = AlertsConfig(retry_base_s=0.01, timeout_s=2.0, max_attempts=2)
     async with alert_stage(tmp_path, standin, config) as stage:
         with receiving() as receiver:

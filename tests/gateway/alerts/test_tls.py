@@ -66,7 +66,7 @@ async def test_mail_goes_encrypted_to_all_after_the_server_was_busy(
 
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_mail_is_not_sent_in_the_clear(tmp_path: Path, standin: str, trusted: bool) -> None:
-    """Neither to a server without STARTTLS nor to one whose certificate nobody trusts."""
+    """Neither to a server without STARTTLS nor to one whose certificate is not trusted."""
     _, context = certificate(tmp_path)
     async with mail_server(None if trusted else context) as mail:
         config = AlertsConfig(

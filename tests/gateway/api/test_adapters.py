@@ -61,7 +61,7 @@ async def test_an_upload_is_registered_listed_and_deleted(stage: AdapterStage) -
 
 
 def _folder(stage: AdapterStage) -> Path:
-    """Of the content of the first tenant's only adapter."""
+    """The folder with the content of the first tenant's only adapter."""
     (adapter,) = stage.adapters.registry.index._places[stage.stage.tenant.project_id, None].values()
     return stage.adapters.for_engine(adapter).folder
 

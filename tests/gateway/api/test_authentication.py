@@ -41,7 +41,7 @@ def _issuer() -> Iterator[IssuerServer]:
 
 
 @dataclass
-class Place:
+class Site:
     """A gateway that believes the issuer for its demo organization."""
 
     gateway: Gateway
@@ -77,7 +77,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(standin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def site(standin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     metrics_port = free_port()
     sections = f"""trusted_proxies = ["127.0.0.1"]
 cors_origins = ["{ORIGIN}"]
@@ -103,39 +103,39 @@ project_claim = "project"
         with running_gateway(folder, models + issuers, sections) as gateway:
             admin = {"authorization": f"Bearer {gateway.admin_key}"}
             projects = httpx.get(f"{gateway.base_url}/organization/projects", headers=admin, trust_env=False)
-            yield Place(gateway, idp, projects.json()["data"][0]["id"], metrics_port)
+            yield Site(gateway, idp, projects.json()["data"][0]["id"], metrics_port)
 
 
-def test_a_users_token_is_metered_under_the_users_name(place: Place) -> None:
-    token = place.token({"sub": "alice@example.com"})
-    assert place.chat(token).json()["choices"][0]["message"]["content"]
-    client = place.gateway.client(token)
+def test_a_users_token_is_metered_under_the_users_name(site: Site) -> None:
+    token = site.token({"sub": "alice@example.com"})
+    assert site.chat(token).json()["choices"][0]["message"]["content"]
+    client = site.gateway.client(token)
     assert [model.id for model in client.models.list()] == ["far", "near"]
     query = {"start_time": int(time.time()) - 60, "group_by": ["user_id", "api_key_id"]}
-    usage = place.call(
-        "GET", "/v1/organization/usage/completions", place.gateway.admin_key, params=query
+    usage = site.call(
+        "GET", "/v1/organization/usage/completions", site.gateway.admin_key, params=query
     ).json()
     results = [item for bucket in usage["data"] for item in bucket["results"]]
     assert ("alice@example.com", "jwt_idp") in {(item["user_id"], item["api_key_id"]) for item in results}
 
 
-def test_the_sender_of_a_refused_token_learns_what_is_wrong_with_it(place: Place) -> None:
+def test_the_sender_of_a_refused_token_learns_what_is_wrong_with_it(site: Site) -> None:
     address = {"x-forwarded-for": "198.51.100.1"}
     no_project = "the project that it names does not exist, or its issuer may not speak for it"
-    head, body, _ = place.token().split(".")
+    head, body, _ = site.token().split(".")
     refused = {
-        place.token({"exp": 1}): "it has expired",
-        place.token({"nbf": 9999999999}): "it is not valid yet: its nbf is in the future",
-        place.token({"aud": "elsewhere"}): "it is for another audience",
-        place.token({"iss": "https://elsewhere"}): "its issuer 'https://elsewhere' is not accepted here",
-        place.token({"project": "proj_unknown"}): no_project,
+        site.token({"exp": 1}): "it has expired",
+        site.token({"nbf": 9999999999}): "it is not valid yet: its nbf is in the future",
+        site.token({"aud": "elsewhere"}): "it is for another audience",
+        site.token({"iss": "https://elsewhere"}): "its issuer 'https://elsewhere' is not accepted here",
+        site.token({"project": "proj_unknown"}): no_project,
         f"{head}.{body}.{'A' * 342}": "no key of its issuer verifies its signature",
-        place.token(kid="other"): "no key of its issuer verifies its signature",
+        site.token(kid="other"): "no key of its issuer verifies its signature",
         f"{head}.!.AAAA": "it is not made of JSON objects in base64url",
         f"{head}.{'a' * 9000}.AAAA": "it is longer than 8192 characters",
     }
     for number, (token, reply) in enumerate(refused.items()):
-        answer = place.chat(token, headers={**address, "x-request-id": f"refused-{number}"})
+        answer = site.chat(token, headers={**address, "x-request-id": f"refused-{number}"})
         assert answer.status_code == 401
         assert answer.json() == {
             "error": {
@@ -147,16 +147,16 @@ def test_the_sender_of_a_refused_token_learns_what_is_wrong_with_it(place: Place
         }
         assert answer.headers["www-authenticate"] == 'Bearer error="invalid_token"'
     for _ in range(100):
-        if f"refused-{len(refused) - 1}" in place.gateway.log:
+        if f"refused-{len(refused) - 1}" in site.gateway.log:
             break
         time.sleep(0.05)
-    assert "what it speaks for is unknown" in place.gateway.log
-    assert not any(token in place.gateway.log for token in refused)
+    assert "what it speaks for is unknown" in site.gateway.log
+    assert not any(token in site.gateway.log for token in refused)
 
 
-def test_scopes(place: Place) -> None:
-    reader = place.token({"scope": "model.read"})
-    assert place.call("GET", "/v1/models", reader).status_code == 200
+def test_scopes(site: Site) -> None:
+    reader = site.token({"scope": "model.read"})
+    assert site.call("GET", "/v1/models", reader).status_code == 200
     for method, path in (
         ("POST", "/v1/chat/completions"),
         ("POST", "/tokenize"),
@@ -169,31 +169,31 @@ def test_scopes(place: Place) -> None:
         ("GET", "/v1/torpor/engines"),
         ("POST", "/v1/torpor/tokens"),
     ):
-        answer = place.call(method, path, reader)
+        answer = site.call(method, path, reader)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope"), path
-    readers = place.token({"scope": "read"})
-    assert place.call("GET", "/v1/files", readers).status_code == 501
-    assert place.call("POST", "/v1/files", readers).status_code == 403
-    assert place.call("GET", "/v1/torpor/usage", readers, params={"start_time": 1}).status_code == 200
+    readers = site.token({"scope": "read"})
+    assert site.call("GET", "/v1/files", readers).status_code == 501
+    assert site.call("POST", "/v1/files", readers).status_code == 403
+    assert site.call("GET", "/v1/torpor/usage", readers, params={"start_time": 1}).status_code == 200
 
 
-def test_a_minted_token_is_for_its_models_and_its_time(place: Place) -> None:
-    key_id, key = place.new_key()
-    created = place.mint(key, user="visitor", models=["far"], expires_in_seconds=60)
+def test_a_minted_token_is_for_its_models_and_its_time(site: Site) -> None:
+    key_id, key = site.new_key()
+    created = site.mint(key, user="visitor", models=["far"], expires_in_seconds=60)
     assert created.headers["cache-control"] == "no-store"
     assert abs(created.json()["expires_at"] - time.time() - 60) < 5
     token = created.json()["value"]
-    assert place.chat(token).status_code == 200
-    hidden, absent = place.chat(token, "near"), place.chat(token, "none")
+    assert site.chat(token).status_code == 200
+    hidden, absent = site.chat(token, "near"), site.chat(token, "none")
     assert (hidden.status_code, absent.status_code) == (404, 404)
     assert hidden.content.replace(b"near", b"none") == absent.content
-    listed = place.call("GET", "/v1/models", token).json()["data"]
+    listed = site.call("GET", "/v1/models", token).json()["data"]
     assert [model["id"] for model in listed] == ["far"]
-    assert place.call("GET", "/v1/torpor/usage", token).status_code == 403
-    assert place.mint(token).json()["error"]["code"] == "insufficient_scope"
-    path = f"/v1/organization/projects/{place.project}/api_keys/{key_id}"
-    assert place.call("DELETE", path, place.gateway.admin_key).status_code == 200
-    assert place.chat(token).status_code == 401
+    assert site.call("GET", "/v1/torpor/usage", token).status_code == 403
+    assert site.mint(token).json()["error"]["code"] == "insufficient_scope"
+    path = f"/v1/organization/projects/{site.project}/api_keys/{key_id}"
+    assert site.call("DELETE", path, site.gateway.admin_key).status_code == 200
+    assert site.chat(token).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -215,40 +215,38 @@ def test_a_minted_token_is_for_its_models_and_its_time(place: Place) -> None:
         ({"ttl": 1}, 400, "ttl"),
     ],
 )
-def test_what_is_asked_of_the_mint_wrongly(
-    place: Place, body: dict[str, Any], status: int, param: str
-) -> None:
-    answer = place.mint(place.gateway.api_key, **body)
+def test_what_is_asked_of_the_mint_wrongly(site: Site, body: dict[str, Any], status: int, param: str) -> None:
+    answer = site.mint(site.gateway.api_key, **body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
-def test_an_address_that_tries_many_keys_has_to_wait(place: Place) -> None:
+def test_an_address_that_tries_many_keys_has_to_wait(site: Site) -> None:
     address = {"x-forwarded-for": "203.0.113.7"}
-    assert place.call("GET", "/v1/models", place.gateway.api_key).status_code == 200
+    assert site.call("GET", "/v1/models", site.gateway.api_key).status_code == 200
 
     def attempt(number: int, **more: str) -> httpx.Response:
-        return place.call("GET", "/v1/models", f"sk-{number:048}", headers={**address, **more})
+        return site.call("GET", "/v1/models", f"sk-{number:048}", headers={**address, **more})
 
     answers = [attempt(number) for number in range(22)]
     assert [answer.status_code for answer in answers] == [401] * 20 + [429] * 2
     assert answers[-1].json()["error"]["code"] == "rate_limit_exceeded"
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 3
-    existing = place.call("GET", "/v1/models", place.gateway.api_key, headers=address)
+    existing = site.call("GET", "/v1/models", site.gateway.api_key, headers=address)
     assert existing.status_code == 200, "a key in memory is not refused"
-    elsewhere = place.call("GET", "/v1/models", "sk-wrong", headers={"x-forwarded-for": "203.0.113.8"})
+    elsewhere = site.call("GET", "/v1/models", "sk-wrong", headers={"x-forwarded-for": "203.0.113.8"})
     assert elsewhere.status_code == 401
 
 
-def test_a_page_that_retries_its_expired_token_locks_nobody_out(place: Place) -> None:
-    address, expired = {"x-forwarded-for": "203.0.113.9"}, place.token({"exp": 1})
-    answers = [place.call("GET", "/v1/models", expired, headers=address) for _ in range(30)]
+def test_a_page_that_retries_its_expired_token_locks_nobody_out(site: Site) -> None:
+    address, expired = {"x-forwarded-for": "203.0.113.9"}, site.token({"exp": 1})
+    answers = [site.call("GET", "/v1/models", expired, headers=address) for _ in range(30)]
     assert {answer.json()["error"]["message"] for answer in answers} == {"Invalid token: it has expired."}
-    fresh = place.token({"sub": "colleague"})
-    assert place.call("GET", "/v1/models", fresh, headers=address).status_code == 200
+    fresh = site.token({"sub": "colleague"})
+    assert site.call("GET", "/v1/models", fresh, headers=address).status_code == 200
 
 
-def test_browsers_of_configured_origins_may_call(place: Place) -> None:
-    url = f"{place.gateway.origin}/v1/chat/completions"
+def test_browsers_of_configured_origins_may_call(site: Site) -> None:
+    url = f"{site.gateway.origin}/v1/chat/completions"
 
     def preflight(origin: str) -> httpx.Response:
         request = {
@@ -264,21 +262,21 @@ def test_browsers_of_configured_origins_may_call(place: Place) -> None:
     assert "x-stainless-lang" in allowed.headers["access-control-allow-headers"]
     assert "access-control-allow-credentials" not in allowed.headers
     assert "access-control-allow-origin" not in preflight("https://elsewhere.example.com").headers
-    answer = place.chat(place.token(), headers={"origin": ORIGIN})
+    answer = site.chat(site.token(), headers={"origin": ORIGIN})
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert "retry-after" in answer.headers["access-control-expose-headers"]
-    refused = place.chat("sk-wrong", headers={"origin": ORIGIN})
+    refused = site.chat("sk-wrong", headers={"origin": ORIGIN})
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == ORIGIN
 
 
-def test_metrics(place: Place) -> None:
-    before = place.metrics()
-    place.chat(place.token())
-    place.chat("sk-wrong")
-    place.call("GET", "/nowhere/at/all", "x")
-    place.call("GET", "/v1/models/a", place.gateway.api_key)
-    after = place.metrics()
+def test_metrics(site: Site) -> None:
+    before = site.metrics()
+    site.chat(site.token())
+    site.chat("sk-wrong")
+    site.call("GET", "/nowhere/at/all", "x")
+    site.call("GET", "/v1/models/a", site.gateway.api_key)
+    after = site.metrics()
 
     def grown(name: str) -> float:
         return after[name] - before.get(name, 0.0)
@@ -292,7 +290,7 @@ def test_metrics(place: Place) -> None:
     assert grown('torpor_authentications_total{result="unknown"}') == 1
     assert grown('torpor_tokens_total{kind="output",model="far"}') == 7
     assert grown('torpor_requests_by_tier_total{model="far",tier="hot"}') == 1
-    assert grown(f'torpor_requests_by_project_total{{project="{place.project}",status="2xx"}}') == 1
+    assert grown(f'torpor_requests_by_project_total{{project="{site.project}",status="2xx"}}') == 1
     assert grown('torpor_request_duration_seconds_count{endpoint="/v1/chat/completions"}') == 2
     assert grown('torpor_request_duration_seconds_bucket{endpoint="/v1/chat/completions",le="+Inf"}') == 2
     assert after['torpor_engine_state{model="far",state="ready"}'] == 1
@@ -302,9 +300,9 @@ def test_metrics(place: Place) -> None:
     assert not any(secret in " ".join(after) for secret in ("sk-", "key_", "jwt_"))
 
 
-def test_metrics_are_not_on_the_public_port(place: Place) -> None:
-    assert httpx.get(f"{place.gateway.origin}/metrics", trust_env=False).status_code == 404
-    port = place.metrics_port
+def test_metrics_are_not_on_the_public_port(site: Site) -> None:
+    assert httpx.get(f"{site.gateway.origin}/metrics", trust_env=False).status_code == 404
+    port = site.metrics_port
     assert httpx.get(f"http://127.0.0.1:{port}/v1/models", trust_env=False).status_code == 404
     openmetrics = httpx.get(
         f"http://127.0.0.1:{port}/metrics",

@@ -40,7 +40,7 @@ class Target:
     """The gateway, and what exists in it."""
 
     gateway: Gateway
-    known: dict[str, str]
+    examples: dict[str, str]
     session: requests.Session
     http: httpx.Client
 
@@ -123,27 +123,27 @@ def _ending(label: str) -> tuple[bool, int]:
     return ends, -len(label) if ends else 0
 
 
-def _place(path: str, known: Mapping[str, str]) -> dict[str, str]:
+def _parameters(path: str, examples: Mapping[str, str]) -> dict[str, str]:
     """Values for all the parameters of the path, of things that are there."""
     result = {}
     for name in re.findall(r"\{(\w+)\}", path):
         before = path[: path.index(f"{{{name}}}") + len(name) + 2]
-        result[name] = next(value for end, value in known.items() if before.endswith(end))
+        result[name] = next(value for end, value in examples.items() if before.endswith(end))
     return result
 
 
-def _strategy(label: str, known: Mapping[str, str]) -> st.SearchStrategy[Case]:
+def _strategy(label: str, examples: Mapping[str, str]) -> st.SearchStrategy[Case]:
     """What the operation takes and what it does not, three of four times of things that are there."""
     operation = _OPERATIONS[label]
-    place = _place(operation.path, known)
-    there = st.just(place)
-    elsewhere = st.fixed_dictionaries({name: st.text(min_size=1) for name in place})
+    parameters = _parameters(operation.path, examples)
+    there = st.just(parameters)
+    elsewhere = st.fixed_dictionaries({name: st.text(min_size=1) for name in parameters})
     kinds = [operation.as_strategy(generation_mode=GenerationMode.POSITIVE)]
     if operation.body or operation.query:
         kinds.append(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
 
-    def placed(case: Case, place: dict[str, str], model: str | None) -> Case:
-        case.path_parameters = place
+    def placed(case: Case, parameters: dict[str, str], model: str | None) -> Case:
+        case.path_parameters = parameters
         if model is not None and isinstance(case.body, dict) and "model" in case.body:
             case.body["model"] = model
         return case
@@ -185,7 +185,7 @@ def test_no_answer_is_a_fault_of_the_gateway(label: str, target: Target) -> None
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=_strategy(label, target.known))
+    @given(case=_strategy(label, target.examples))
     def ask(case: Case) -> None:
         _check(case, target.ask(case))
 
@@ -225,9 +225,9 @@ _QUERIES = st.one_of(
 def test_no_bytes_are_a_fault_of_the_gateway(
     target: Target, label: str, method: str, body: bytes, kind: str, query: str, tail: str, key: str
 ) -> None:
-    """Also with a method, a body, a type or a query that nobody would think of."""
+    """Also with a method, a body, a type or a query that no client sends."""
     path = _OPERATIONS[label].path
-    for name, value in _place(path, target.known).items():
+    for name, value in _parameters(path, target.examples).items():
         path = path.replace(f"{{{name}}}", value)
     headers = {"authorization": f"Bearer {getattr(target.gateway, key)}", "content-type": kind}
     url = f"{target.gateway.origin}{path}{tail}?{query}"

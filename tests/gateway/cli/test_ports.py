@@ -1,4 +1,4 @@
-"""Whoever else is on the gateway's port: no command takes it for the gateway, and none sends it a key."""
+"""Another server on the gateway's port: no command takes it for the gateway, and none sends it a key."""
 
 import os
 import signal

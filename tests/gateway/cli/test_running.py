@@ -28,7 +28,7 @@ def silent() -> Iterator[str]:
 
 
 def _installed(folder: Path, url: str, port: int | None = None) -> Gateway:
-    """An installation whose default model is somebody else's."""
+    """An installation whose default model is a `url` model."""
     port = port or free_port()
     config = folder / "torpor.toml"
     config.write_text(f"[server]\nport = {port}\n[[models]]\nid = 'far'\nurl = '{url}'\n")

@@ -65,7 +65,7 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         (
             "[server]\n\nprot = 1\n",
@@ -137,15 +137,15 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_fault_is_one_line_that_says_where_and_what(tmp_path: Path, text: str, told: str) -> None:
+def test_a_fault_is_one_line_that_says_where_and_what(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
         _load(tmp_path, text)
-    assert told in str(caught.value)
+    assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "reason"),
     [
         ("TORPOR_PORT", "many", "TORPOR_PORT: must be an integer"),
         ("TORPOR_SERVER__PROT", "1", "TORPOR_SERVER__PROT: "),
@@ -153,11 +153,11 @@ def test_a_fault_is_one_line_that_says_where_and_what(tmp_path: Path, text: str,
     ],
 )
 def test_a_fault_in_the_environment_names_the_variable(
-    tmp_path: Path, variable: str, value: str, told: str
+    tmp_path: Path, variable: str, value: str, reason: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         _load(tmp_path, "", **{variable: value})
-    assert told in str(caught.value)
+    assert reason in str(caught.value)
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_models_parsers_and_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         (LOCAL + "tool_parser = 'hermess'\n", "tool_parser: vLLM has no tool parser 'hermess'; did you mean"),
         (LOCAL + "tool_parser = 'zzz'\n", "it has apertus, "),
@@ -220,11 +220,11 @@ def test_a_models_parsers_and_template(tmp_path: Path) -> None:
         (LOCAL + "task = 'embed'\nreasoning_parser = 'qwen3'\n", "reasoning_parser: is for models that"),
     ],
 )
-def test_a_parser_or_template_that_cannot_be_used(tmp_path: Path, text: str, told: str) -> None:
+def test_a_parser_or_template_that_cannot_be_used(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "broken.jinja").write_text("{% for message in messages %}")
     with pytest.raises(ConfigError) as caught:
         _load(tmp_path, text)
-    assert told in str(caught.value)
+    assert reason in str(caught.value)
 
 
 def test_a_plugin_brings_parsers_of_its_own(tmp_path: Path) -> None:

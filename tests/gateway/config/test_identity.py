@@ -63,7 +63,7 @@ project = "proj_fixed"
 """
 
 
-class Place:
+class Site:
     """The issuers of the file, and tokens for them."""
 
     def __init__(self, issuers: Issuers) -> None:
@@ -84,7 +84,7 @@ async def idp() -> AsyncIterator[IssuerServer]:
 
 
 @pytest.fixture
-async def place(tmp_path: Path, idp: IssuerServer) -> AsyncIterator[Place]:
+async def site(tmp_path: Path, idp: IssuerServer) -> AsyncIterator[Site]:
     keys = {"keys": [jwk(private_key("ES256", "file"), None)]}
     (tmp_path / "keys.json").write_text(json.dumps(keys))
     (tmp_path / "key.pem").write_bytes(public_pem(private_key("EdDSA", "pem")))
@@ -93,47 +93,47 @@ async def place(tmp_path: Path, idp: IssuerServer) -> AsyncIterator[Place]:
     environment = {"IDP_SECRET": SECRET}
     config = load_config(file, environment)
     async with httpx.AsyncClient(trust_env=False) as client:
-        yield Place(Issuers(make_issuers(config.issuers, environment, client)))
+        yield Site(Issuers(make_issuers(config.issuers, environment, client)))
 
 
-async def test_keys_of_a_url(place: Place, idp: IssuerServer) -> None:
+async def test_keys_of_a_url(site: Site, idp: IssuerServer) -> None:
     claims = {"project": "proj_1", "org": {"name": "acme"}, "scope": "model.request"}
-    stated = await place.verified(idp.url, idp.key, "RS256", **claims)
+    stated = await site.verified(idp.url, idp.key, "RS256", **claims)
     assert (stated.project_id, stated.organization, stated.user_id) == ("proj_1", "acme", "alice")
     assert stated.scopes == {"model.request"}
-    assert (await place.verified(idp.url, idp.key, "RS256", **claims, aud="another")).project_id == "proj_1"
+    assert (await site.verified(idp.url, idp.key, "RS256", **claims, aud="another")).project_id == "proj_1"
     just_expired = int(time.time()) - 3
-    await place.verified(idp.url, idp.key, "RS256", **claims, exp=just_expired)
+    await site.verified(idp.url, idp.key, "RS256", **claims, exp=just_expired)
     with pytest.raises(InvalidCredential, match="expired"):
-        await place.verified(idp.url, idp.key, "RS256", **claims, exp=just_expired - 5)
+        await site.verified(idp.url, idp.key, "RS256", **claims, exp=just_expired - 5)
     assert idp.hits == 1
 
 
-async def test_keys_of_a_file_beside_the_configuration(place: Place) -> None:
+async def test_keys_of_a_file_beside_the_configuration(site: Site) -> None:
     issuer, key = "https://file.example.com", private_key("ES256", "file")
-    stated = await place.verified(issuer, key, "ES256")
+    stated = await site.verified(issuer, key, "ES256")
     assert stated.project_id == "proj_fixed"
     assert stated.scopes == {"model.read"}
-    assert (await place.verified(issuer, key, "ES256", permissions=["model.request"])).scopes == {
+    assert (await site.verified(issuer, key, "ES256", permissions=["model.request"])).scopes == {
         "model.request"
     }
 
 
-async def test_a_public_key_in_a_pem_file(place: Place) -> None:
+async def test_a_public_key_in_a_pem_file(site: Site) -> None:
     issuer, key = "https://pem.example.com", private_key("EdDSA", "pem")
-    stated = await place.verified(issuer, key, "EdDSA", person={"email": "alice@example.com"})
+    stated = await site.verified(issuer, key, "EdDSA", person={"email": "alice@example.com"})
     assert stated.user_id == "alice@example.com"
     with pytest.raises(InvalidCredential):
-        await place.verified(issuer, private_key("EdDSA", "another"), "EdDSA")
+        await site.verified(issuer, private_key("EdDSA", "another"), "EdDSA")
 
 
-async def test_a_secret_in_the_environment(place: Place) -> None:
+async def test_a_secret_in_the_environment(site: Site) -> None:
     issuer = "https://secret.example.com"
-    assert (await place.verified(issuer, SECRET, "HS256")).project_id == "proj_fixed"
+    assert (await site.verified(issuer, SECRET, "HS256")).project_id == "proj_fixed"
     with pytest.raises(InvalidCredential):
-        await place.verified(issuer, SECRET[::-1], "HS256")
+        await site.verified(issuer, SECRET[::-1], "HS256")
 
 
-async def test_an_issuer_that_nobody_configured(place: Place) -> None:
+async def test_an_issuer_that_nobody_configured(site: Site) -> None:
     with pytest.raises(InvalidCredential):
-        await place.verified("https://nobody.example.com", SECRET, "HS256")
+        await site.verified("https://nobody.example.com", SECRET, "HS256")

@@ -20,7 +20,7 @@ FREE_WITHIN_S = 1.0
 
 
 class HeldEngine:
-    """Stands for somebody's engine that works without end: it answers nothing, or streams for ever.
+    """A stand-in for a `url` engine that works without end: it answers nothing, or streams for ever.
 
     It remembers when each connection with a request was closed by the gateway.
     """
@@ -130,7 +130,7 @@ def _call(gateway: Gateway, size: int, *, stream: bool = False, model: str = "he
 
 
 def _outcomes(gateway: Gateway) -> list[str | None]:
-    """Of the ledger's entries, in the order of their beginning, once what is durable is in the database."""
+    """The outcomes of the ledger's entries, oldest first, once the journal is in the database."""
     with gateway.http(gateway.admin_key) as http:
         http.get("/v1/organization/usage/completions", params={"start_time": int(time.time())})
     path: Path = gateway.folder / ".torpor/torpor.db"

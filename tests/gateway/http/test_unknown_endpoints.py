@@ -66,7 +66,7 @@ def test_a_404_names_method_and_path(routed: Gateway, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "shown"),
+    ("path", "repeated"),
     [
         ("/<script>alert(1)</script>", "/%3Cscript%3Ealert%281%29%3C/script%3E"),
         ("/a%0d%0aSet-Cookie:x", "/a%0D%0ASet-Cookie:x"),
@@ -77,9 +77,9 @@ def test_a_404_names_method_and_path(routed: Gateway, path: str) -> None:
         ("/" + "x" * 5000, "/" + "x" * 127 + "..."),
     ],
 )
-def test_what_a_404_repeats_is_bounded_and_harmless(routed: Gateway, path: str, shown: str) -> None:
+def test_what_a_404_repeats_is_bounded_and_harmless(routed: Gateway, path: str, repeated: str) -> None:
     status, error, _ = _error(routed, "GET", path)
-    assert (status, error["message"]) == (404, f"Unknown endpoint: GET {shown}.")
+    assert (status, error["message"]) == (404, f"Unknown endpoint: GET {repeated}.")
 
 
 @pytest.mark.parametrize(

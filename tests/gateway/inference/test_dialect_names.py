@@ -71,7 +71,7 @@ def test_embeddings_may_have_a_total_alone(site: Site) -> None:
 
 _DETAILS = [{"type": "reasoning.text", "text": "twelve bytes", "format": "unknown", "index": 0}]
 TEXTS: dict[str, dict[str, Any]] = {
-    "a name that nobody knows": {"reasoning_text": "twelve bytes"},
+    "an unknown name": {"reasoning_text": "twelve bytes"},
     "OpenRouter's details": {"content": "", "reasoning_details": _DETAILS},
     "OpenRouter's details beside the reasoning": {"reasoning": "twelve bytes", "reasoning_details": _DETAILS},
     "the details first": {"reasoning_details": _DETAILS, "reasoning": "twelve bytes"},

@@ -33,16 +33,16 @@ _BEGINNING, _END = text_chunks()[:-1], text_chunks()[-1]
 _USAGE_ALONE = {**HEAD, "choices": [], "usage": GOOD}
 POSITIONS: dict[str, list[dict[str, Any]]] = {
     "last chunk with empty choices": [*_BEGINNING, _END, _USAGE_ALONE],
-    "OpenAI: null before": [*({**one, "usage": None} for one in (*_BEGINNING, _END)), _USAGE_ALONE],
+    "OpenAI: null before": [*({**chunk, "usage": None} for chunk in (*_BEGINNING, _END)), _USAGE_ALONE],
     "with the finish reason": [*_BEGINNING, {**_END, "usage": GOOD}],
     "with the finish reason, and again alone": [*_BEGINNING, {**_END, "usage": GOOD}, _USAGE_ALONE],
     "twice alone": [*_BEGINNING, _END, {**_USAGE_ALONE, "usage": usage_of(7, 4)}, _USAGE_ALONE],
-    "on every chunk, the same": [{**one, "usage": GOOD} for one in (*_BEGINNING, _END)],
+    "on every chunk, the same": [{**chunk, "usage": GOOD} for chunk in (*_BEGINNING, _END)],
     "on every chunk, cumulative": [
-        {**one, "usage": usage_of(7, min(number, 5))} for number, one in enumerate((*_BEGINNING, _END))
+        {**chunk, "usage": usage_of(7, min(number, 5))} for number, chunk in enumerate((*_BEGINNING, _END))
     ],
     "on every chunk, zero before the end": [
-        *({**one, "usage": usage_of(0, 0)} for one in _BEGINNING),
+        *({**chunk, "usage": usage_of(0, 0)} for chunk in _BEGINNING),
         {**_END, "usage": GOOD},
     ],
     "chunk without choices": [*_BEGINNING, _END, {**HEAD, "usage": GOOD}],
@@ -140,9 +140,7 @@ FRAMES: dict[str, bytes] = {
     "types": _framed("\n", before="event: message\n"),
     "ends of another type": _framed("\n", done="event: done\ndata: [DONE]"),
     "an end with an id": _framed("\n", done="id: 9\ndata: [DONE]"),
-    "retry, id, type, and a field that nobody knows": _framed(
-        "\r\n", before="retry: 1\nid\nevent: x\nfoo: bar\n"
-    ),
+    "retry, id, type, and an unknown field": _framed("\r\n", before="retry: 1\nid\nevent: x\nfoo: bar\n"),
     "comments within events": _framed("\n", before=f": {SECRET}\n"),
     "comments between events": _framed("\n", before=f": {SECRET}\n\n"),
     "pings": _framed("\n", before='event: ping\ndata: {"type": "ping"}\n\nevent: ping\ndata: now\n\n'),
@@ -232,13 +230,13 @@ def test_a_plain_answer_is_never_free(site: Site, name: str) -> None:
     assert body["usage"]["total_tokens"] == sum(settled[1:3])
 
 
-@pytest.mark.parametrize("place", ["alone", "with the finish reason"])
+@pytest.mark.parametrize("position", ["alone", "with the finish reason"])
 @pytest.mark.parametrize("name", VALUES)
-def test_a_stream_is_never_free(site: Site, name: str, place: str) -> None:
+def test_a_stream_is_never_free(site: Site, name: str, position: str) -> None:
     value = VALUES[name][0]
     reported = {} if value is ABSENT else {"usage": value}
     chunks = [*_BEGINNING, {**_END, **reported}]
-    if place == "alone":
+    if position == "alone":
         chunks = [*_BEGINNING, _END, {**HEAD, "choices": [], **reported}]
     answer = site.ask(Script(events(chunks)), **asking(True))
     settled = answer.settled()

@@ -51,7 +51,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def vllm_fields() -> dict[str, list[str]]:
-    """Asked in a process of its own: vLLM changes the logging and the signals of whoever imports it."""
+    """Read in another process: vLLM changes the logging and the signals of the process that imports it."""
     done = subprocess.run(
         [sys.executable, "-c", _ASK_VLLM], capture_output=True, text=True, timeout=240, check=True
     )

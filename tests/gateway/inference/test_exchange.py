@@ -71,7 +71,7 @@ def test_without_reported_usage_the_entry_is_estimated(routed: Gateway, stream: 
 
 
 def test_leaving_an_engine_that_tells_nothing_is_not_free(routed: Gateway) -> None:
-    """Somebody else's engine cannot be asked what an abandoned call has cost: it is estimated."""
+    """A `url` engine cannot tell what an abandoned call has cost: the cost is estimated."""
     with routed.http() as http, pytest.raises(httpx.ReadTimeout):
         http.post("/v1/chat/completions", json=_body("fault:slow"), timeout=0.5)
     entry = last_entry(routed)

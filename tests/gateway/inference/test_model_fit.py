@@ -130,12 +130,12 @@ def test_what_changes_nothing_but_is_refused_by_vllm_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "used"),
+    ("requested", "used"),
     [(None, None), ("auto", "default"), ("default", "default"), ("scale", "default"), ("flex", "flex"),
      ("priority", "priority"), ("fast", "priority")],
 )  # fmt: skip
-def test_the_tier_that_is_used(asked: str | None, used: str | None) -> None:
-    assert used_tier(asked) == used
+def test_the_tier_that_is_used(requested: str | None, used: str | None) -> None:
+    assert used_tier(requested) == used
 
 
 def test_the_tier_is_put_into_each_object_and_never_into_text() -> None:

@@ -22,7 +22,7 @@ from tests.gateway.serving import serving
 
 @dataclass
 class Engine:
-    """Stands for somebody's engine: it holds every request until `let_go`, and remembers their order."""
+    """A stand-in for a `url` engine: it holds every request until `let_go`, and remembers their order."""
 
     texts: list[str] = field(default_factory=list)
     _held: list[asyncio.Event] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Engine:
         self._held.pop(0).set()
 
     def end(self) -> None:
-        """Nothing is held any more."""
+        """No request is held from now on."""
         self._ended = True
         while self._held:
             self.let_go()

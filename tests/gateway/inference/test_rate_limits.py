@@ -40,7 +40,7 @@ def _rates(response: httpx.Response) -> dict[str, str]:
 
 
 async def _crowd(stage: Stage, requests_each: int) -> list[httpx.Response]:
-    """So many clients at once, each with so many requests one after the other."""
+    """Send requests of several clients at once, ``requests_each`` by each client, one after the other."""
 
     async def one() -> list[httpx.Response]:
         return [await stage.ask() for _ in range(requests_each)]
@@ -261,7 +261,7 @@ async def test_concurrent_requests_are_limited_and_a_client_that_leaves_frees_it
 
 
 async def test_a_client_that_asks_again_at_once_finds_its_place_free(stage: Stage) -> None:
-    """The place is given back before the last byte is: one after the other, nobody is ever refused."""
+    """A request's slot is given back before its last byte: one after the other, none is refused."""
     await stage.limit_key(max_concurrent_requests=1)
     for stream in [False, True] * 10:
         response = await stage.ask(stream=stream)

@@ -44,7 +44,7 @@ def test_a_good_schema(schema: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "told"),
+    ("schema", "reason"),
     [
         (
             {"type": "objekt"},
@@ -63,7 +63,7 @@ def test_a_good_schema(schema: dict[str, Any]) -> None:
         (_with(a={"$ref": "#/required/x"}) | {"required": ["a"]}, "leads to no schema"),
     ],
 )
-def test_a_fault_is_told(schema: dict[str, Any], told: str) -> None:
+def test_a_fault_is_told(schema: dict[str, Any], reason: str) -> None:
     fault = definition_fault(schema)
     assert fault is not None
-    assert told in fault
+    assert reason in fault

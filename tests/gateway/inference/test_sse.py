@@ -334,7 +334,7 @@ def _relayed(events: list[bytes]) -> tuple[int, bool]:
 
 
 def test_text_that_usage_accounts_for_is_not_read() -> None:
-    """Of a server that writes as vLLM does; what the usage does not allow is read whatever its form."""
+    """Events in vLLM's form are skipped if the usage accounts for them; all others are read."""
     texts = ["", *[" word"] * 50]
     end = b'data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
     counted = [_vllm(text, _counts(number)) for number, text in enumerate(texts)]

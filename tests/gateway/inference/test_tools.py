@@ -122,7 +122,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         SCHEMA,
         "invalid_function_parameters",
     ),
-    "parameters that are no object": (
+    "parameters that are not an object": (
         {"tools": [_function(parameters={"type": "string"})]},
         SCHEMA,
         "invalid_function_parameters",

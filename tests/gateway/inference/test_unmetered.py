@@ -118,7 +118,7 @@ async def test_an_engine_that_does_not_answer_is_reported(
     await stage.http.post("/deafen")
     assert _code(await stage.http.post("/hang")) == (502, "engine_failed")
     assert (await stage.http.post("/echo")).status_code == 200
-    assert len(stage.starts.made) == 2, "it was found to be deaf, and started again"
+    assert len(stage.starts.created) == 2, "it was found to be deaf, and started again"
 
 
 async def test_an_engine_that_dies_is_a_502(stage: Stage) -> None:

@@ -77,7 +77,7 @@ def test_open_files_in_a_private_directory_are_closed(
 def test_links_are_not_followed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o755)
-    (elsewhere / "file").write_text("of somebody")
+    (elsewhere / "file").write_text("of another user")
     (elsewhere / "file").chmod(0o644)
     folder = _planted(tmp_path / "data")
     (folder / "file").symlink_to(elsewhere / "file")
@@ -104,7 +104,7 @@ def test_what_belongs_to_somebody_else_is_refused(tmp_path: Path) -> None:
     ):
         pass
     assert list(folder.iterdir()) == []
-    os.close(open_private(folder))  # root may talk to somebody's gateway
+    os.close(open_private(folder))  # root may talk to the gateway of another user
 
 
 def test_a_link_of_somebody_else_is_refused(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_every_file_of_a_gateway_is_private(tmp_path: Path, standin: str, existi
 
 
 def test_a_log_keeps_the_mode_that_its_operator_gave_it(tmp_path: Path) -> None:
-    """It may be elsewhere, and others may be meant to read it."""
+    """A log may be outside the data directory, for other users to read."""
     file = LogFile(tmp_path / "torpor.log", 2000, 2)
     file.path.write_text("of the run before\n")
     file.path.chmod(0o640)

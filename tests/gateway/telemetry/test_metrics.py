@@ -84,7 +84,7 @@ async def test_errors_are_told_by_model_and_code(tmp_path: Path) -> None:
     assert not any(name.startswith("torpor_inference_duration") for name in after), "none was completed"
     requests = "torpor_requests_total code=model_not_found endpoint=/v1/chat/completions status=4xx"
     assert after[requests] == 1
-    assert not any("nobody" in name for name in after), "a caller's word is no label"
+    assert not any("nobody" in name for name in after), "a caller's word is not a label"
 
 
 async def test_the_wait_for_a_turn_is_told(tmp_path: Path) -> None:

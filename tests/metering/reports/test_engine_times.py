@@ -46,7 +46,7 @@ def test_samples_are_added_up_by_hour() -> None:
 
 @pytest.mark.parametrize("error_s", [366 * 24 * HOUR, -366 * 24 * HOUR, 30 * 24 * HOUR, -5])
 def test_a_clock_that_is_put_right_changes_no_sum(error_s: int) -> None:
-    """It ran ahead or behind at the start, and is corrected while an engine is busy."""
+    """The clock was ahead or behind at the start, and is corrected while an engine is busy."""
     wall, steady = _Clock(), _Clock()
     wall.now += error_s
     clock = EngineClock(wall, steady)

@@ -175,7 +175,7 @@ def test_random_text_is_equal(make_pair: Callable[[str], Pair], stage: str) -> N
 
 
 def test_random_letters_are_equal(real: dict[str, Pair]) -> None:
-    """Merges far from any real word."""
+    """The letters need merges far from any real word."""
     chance = random.Random(1)
     for letters in ("ab", "aeiou", "the ", "0123456789", "{}[]()<>=", "ｱ東éß"):
         _check(real["smollm2-135m"], "".join(chance.choices(letters, k=5_000)))
@@ -186,31 +186,31 @@ def test_lone_surrogates_count_as_replacement_characters(real: dict[str, Pair]) 
         assert counter.encode("a\ud800b\udfff") == counter.encode("a\ufffdb\ufffd")
 
 
-def _normalized(one: dict[str, Any]) -> None:
-    one["normalizer"] = {"type": "NFC"}
+def _normalized(tokenizer: dict[str, Any]) -> None:
+    tokenizer["normalizer"] = {"type": "NFC"}
 
 
-def _prefixed(one: dict[str, Any]) -> None:
-    one["pre_tokenizer"] = {**_BYTES, "use_regex": True, "add_prefix_space": True}
+def _prefixed(tokenizer: dict[str, Any]) -> None:
+    tokenizer["pre_tokenizer"] = {**_BYTES, "use_regex": True, "add_prefix_space": True}
 
 
-def _greedy_added(one: dict[str, Any]) -> None:
-    one["added_tokens"][1]["lstrip"] = True
+def _greedy_added(tokenizer: dict[str, Any]) -> None:
+    tokenizer["added_tokens"][1]["lstrip"] = True
 
 
-def _unknown_pattern(one: dict[str, Any]) -> None:
-    one["pre_tokenizer"] = _sequence(_split(r"\p{L}+|\s+"), _BYTES)
+def _unknown_pattern(tokenizer: dict[str, Any]) -> None:
+    tokenizer["pre_tokenizer"] = _sequence(_split(r"\p{L}+|\s+"), _BYTES)
 
 
-def _second_way_to_a_token(one: dict[str, Any]) -> None:
-    merges = one["model"]["merges"]
-    existing = set(one["model"]["vocab"])
+def _second_way_to_a_token(tokenizer: dict[str, Any]) -> None:
+    merges = tokenizer["model"]["merges"]
+    existing = set(tokenizer["model"]["vocab"])
     left, right = next(pair for pair in merges if len(pair[0]) > 1 and pair[0][1:] + pair[1] in existing)
     merges.append([left[0], left[1:] + right])
 
 
-def _unmade_token(one: dict[str, Any]) -> None:
-    one["model"]["merges"].pop()
+def _unmade_token(tokenizer: dict[str, Any]) -> None:
+    tokenizer["model"]["merges"].pop()
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,6 @@ async def test_a_removed_user_is_refused_until_it_is_added_again(stage: IssuerSt
         assert stage.store.credentials.known(again) is None
         with pytest.raises(InvalidCredential, match="removed"):
             await stage.store.credentials.authenticate(again)
-    assert await stage.store.credentials.authenticate(stage.token({"sub": "somebody else"}))
+    assert await stage.store.credentials.authenticate(stage.token({"sub": "another user"}))
     await users.add_to_project(*position, user_id=user_id, email=None, role="member")
     assert (await stage.store.credentials.authenticate(token)).user_id == user_id

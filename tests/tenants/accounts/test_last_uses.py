@@ -115,7 +115,7 @@ async def test_a_clock_that_was_ahead_is_recovered_from(
 
 
 async def test_a_late_write_does_not_go_back(database: AsyncEngine, store: Tenants, project: Project) -> None:
-    """Of a gateway whose database was away for an hour, while another one wrote."""
+    """A gateway wrote an hour late, since its database was away, and another one had written."""
     began = time.time()
     now = [began]
     _, secret = await store.keys.create_for_project(project.organization_id, project.id, "used")

@@ -36,7 +36,7 @@ def _spend(budgets: Budgets, cost: int, reserve: int | None = None) -> None:
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.booleans()), max_size=40),
 )
 def test_running_requests_together_never_overshoot(
-    of_project: int, of_organization: int, asked: Sequence[tuple[int, int, bool]]
+    of_project: int, of_organization: int, requests: Sequence[tuple[int, int, bool]]
 ) -> None:
     """However requests overlap: what is spent and what may yet be spent stay within both limits."""
     budgets = Budgets()
@@ -44,7 +44,7 @@ def test_running_requests_together_never_overshoot(
     budgets.set_limit("o", of_organization)
     running: list[tuple[Reservation, int]] = []
     reserved = spent = 0
-    for most, really, ends_first in asked:
+    for most, really, ends_first in requests:
         if ends_first and running:
             reservation, cost = running.pop(0)
             budgets.settle(reservation, cost)

@@ -95,11 +95,11 @@ def test_it_does_what_the_buckets_do(
     st.lists(st.tuples(st.integers(0, 300), st.integers(0, 60)), min_size=1, max_size=80),
 )
 def test_no_window_passes_more_than_the_rate_and_the_burst(
-    amount: int, period: int, asked: list[tuple[int, int]]
+    amount: int, period: int, requests: list[tuple[int, int]]
 ) -> None:
     gcra, rate, now = Gcra(), Rate("k", amount, period), 0
     passed: list[tuple[int, int]] = []
-    for gap, weight in asked:
+    for gap, weight in requests:
         now += gap
         if refusal_of(gcra, [(rate, weight)], now) is None:
             passed.append((now, weight))

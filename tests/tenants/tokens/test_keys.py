@@ -1,4 +1,4 @@
-"""The keys of issuers: read when they are needed, rotated, away, and what is no key."""
+"""The keys of issuers: read when they are needed, rotated, away, and what is not a key."""
 
 import asyncio
 import json

@@ -58,7 +58,7 @@ async def test_known_token_is_not_verified_again(stage: Stage, database: AsyncEn
 
 
 @pytest.mark.parametrize(
-    ("claims", "told"),
+    ("claims", "reason"),
     [
         ({"exp": None}, "it has no exp"),
         ({"exp": 1}, "expired"),
@@ -78,8 +78,8 @@ async def test_known_token_is_not_verified_again(stage: Stage, database: AsyncEn
         ({"scope": 7}, "'scope'"),
     ],
 )
-async def test_claims_that_are_refused(stage: Stage, claims: dict[str, Any], told: str) -> None:
-    assert told in await stage.detail(stage.token(claims))
+async def test_claims_that_are_refused(stage: Stage, claims: dict[str, Any], reason: str) -> None:
+    assert reason in await stage.detail(stage.token(claims))
 
 
 async def test_leeway(stage: Stage) -> None:
@@ -212,7 +212,9 @@ async def test_an_issuer_speaks_for_its_organizations_alone(stage: Stage, store:
     token = stage.token({"project": theirs.id})
     assert "may not speak for the project's organization" in await stage.detail(token)
     absent = stage.token({"project": "proj_absent"})
-    assert await stage.told(token) == await stage.told(absent), "nobody learns which projects others have"
+    assert await stage.told(token) == await stage.told(absent), (
+        "a tenant cannot learn which projects others have"
+    )
     await store.projects.archive(other.id, theirs.id)
     assert await stage.told(token) == await stage.told(absent)
 
