@@ -14,7 +14,7 @@ from tenants.accounts import keys
 from tenants.accounts.change_log import EVERYTHING, ChangeLog
 from tenants.accounts.credential_cache import CredentialCache
 from tenants.accounts.key_store import Keys
-from tenants.accounts.last_uses import LastUses
+from tenants.accounts.last_uses import WRITE_EVERY_S, LastUses
 from tenants.accounts.model_permissions import ModelPermissionStore
 from tenants.accounts.organizations import Organizations
 from tenants.accounts.projects import Projects
@@ -160,6 +160,7 @@ class Tenants:
         changes: ChangeLog | None = None,
         memory_s: float = 900.0,
         issuers: Iterable[Issuer] = (),
+        uses_every_s: float = WRITE_EVERY_S,
     ) -> Self:
         """The stores of a database that the caller owns.
 
@@ -173,7 +174,7 @@ class Tenants:
         cache = CredentialCache(changes=changes, trusted=storage.trusted)
         mint = Mint(pepper, clock)
         tokens = TokenAuthentication(storage, mint, Issuers(issuers), changes, clock, steady)
-        last_uses = LastUses(storage, clock)
+        last_uses = LastUses(storage, clock, write_every_s=uses_every_s)
         service_accounts = ServiceAccounts(
             storage, pepper, forget=cache.forget_project, welcome=cache.welcome
         )
@@ -199,6 +200,7 @@ async def open_tenants(
     changes: Path | None = None,
     memory_s: float = 900.0,
     issuers: Iterable[Issuer] = (),
+    uses_every_s: float = WRITE_EVERY_S,
 ) -> AsyncIterator[Tenants]:
     """The stores, which also write when keys were last used; all uses are written when the context is left.
 
@@ -208,7 +210,9 @@ async def open_tenants(
     log = ChangeLog(changes)
     # A process that ended between a commit and its announcement has announced nothing.
     log.publish(EVERYTHING)
-    tenants = Tenants.of(database, pepper, changes=log, memory_s=memory_s, issuers=issuers)
+    tenants = Tenants.of(
+        database, pepper, changes=log, memory_s=memory_s, issuers=issuers, uses_every_s=uses_every_s
+    )
     writing = asyncio.create_task(tenants.last_uses.run())
     watching = asyncio.create_task(watch(tenants.storage))
     try:

@@ -8,6 +8,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -16,13 +17,21 @@ from engines.client.connection import Connection
 from engines.errors import EngineBroken
 
 _CONNECT_TIMEOUT_S = 10.0
-# Between two pieces of an answer; a long prompt computes in silence.
-_SILENCE_S = 600.0
-_KEEP_ALIVE_S = 3.0
 _IDLE_CONNECTIONS = 256
 # After the last event of a stream the end of its body is awaited in the background.
 _LEAVE_S = 1.0
-_LOOK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTimes:
+    """How long connections of a pool may be silent and idle, and how often that is checked, in seconds.
+
+    ``silence_s`` is the time between two pieces of an answer: a long prompt computes in silence.
+    """
+
+    silence_s: float = 600.0
+    keep_alive_s: float = 3.0
+    check_every_s: float = 0.5
 
 
 class HttpPool:
@@ -31,7 +40,10 @@ class HttpPool:
     ``headers`` go out with every request; names and values are latin-1 without line ends.
     """
 
-    def __init__(self, url: str, uds: str | None, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, url: str, uds: str | None, headers: Mapping[str, str], times: PoolTimes | None = None
+    ) -> None:
+        self._times = times or PoolTimes()
         parts = urlsplit(url)
         self._uds, self._host = uds, parts.hostname or "localhost"
         self._tls = ssl.create_default_context() if parts.scheme == "https" and uds is None else None
@@ -81,7 +93,7 @@ class HttpPool:
         return b"".join((line, self._headers, _lines(headers), length, b"\r\n", body or b""))
 
     def _unused(self) -> Connection | None:
-        fresh = asyncio.get_running_loop().time() - _KEEP_ALIVE_S
+        fresh = asyncio.get_running_loop().time() - self._times.keep_alive_s
         while self._idle:
             connection = self._idle.pop()
             if connection.reusable and connection.since > fresh:
@@ -107,7 +119,7 @@ class HttpPool:
             raise EngineBroken(f"no connection to the engine: {type(error).__name__}: {error}") from error
         self._open.add(connection)
         if self._look is None:
-            self._look = loop.call_later(_LOOK_S, self._look_after)
+            self._look = loop.call_later(self._times.check_every_s, self._look_after)
         return connection
 
     async def _attach(self, connected: socket.socket) -> Connection:
@@ -134,14 +146,14 @@ class HttpPool:
         for connection in list(self._open):
             quiet_s = now - connection.since
             if connection in idle:
-                if quiet_s > _KEEP_ALIVE_S:
+                if quiet_s > self._times.keep_alive_s:
                     self._idle.remove(connection)
                     connection.close()
-            elif not connection.paused and quiet_s > (_LEAVE_S if connection.left else _SILENCE_S):
+            elif not connection.paused and quiet_s > (_LEAVE_S if connection.left else self._times.silence_s):
                 connection.fail(f"the engine said nothing for {quiet_s:.0f} s")
         self._look = None
         if self._open:
-            self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_after)
+            self._look = asyncio.get_running_loop().call_later(self._times.check_every_s, self._look_after)
 
 
 class HttpExchange:

@@ -19,9 +19,7 @@ from engines.pool.replica import Replica, ReplicaDependencies
 from engines.status import EngineState, EngineStatus
 
 _POLL_S = 0.05
-_PATIENCE_S = 30.0
 _FAILED_RESTORES = 2
-_RETRY_S = 60.0
 _MOST_RETRY_S = 3600.0
 _logger = logging.getLogger("torpor.snapshot")
 
@@ -215,7 +213,7 @@ class SnapshotKeeper:
     def _try_later(self, replica: Replica | None) -> None:
         """Try again later, after a delay that doubles with each failure."""
         self._failures += 1
-        delay_s = min(_MOST_RETRY_S, _RETRY_S * 2 ** (self._failures - 1))
+        delay_s = min(_MOST_RETRY_S, self._dependencies.policy.snapshot_retry_s * 2 ** (self._failures - 1))
         self._forget_retry()
         self._retry = asyncio.get_running_loop().call_later(
             delay_s, lambda: self._dependencies.post(lambda: self._try_again(replica))
@@ -241,7 +239,7 @@ class SnapshotKeeper:
                 if _is_there(replica) or replica.state is EngineState.FAILED:
                     raise  # a warm-up that kills engines must not kill each of them
                 raise _WentAway("the engine went away while it was warmed up") from error
-            patience = time.monotonic() + _PATIENCE_S
+            patience = time.monotonic() + self._dependencies.policy.snapshot_patience_s
             while not (replica.state is EngineState.READY and not replica.leases):
                 if not _is_there(replica):
                     raise _WentAway("the engine went away before it could be dumped")

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 _CANARY = "torpor-canary-"
 """How the ids of a canary's requests begin."""
-_PATIENCE_S = 0.1
+PATIENCE_S = 0.1
 
 depends_on: ContextVar["list[Turn] | None"] = ContextVar("depends_on", default=None)
 """Of the HTTP call that is being answered: the canaries that its requests went to the engine core with."""
@@ -34,6 +34,7 @@ class Turn:
         self.prefix = prefix
         self.lora = lora
         self._batch = batch
+        self._patience_s = PATIENCE_S if batch is None else batch.patience_s
         self._opened = asyncio.Event()
         self._sent = asyncio.Event()
         self._verdict: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -88,7 +89,7 @@ class Turn:
         """Wait, as the canary, for a request that depends on it: for a moment, or while one is expected."""
         while not self._opened.is_set():
             try:
-                await asyncio.wait_for(self._opened.wait(), _PATIENCE_S)
+                await asyncio.wait_for(self._opened.wait(), self._patience_s)
             except TimeoutError:
                 if self._batch is None or not self._batch.expecting:
                     self._opened.set()
@@ -102,10 +103,13 @@ class FirstBatch:
     """Stands in the way to the engine core as long as there are turns.
 
     ``core``: vLLM's client of the engine core, whose ``add_request_async`` sends a request. ``occupy`` keeps
-    the core from its next step for a moment.
+    the core from its next step for a moment. ``patience_s``: how long a canary waits for a request.
     """
 
-    def __init__(self, core: Any, occupy: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    def __init__(
+        self, core: Any, occupy: Callable[[], Coroutine[Any, Any, Any]], patience_s: float = PATIENCE_S
+    ) -> None:
+        self.patience_s = patience_s
         self._core = core
         self._occupy = occupy
         self._occupying: asyncio.Task[Any] | None = None
@@ -133,7 +137,7 @@ class FirstBatch:
             yield
         finally:
             self._expected -= 1
-            self._expected_until = time.monotonic() + _PATIENCE_S
+            self._expected_until = time.monotonic() + self.patience_s
 
     def turn(self, lora: str | None = None) -> Turn:
         """A place for a canary: from now on, what depends on it goes behind it."""

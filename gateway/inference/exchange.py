@@ -33,7 +33,6 @@ from metering.ledger.service import Ledger
 _logger = logging.getLogger("torpor.exchange")
 
 T = TypeVar("T")
-UNMETERED_TIMEOUT_S = 30.0
 _OF_THE_INPUT = re.compile(r"Token id \d+ is out of vocabulary|prompt cannot be empty")
 """vLLM does not name the field."""
 _INPUTS = {"/v1/completions": "prompt", "/v1/embeddings": "input", "/detokenize": "tokens"}
@@ -62,7 +61,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class RelayContext:
     """What an exchange goes through: the models' queues, the host's engines, their clients, the ledger.
 
-    ``served`` is told of a stream's tokens.
+    ``served`` is told of a stream's tokens. A call outside the ledger may take ``unmetered_timeout_s``.
     """
 
     host: EngineHost
@@ -72,6 +71,7 @@ class RelayContext:
     running: "set[Exchange]"
     send_timeout_s: float
     served: RequestMetrics = field(default_factory=RequestMetrics)
+    unmetered_timeout_s: float = 30.0
 
 
 class KeepAlive:
@@ -303,7 +303,8 @@ class UnmeteredExchange(Exchange):
         plan = self._plan
 
         async def work(client: EngineClient) -> bytes:
-            reply = await client.request("POST", plan.path, self._body(), timeout_s=UNMETERED_TIMEOUT_S)
+            timeout_s = self._context.unmetered_timeout_s
+            reply = await client.request("POST", plan.path, self._body(), timeout_s=timeout_s)
             if reply.status != 200:
                 raise refusal(reply.status, reply.body, reply.headers)
             return reply.body

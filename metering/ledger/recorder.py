@@ -40,9 +40,10 @@ class Recorder:
     It has many attributes because two threads and the event loop share the queue between them.
     """
 
-    def __init__(self, journal: Journal, database: DatabaseWriter) -> None:
+    def __init__(self, journal: Journal, database: DatabaseWriter, max_queued: int = MAX_QUEUED) -> None:
         self._journal = journal
         self._database = database
+        self._max_queued = max_queued
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[list[Write] | int | None] = queue.SimpleQueue()
         self._gathered: list[Write] = []
@@ -78,7 +79,7 @@ class Recorder:
     def accepts(self) -> bool:
         """Whether entries should be opened: the journal works, and has room, and so has the queue."""
         room = self._journal.used_bytes < _RESERVED * self._journal.max_bytes
-        return not self._broken and room and self._pending < MAX_QUEUED
+        return not self._broken and room and self._pending < self._max_queued
 
     @property
     def waiting(self) -> int:

@@ -18,7 +18,7 @@ from metering.ledger.journal import Journal
 from metering.ledger.recorder import Recorder
 from metering.ledger.sql_writer import SqlWriter
 from metering.ledger.sqlite_writer import SqliteWriter
-from metering.ledger.writer import MAX_BATCH, DatabaseWriter
+from metering.ledger.writer import MAX_BATCH, MAX_QUEUED, DatabaseWriter
 from metering.prices import PriceList
 from metering.types import Attempt, Outcome, Timings, Usage
 from tenants.errors import StorageUnavailable
@@ -41,8 +41,16 @@ class Ledger:
     or the folder cannot be read and written.
     """
 
-    def __init__(self, writer: DatabaseWriter, folder: Path, prices: PriceList | None = None) -> None:
+    def __init__(
+        self,
+        writer: DatabaseWriter,
+        folder: Path,
+        prices: PriceList | None = None,
+        *,
+        max_queued: int = MAX_QUEUED,
+    ) -> None:
         self._database = writer
+        self._max_queued = max_queued
         self._folder = folder
         self._prices = PriceList() if prices is None else prices
         self._recorder: Recorder | None = None
@@ -62,7 +70,7 @@ class Ledger:
                     journal.close(empty=True)
             if mine is None:
                 raise StorageUnavailable("there are too many processes with journals in one folder")
-            self._recorder = Recorder(mine, self._database)
+            self._recorder = Recorder(mine, self._database, self._max_queued)
         finally:
             if mine is not None and self._recorder is None:
                 mine.close(empty=False)

@@ -51,8 +51,9 @@ class SqliteWriter:
     It has many attributes because its thread, the event loop and the open transaction share its state.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
         self._path = path
+        self._busy_timeout_ms = busy_timeout_ms
         self._queue: queue.SimpleQueue[Group | int | None] = queue.SimpleQueue()
         self._backlog = Backlog()
         self._hurry = -1
@@ -127,7 +128,7 @@ class SqliteWriter:
         if self._connection is None:
             uri = f"file:{quote(self._path)}?mode=rw"
             self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=32)
-            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            self._connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}")
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             self._file = self._identity()
@@ -241,7 +242,7 @@ class _Statements:
         row = "(" + ", ".join("?" * len(columns)) + ")"
         text = str(statement.values(dict.fromkeys(columns)).compile(dialect=sqlite.dialect()))
         if f"VALUES {row}" not in text:
-            raise AssertionError(text)
+            raise RuntimeError(f"SQLAlchemy compiled an insert without {row}: {text}")
         self._returns = bool(ending)
         self._texts = {
             size: text.replace(f"VALUES {row}", "VALUES " + ", ".join([row] * size), 1) + ending

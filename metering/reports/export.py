@@ -10,11 +10,10 @@ from metering.reports.sums import organizations
 from metering.tables import ledger_entries
 
 EXPORTED = tuple(column.name for column in ledger_entries.columns if column.name != "owner")
-_CHUNK = 5_000
 
 
 async def settled_entries(
-    database: AsyncEngine, start: int, end: int
+    database: AsyncEngine, start: int, end: int, *, chunk_rows: int = 5_000
 ) -> AsyncIterator[Sequence[tuple[Any, ...]]]:
     """What began from ``start`` to ``end`` (exclusive, unix seconds), by organization and start, in chunks.
 
@@ -39,12 +38,12 @@ async def settled_entries(
                         entry.outcome.is_not(None),
                     )
                     .order_by(entry.started_ms, entry.id)
-                    .limit(_CHUNK)
+                    .limit(chunk_rows)
                 )
                 rows = [tuple(row) for row in await connection.execute(statement)]
                 if rows:
                     yield rows
-                if len(rows) < _CHUNK:
+                if len(rows) < chunk_rows:
                     break
                 last = dict(zip(EXPORTED, rows[-1], strict=True))
                 after = (last["started_ms"], last["id"])

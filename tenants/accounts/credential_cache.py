@@ -9,7 +9,7 @@ from tenants.accounts.keys import KnownKey
 from tenants.errors import CredentialReason
 from tenants.types import KeyKind
 
-MAX_KNOWN = 50_000
+MAX_KEYS = 50_000
 MAX_REFUSED = 10_000
 REFUSED_FOR_S = 10.0
 
@@ -28,9 +28,13 @@ class CredentialCache:
         clock: Callable[[], float] = time.monotonic,
         changes: ChangeLog | None = None,
         trusted: Callable[[], bool] = lambda: True,
+        *,
+        max_keys: int = MAX_KEYS,
+        max_refused: int = MAX_REFUSED,
     ) -> None:
         self._keys: OrderedDict[bytes, KnownKey] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[CredentialReason, float]] = OrderedDict()
+        self._max_keys, self._max_refused = max_keys, max_refused
         self._clock = clock
         self._trusted = trusted
         self._changes = changes or ChangeLog()
@@ -65,14 +69,14 @@ class CredentialCache:
         if generation != self.generation:
             return
         self._keys[digest] = key
-        while len(self._keys) > MAX_KNOWN:
+        while len(self._keys) > self._max_keys:
             self._keys.popitem(last=False)
 
     def refuse(self, digest: bytes, reason: CredentialReason) -> None:
         """Remembers for a short time that the digest opens nothing."""
         self._refused[digest] = (reason, self._clock() + REFUSED_FOR_S)
         self._refused.move_to_end(digest)
-        while len(self._refused) > MAX_REFUSED:
+        while len(self._refused) > self._max_refused:
             self._refused.popitem(last=False)
 
     def welcome(self, digest: bytes) -> None:

@@ -37,15 +37,22 @@ _WRITE = (
 
 
 class LastUses:
-    """When keys were last used: at most one write a key in `WRITE_EVERY_S`, and one at the end.
+    """When keys were last used: at most one write a key in ``write_every_s``, and one at the end.
 
     A crash loses the notes since the last write. A key has one note at most, so the number of keys bounds the
     memory. ``clock`` is in unix seconds.
     """
 
-    def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        clock: Callable[[], float] = time.time,
+        *,
+        write_every_s: float = WRITE_EVERY_S,
+    ) -> None:
         self._storage = storage
         self._clock = clock
+        self._write_every_s = write_every_s
         self._noted: dict[str, int] = {}
         self._closing = asyncio.Event()
 
@@ -57,7 +64,7 @@ class LastUses:
         """Write what is noted from time to time until `close`, and then once more."""
         while not self._closing.is_set():
             try:
-                async with asyncio.timeout(WRITE_EVERY_S):
+                async with asyncio.timeout(self._write_every_s):
                     await self._closing.wait()
             except TimeoutError:
                 pass

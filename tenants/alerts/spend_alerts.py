@@ -60,8 +60,9 @@ class SpendAlertStore:
     alert that the organization does not have.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, *, max_in_all: int = MAX_ALERTS_IN_ALL) -> None:
         self._storage = storage
+        self._max_in_all = max_in_all
 
     async def create(
         self, organization_id: str, project_id: str | None, cents: int, channel: Mapping[str, Any]
@@ -81,7 +82,7 @@ class SpendAlertStore:
             await _take_turns(connection, organization_id)
             if project_id is not None:
                 await projects.fetch_active(connection, organization_id, project_id)
-            await _check_room(connection, organization_id, project_id)
+            await self._check_room(connection, organization_id, project_id)
             await connection.execute(insert(spend_alerts).values(**row))
             await record(connection, _act("created", alert))
         return alert
@@ -146,6 +147,28 @@ class SpendAlertStore:
             statement = select(spend_alerts).where(spend_alerts.c.deleted_ms.is_(None))
             return [_alert(row) for row in (await connection.execute(statement)).mappings()]
 
+    async def _check_room(
+        self, connection: AsyncConnection, organization_id: str, project_id: str | None
+    ) -> None:
+        """Check that one more alert is allowed; raise `InvalidValue` if not."""
+        alert = spend_alerts.c
+        whose = "the organization itself" if project_id is None else "the project"
+        for of, most, owner in (
+            (_own(organization_id, project_id), MAX_ALERTS, whose),
+            (
+                alert.organization_id == organization_id,
+                self._max_in_all,
+                "the organization with its projects",
+            ),
+        ):
+            counted = select(func.count()).select_from(spend_alerts).where(of, alert.deleted_ms.is_(None))
+            if (await connection.scalar(counted) or 0) >= most:
+                raise InvalidValue(
+                    "threshold_amount",
+                    f"There are {most} alerts of {owner} already, the maximum. "
+                    "Delete one that is not needed.",
+                )
+
 
 def _own(organization_id: str, project_id: str | None) -> ColumnElement[bool]:
     condition = spend_alerts.c.subject_id == (project_id or organization_id)
@@ -159,22 +182,6 @@ async def _take_turns(connection: AsyncConnection, organization_id: str) -> None
     """
     statement = update(organizations).where(organizations.c.id == organization_id)
     await connection.execute(statement.values(name=organizations.c.name))
-
-
-async def _check_room(connection: AsyncConnection, organization_id: str, project_id: str | None) -> None:
-    """Raises `InvalidValue` if there may be no more alerts."""
-    alert = spend_alerts.c
-    whose = "the organization itself" if project_id is None else "the project"
-    for of, most, owner in (
-        (_own(organization_id, project_id), MAX_ALERTS, whose),
-        (alert.organization_id == organization_id, MAX_ALERTS_IN_ALL, "the organization with its projects"),
-    ):
-        counted = select(func.count()).select_from(spend_alerts).where(of, alert.deleted_ms.is_(None))
-        if (await connection.scalar(counted) or 0) >= most:
-            raise InvalidValue(
-                "threshold_amount",
-                f"There are {most} alerts of {owner} already, the maximum. Delete one that is not needed.",
-            )
 
 
 async def _fetch(

@@ -11,7 +11,6 @@ MOST = 2**31 - 1
 """The largest size of a limit."""
 _MINUTE_NS = 60 * 10**9
 _DAY_NS = 24 * 60 * _MINUTE_NS
-_MAX_RESOLVED = 100_000
 _Asked = tuple[str | None, str, str | None, str, str | None]
 """Project, key, user, model and adapter."""
 
@@ -90,10 +89,12 @@ _RATES = (
 class LimitBook:
     """The limits in memory. A change is entered here, and the next request is held to it.
 
-    ``defaults`` are what each project has for each model without a limit of its own.
+    ``defaults`` are what each project has for each model without a limit of its own. ``max_resolved`` bounds
+    the cache of limits that apply to a principal.
     """
 
     defaults: RateLimit = NO_LIMIT
+    max_resolved: int = 100_000
     _of_models: dict[tuple[str, str], RateLimit] = field(default_factory=dict)
     _of_subjects: dict[tuple[str, SubjectType, str], RateLimit] = field(default_factory=dict)
     _resolved: dict[_Asked, Applicable] = field(default_factory=dict)
@@ -135,7 +136,7 @@ class LimitBook:
         key = (principal.project_id, principal.key_id, principal.user_id, model, adapter)
         limits = self._resolved.get(key)
         if limits is None:
-            if len(self._resolved) >= _MAX_RESOLVED:
+            if len(self._resolved) >= self.max_resolved:
                 self._resolved.clear()
             limits = self._resolved[key] = self._resolve(principal, model, adapter)
         return limits

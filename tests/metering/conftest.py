@@ -13,7 +13,6 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.storage.database import migrate, open_database
-from metering.ledger import sqlite_writer
 from metering.ledger.service import Ledger
 from metering.ledger.sql_writer import SqlWriter
 from metering.ledger.sqlite_writer import SqliteWriter
@@ -81,11 +80,8 @@ Make = Callable[..., Ledger]
 
 
 @pytest.fixture(params=["thread", "sqlalchemy"])
-async def make(
-    request: pytest.FixtureRequest, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Make]:
+async def make(request: pytest.FixtureRequest, file: Path) -> AsyncIterator[Make]:
     """Make ledgers on the file, whose writer gives up on a lock after 50 ms."""
-    monkeypatch.setattr(sqlite_writer, "BUSY_TIMEOUT_MS", 50)
     database = open_database(f"sqlite+aiosqlite:///{file}")
     event.listen(
         database.sync_engine,
@@ -93,9 +89,13 @@ async def make(
         lambda connection, _: connection.execute("PRAGMA busy_timeout = 50").close(),
     )
     if request.param == "thread":
-        yield lambda folder="ledger": Ledger(SqliteWriter(str(file)), file.parent / folder)
+        yield lambda folder="ledger", **settings: Ledger(
+            SqliteWriter(str(file), busy_timeout_ms=50), file.parent / folder, **settings
+        )
     else:
-        yield lambda folder="ledger": Ledger(SqlWriter(database), file.parent / folder)
+        yield lambda folder="ledger", **settings: Ledger(
+            SqlWriter(database), file.parent / folder, **settings
+        )
     await database.dispose()
 
 

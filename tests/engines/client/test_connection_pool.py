@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines.client import connection_pool
-from engines.client.connection_pool import HttpPool
+from engines.client.connection_pool import HttpPool, PoolTimes
 from engines.errors import EngineBroken
 
 Ask = Callable[[HttpPool], Coroutine[Any, Any, tuple[int, bytes]]]
@@ -19,7 +18,7 @@ CHUNKED = OK + b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r
 
 
 @asynccontextmanager
-async def pool_to(serve: Serve) -> AsyncIterator[HttpPool]:
+async def pool_to(serve: Serve, times: PoolTimes | None = None) -> AsyncIterator[HttpPool]:
     """A pool, and a server that gives each connection to ``serve`` and closes it afterwards."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -32,7 +31,7 @@ async def pool_to(serve: Serve) -> AsyncIterator[HttpPool]:
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    pool = HttpPool(f"http://127.0.0.1:{port}", None, {})
+    pool = HttpPool(f"http://127.0.0.1:{port}", None, {}, times)
     async with server:
         try:
             yield pool
@@ -316,17 +315,15 @@ async def test_a_stream_that_goes_on_after_it_was_over_loses_its_connection() ->
 
 @either_way
 async def test_silence_ends_an_exchange_and_idle_connections_are_closed(
-    ask: Ask, monkeypatch: pytest.MonkeyPatch
+    ask: Ask,
 ) -> None:
-    monkeypatch.setattr(connection_pool, "_SILENCE_S", 0.05)
-    monkeypatch.setattr(connection_pool, "_KEEP_ALIVE_S", 0.05)
-    monkeypatch.setattr(connection_pool, "_LOOK_S", 0.02)
+    times = PoolTimes(silence_s=0.05, keep_alive_s=0.05, check_every_s=0.02)
     script = Script(30.0)
-    async with pool_to(script) as pool:
+    async with pool_to(script, times) as pool:
         with pytest.raises(EngineBroken, match="said nothing"):
             await ask(pool)
     idle = Script(OK + b"content-length: 2\r\n\r\nok")
-    async with pool_to(idle) as pool:
+    async with pool_to(idle, times) as pool:
         assert await ask(pool) == (200, b"ok")
         await asyncio.wait_for(idle.ended.wait(), 1)
 

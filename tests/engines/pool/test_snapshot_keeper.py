@@ -19,10 +19,9 @@ from engines.client.engine_client import EngineClient
 from engines.errors import EngineBroken, SnapshotFailed
 from engines.host import EngineHost
 from engines.lifecycle.control_calls import call
-from engines.pool import snapshot_keeper
 from engines.status import EngineState
 from tests.engines.snapshot_fixtures import ask, asleep, current, has_snapshot, model, snapshot_host
-from tests.engines.support import CRIU_DIR, eventually, no_trace
+from tests.engines.support import CRIU_DIR, QUICK, eventually, no_trace
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -108,12 +107,9 @@ async def test_a_model_sent_to_sleep_during_its_first_snapshot_gets_one_later(ru
         assert await eventually(has_snapshot(host), 20)
 
 
-async def test_a_dump_that_failed_is_tried_again_after_a_while(
-    run_dir: Path, before_criu: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(snapshot_keeper, "_RETRY_S", 0.3)
+async def test_a_dump_that_failed_is_tried_again_after_a_while(run_dir: Path, before_criu: Path) -> None:
     before_criu.write_text(f'if [ "$1" = dump ] && mkdir {run_dir}/failed 2> /dev/null; then exit 1; fi\n')
-    async with snapshot_host(run_dir) as host:
+    async with snapshot_host(run_dir, policy=replace(QUICK, snapshot_retry_s=0.3)) as host:
         first, _ = await ask(host)
         assert await eventually(has_snapshot(host), 20)
         assert (run_dir / "failed").is_dir()
@@ -121,10 +117,10 @@ async def test_a_dump_that_failed_is_tried_again_after_a_while(
 
 
 async def test_a_snapshot_that_is_ordered_of_a_busy_model_is_made_of_an_engine_of_its_own(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path,
 ) -> None:
-    monkeypatch.setattr(snapshot_keeper, "_PATIENCE_S", 0.3)
-    async with snapshot_host(run_dir) as host, host.acquire("model"):
+    policy = replace(QUICK, snapshot_patience_s=0.3)
+    async with snapshot_host(run_dir, policy=policy) as host, host.acquire("model"):
         ordered = await asyncio.wait_for(host.snapshot("model"), 30)
         assert ordered.state is EngineState.READY
         assert has_snapshot(host)()

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from engines.vllm_process import canary_batch
 from engines.vllm_process.canary_batch import FirstBatch, Turn, depends_on
 
 
@@ -79,20 +78,16 @@ async def test_requests_wait_for_a_canary_that_is_not_yet_prepared() -> None:
     assert core.sent == [canary(turn).request_id, FIRST.request_id, SECOND.request_id]
 
 
-async def test_a_canary_that_nobody_joins_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canary_batch, "_PATIENCE_S", 0.01)
+async def test_a_canary_that_nobody_joins_goes_alone() -> None:
     core = Core()
-    turn = FirstBatch(core, core.occupy).turn()
+    turn = FirstBatch(core, core.occupy, patience_s=0.01).turn()
     await asyncio.wait_for(sending(core, canary(turn)), 5)
     assert core.sent == [canary(turn).request_id]
 
 
-async def test_a_canary_waits_longer_where_a_request_is_certain_to_come(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(canary_batch, "_PATIENCE_S", 0.01)
+async def test_a_canary_waits_longer_where_a_request_is_certain_to_come() -> None:
     core = Core()
-    batch = FirstBatch(core, core.occupy)
+    batch = FirstBatch(core, core.occupy, patience_s=0.01)
     turn = batch.turn()
     with batch.expect():
         its = sending(core, canary(turn))

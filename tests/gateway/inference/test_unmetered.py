@@ -20,7 +20,6 @@ from gateway.config.sections import Config, ModelConfig, StorageConfig
 from gateway.http.context import RequestContext, record_of
 from gateway.http.errors import ApiError
 from gateway.http.translation import answer_error
-from gateway.inference import exchange
 from gateway.inference.exchange import Plan, RelayContext, UnmeteredExchange
 from gateway.inference.queues import ModelQueues
 from gateway.services import Services
@@ -45,6 +44,12 @@ class Stage:
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with _staged(tmp_path) as staged:
+        yield staged
+
+
+@asynccontextmanager
+async def _staged(tmp_path: Path, unmetered_timeout_s: float = 30.0) -> AsyncIterator[Stage]:
     url = f"sqlite+aiosqlite:///{tmp_path / 'torpor.db'}"
     await migrate(url)
     database, clients, starts = open_database(url), EngineClients(), Starts()
@@ -54,9 +59,18 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         async with (
             open_ledger(url, database, tmp_path / "ledger") as ledger,
             EngineHost([spec()], run_dir=Path(run_dir), policy=policy, make=starts) as host,
-            _served(RelayContext(host, clients, ledger, ModelQueues(host, {}), set(), 10.0)) as (relay, http),
         ):
-            yield Stage(relay, starts, http)
+            context = RelayContext(
+                host,
+                clients,
+                ledger,
+                ModelQueues(host, {}),
+                set(),
+                10.0,
+                unmetered_timeout_s=unmetered_timeout_s,
+            )
+            async with _served(context) as (relay, http):
+                yield Stage(relay, starts, http)
     clients.close()
     await database.dispose()
 
@@ -111,14 +125,12 @@ async def test_a_drain_knows_it_and_ends_it(stage: Stage) -> None:
     assert stage.in_flight() == 0
 
 
-async def test_an_engine_that_does_not_answer_is_reported(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exchange, "UNMETERED_TIMEOUT_S", 0.3)
-    await stage.http.post("/deafen")
-    assert _code(await stage.http.post("/hang")) == (502, "engine_failed")
-    assert (await stage.http.post("/echo")).status_code == 200
-    assert len(stage.starts.created) == 2, "it was found to be deaf, and started again"
+async def test_an_engine_that_does_not_answer_is_reported(tmp_path: Path) -> None:
+    async with _staged(tmp_path, unmetered_timeout_s=0.3) as stage:
+        await stage.http.post("/deafen")
+        assert _code(await stage.http.post("/hang")) == (502, "engine_failed")
+        assert (await stage.http.post("/echo")).status_code == 200
+        assert len(stage.starts.created) == 2, "the deaf engine was noticed, and started again"
 
 
 async def test_an_engine_that_dies_is_a_502(stage: Stage) -> None:

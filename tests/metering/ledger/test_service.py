@@ -212,11 +212,8 @@ async def test_entry_that_cannot_be_stored_takes_no_other_with_it(
     await ledger.open(attempt()).settle(Outcome.COMPLETED)
 
 
-async def test_full_queue_refuses_openings(
-    make: Make, file: Path, monkeypatch: pytest.MonkeyPatch, entries: Entries
-) -> None:
-    monkeypatch.setattr("metering.ledger.recorder.MAX_QUEUED", 10)
-    async with make() as ledger:
+async def test_full_queue_refuses_openings(make: Make, file: Path, entries: Entries) -> None:
+    async with make(max_queued=10) as ledger:
         meters = [ledger.open(attempt()) for _ in range(10)]
         with pytest.raises(StorageUnavailable):
             ledger.open(attempt())

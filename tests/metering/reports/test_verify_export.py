@@ -4,7 +4,6 @@ import io
 import random
 from typing import Any
 
-import pytest
 from pyarrow import parquet
 from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -90,12 +89,11 @@ async def test_every_difference_is_found_and_told(database: AsyncEngine) -> None
 
 
 async def test_export_has_every_settled_entry_of_the_span_once(
-    database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+    database: AsyncEngine,
 ) -> None:
-    monkeypatch.setattr("metering.reports.export._CHUNK", 7)
     writes = await _filled(database)
     start, end = MONDAY + 2 * DAY, MONDAY + 9 * DAY
-    exported = [row async for rows in settled_entries(database, start, end) for row in rows]
+    exported = [row async for rows in settled_entries(database, start, end, chunk_rows=7) for row in rows]
     expected = {
         write.attempt.id
         for write in writes

@@ -212,10 +212,8 @@ def _known(number: int) -> KnownKey:
     return KnownKey(principal, None, None)
 
 
-def test_memory_is_bounded_and_the_least_used_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credential_cache, "MAX_KNOWN", 3)
-    monkeypatch.setattr(credential_cache, "MAX_REFUSED", 3)
-    cache = CredentialCache()
+def test_memory_is_bounded_and_the_least_used_goes_first() -> None:
+    cache = CredentialCache(max_keys=3, max_refused=3)
     for number in range(3):
         cache.remember(bytes([number]), _known(number), cache.generation)
     cache.known(bytes([0]))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tenants.accounts import last_uses
 from tenants.accounts.last_uses import LastUses
 from tenants.errors import InvalidCredential
 from tenants.store import Tenants, open_tenants
@@ -52,11 +51,10 @@ async def test_an_expired_key_was_not_used(database: AsyncEngine, store: Tenants
 
 
 async def test_it_is_written_while_the_gateway_runs(
-    database: AsyncEngine, store: Tenants, project: Project, monkeypatch: pytest.MonkeyPatch
+    database: AsyncEngine, store: Tenants, project: Project
 ) -> None:
-    monkeypatch.setattr(last_uses, "WRITE_EVERY_S", 0.2)
     _, secret = await store.keys.create_for_project(project.organization_id, project.id, "used")
-    async with open_tenants(database, PEPPER) as opened:
+    async with open_tenants(database, PEPPER, uses_every_s=0.2) as opened:
         statements = Statements(database)
         for _ in range(10):
             await opened.credentials.authenticate(secret)
@@ -70,12 +68,10 @@ async def test_what_could_not_be_written_is_written_later(
     store: Tenants,
     project: Project,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(last_uses, "WRITE_EVERY_S", 0.05)
     _, secret = await store.keys.create_for_project(project.organization_id, project.id, "used")
-    async with open_tenants(database, PEPPER) as opened:
+    async with open_tenants(database, PEPPER, uses_every_s=0.05) as opened:
         await opened.credentials.authenticate(secret)
         with sqlite3.connect(tmp_path / "torpor.db") as other:
             other.execute("ALTER TABLE api_keys RENAME TO hidden")

@@ -5,7 +5,6 @@ import asyncio
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tenants.alerts import spend_alerts
 from tenants.alerts.spend_alerts import MAX_ALERTS, SpendAlertStore
 from tenants.errors import InvalidValue
 from tenants.storage import Storage
@@ -38,10 +37,8 @@ async def test_a_crowd_does_not_pass_the_limit(
     assert len(await alerts.every()) == MAX_ALERTS
 
 
-async def test_an_organization_with_many_projects_is_bounded_in_all(
-    alerts: SpendAlertStore, store: Tenants, project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spend_alerts, "MAX_ALERTS_IN_ALL", 12)
+async def test_an_organization_with_many_projects_is_bounded_in_all(store: Tenants, project: Project) -> None:
+    alerts = SpendAlertStore(store.storage, max_in_all=12)
     organization_id = project.organization_id
     projects = [await store.projects.create(organization_id, f"p{number}") for number in range(6)]
     await alerts.create(organization_id, None, 5, HOOK)

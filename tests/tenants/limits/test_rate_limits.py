@@ -158,9 +158,8 @@ async def test_a_bad_user_is_named(limits: LimitStore, project: Project, user: s
     assert caught.value.param == "subject_id"
 
 
-def test_what_was_resolved_takes_bounded_memory(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenants.limits.rate_limits._MAX_RESOLVED", 10)
-    book = LimitBook(RateLimit(requests_per_minute=1))
+def test_what_was_resolved_takes_bounded_memory(project: Project) -> None:
+    book = LimitBook(RateLimit(requests_per_minute=1), max_resolved=10)
     for number in range(100):
         assert book.applicable(principal(project, user_id=f"u{number}"), "m").requests
         assert len(book._resolved) <= 10
