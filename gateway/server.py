@@ -100,7 +100,7 @@ class GatewayServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services: Services = self._app.state.services
-        services.draining = True
+        services.begin_drain()
         drain_s = self._settings.server.drain_timeout_s
         _logger.info("draining %d requests, %g s at most", len(services.running), drain_s)
         expiry = asyncio.get_running_loop().call_later(drain_s, services.expire)

@@ -1,10 +1,8 @@
 """What the endpoints work with, made once and owned by the app's lifespan."""
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from prometheus_client.metrics_core import Metric
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
@@ -18,7 +16,8 @@ from gateway.inference.admission import AdmissionControl
 from gateway.inference.catalog import Catalog
 from gateway.inference.exchange import Exchange, RelayContext
 from gateway.inference.queues import ModelQueues
-from gateway.telemetry.metrics import EngineMetrics, MetricSource, RequestCounts, gauge, gauge_by
+from gateway.telemetry.gateway_metrics import GatewayMetrics
+from gateway.telemetry.metrics import EngineMetrics, MetricSource, RequestCounts
 from metering.ledger.service import Ledger
 from metering.reports.costs import CostReports
 from metering.reports.usage import UsageReports
@@ -26,7 +25,7 @@ from tenants.queueing.project_weights import ProjectWeights
 from tenants.store import Tenants
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """The parts of a running gateway."""
 
@@ -47,60 +46,43 @@ class Services:
     failures: FailureLimit
     counts: RequestCounts
     running: set[Exchange] = field(default_factory=set)
-    draining: bool = False
     relay: RelayContext = field(init=False)
     """What an exchange goes through."""
+    _drain: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        send_timeout_s = self.config.server.send_timeout_s
-        self.relay = RelayContext(
+        relay = RelayContext(
             self.host,
             self.clients,
             self.ledger,
             self.queues,
             self.running,
-            send_timeout_s,
+            self.config.server.send_timeout_s,
             self.counts.served,
         )
+        object.__setattr__(self, "relay", relay)
 
-    def metrics(self) -> Iterator[Metric]:
-        """The gateway's own state, as `MetricSource` has it."""
-        yield gauge("torpor_exchanges", "Inference requests that are being worked on.", len(self.running))
-        yield gauge("torpor_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
-        yield gauge("torpor_ledger_open_entries", "Attempts that are not settled.", self.ledger.open_entries)
-        yield gauge("torpor_ledger_backlog", "Writes that wait to be durable.", self.ledger.backlog)
-        yield gauge(
-            "torpor_ledger_journal_bytes", "Bytes of the local journal in use.", self.ledger.journal_bytes
-        )
-        yield gauge_by(
-            "torpor_ledger_lag_seconds",
-            "How long the oldest write has waited that is not there yet, or a little more.",
-            "stage",
-            self.ledger.lags_s,
-        )
-        yield gauge("torpor_ledger_writable", "1 while the ledger takes entries.", self.ledger.accepts)
-        yield gauge(
-            "torpor_database_silent_seconds",
-            "Seconds since the database last responded.",
-            self.tenants.storage.silent_s(),
-        )
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway is about to end, and refuses new requests."""
+        return self._drain.is_set()
 
-        yield gauge("torpor_adapters", "Adapters that are registered.", len(self.adapters))
-        yield gauge(
-            "torpor_limits_in_memory",
-            "Limits that have been charged, and counters of what runs.",
-            len(self.control.admissions),
-        )
-        models = [model.id for model in self.config.models]
-        for name, help_text, count in (
-            ("torpor_queue_waiting", "Requests that wait for their turn.", self.queues.waiting),
-            ("torpor_queue_running", "Requests that have their turn.", self.queues.running),
-        ):
-            yield gauge_by(name, help_text, "model", {model: count(model) for model in models})
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on."""
+        self._drain.set()
 
     def metric_sources(self) -> list[MetricSource]:
         """Everything that tells Prometheus of itself."""
-        return [self.counts, self, EngineMetrics(self.host), self.alerts.deliveries]
+        state = GatewayMetrics(
+            [model.id for model in self.config.models],
+            self.running,
+            self.ledger,
+            self.tenants.storage,
+            self.adapters,
+            self.control.admissions,
+            self.queues,
+        )
+        return [self.counts, state, EngineMetrics(self.host), self.alerts.deliveries]
 
     def expire(self) -> None:
         """End what is still running: the time to drain is over."""

@@ -72,8 +72,15 @@ class EngineSnapshots:
         snapshot = self.known(spec)
         return Found(None) if snapshot is None else Found(snapshot, self.stale(snapshot, spec))
 
+    def listed(self, spec: ModelSpec) -> list[tuple[Snapshot, str | None]]:
+        """The model's snapshots on disk, the newest first, with the reason why one must not be used.
+
+        Read from the disk: call it in a thread.
+        """
+        return [(snapshot, self.stale(snapshot, spec)) for snapshot in self.store.list(spec.id)]
+
     def stale(self, snapshot: Snapshot, spec: ModelSpec) -> str | None:
-        """Why it must not be used, where it must not. Digests files whose identity has changed."""
+        """Why a snapshot must not be used, or None. Digests files whose identity has changed."""
         if snapshot.id in self._condemned:
             return self._condemned[snapshot.id]
         try:

@@ -33,19 +33,15 @@ def _object(snapshot: Snapshot, stale: str | None) -> dict[str, Any]:
     }
 
 
-def _every(snapshots: EngineSnapshots, specs: list[ModelSpec]) -> list[dict[str, Any]]:
-    """Read much: call it in a thread."""
-    return [
-        _object(snapshot, snapshots.stale(snapshot, spec))
-        for spec in specs
-        for snapshot in snapshots.store.list(spec.id)
-    ]
+def _objects(snapshots: EngineSnapshots, specs: list[ModelSpec]) -> list[dict[str, Any]]:
+    """Read the snapshots of all models from the disk: call it in a thread."""
+    return [_object(snapshot, stale) for spec in specs for snapshot, stale in snapshots.listed(spec)]
 
 
 async def list_snapshots(request: Request) -> Response:
     """``GET /v1/torpor/snapshots``."""
     services, snapshots = await _root(request)
-    data = await asyncio.to_thread(_every, snapshots, _specs(services))
+    data = await asyncio.to_thread(_objects, snapshots, _specs(services))
     return JSONResponse({"object": "list", "data": data})
 
 

@@ -74,7 +74,8 @@ class AdapterStage:
         """As after a restart: what was only in memory is gone."""
         services = self.stage.services
         folder = DataDirectory(self.folder).adapter_folder
-        services.adapters = await open_adapters(services.database, folder, self.examiner, self.config)
+        adapters = await open_adapters(services.database, folder, self.examiner, self.config)
+        self.stage.replace(adapters=adapters)
 
     def contents(self) -> set[str]:
         """The digests that the store keeps."""
@@ -134,7 +135,7 @@ async def adapter_stage_at(
         assert near_model is not None
         assert away is not None
         spec = replace(near_model.spec, source=BASE, lora=LoraSettings())
-        services.catalog = Catalog([replace(near_model, spec=spec), away])
+        stage.replace(catalog=Catalog([replace(near_model, spec=spec), away]))
         opened = AdapterStage(stage, folder, Examiner(), config or AdaptersConfig())
         acquire = EngineHost.acquire
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,13 @@ class Stage:
     other: Tenant
     clock: Clock
     stack: AsyncExitStack
+    app: Starlette
     http: httpx.AsyncClient = field(init=False)
     admin: httpx.AsyncClient = field(init=False)
+
+    def replace(self, **parts: Any) -> None:
+        """Give the application services with other parts, as after a restart."""
+        self.services = self.app.state.services = replace(self.services, **parts)
 
     @property
     def control(self) -> AdmissionControl:
@@ -156,15 +161,14 @@ async def stage_at(
     app = create_app(config, DataDirectory(folder, environment or {}))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
-        services = _services(app)
-        clock = Clock()
-        services.control = await open_admission(config, services.database, clock_ns=clock)
-        read = partial(spent_since, services.database)
-        services.alerts.watch(services.control.budgets, read)
-        services.catalog = Catalog(_model(model.spec({})) for model in models)
+        services, clock = _services(app), Clock()
+        control = await open_admission(config, services.database, clock_ns=clock)
+        services.alerts.watch(control.budgets, partial(spent_since, services.database))
+        catalog = Catalog(_model(model.spec({})) for model in models)
+        services = app.state.services = replace(services, control=control, catalog=catalog)
         port = await stack.enter_async_context(serving(RequestContext(app, app.state.counts.observe)))
         tenant, other = await _tenant(services, "acme"), await _tenant(services, "other")
-        stage = Stage(services, config, port, tenant, other, clock, stack)
+        stage = Stage(services, config, port, tenant, other, clock, stack, app)
         await stage.open()
         yield stage
 

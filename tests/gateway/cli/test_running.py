@@ -213,7 +213,9 @@ data = DataDirectory(Path("data").absolute())
 
 @contextlib.asynccontextmanager
 async def lifespan(app):
-    app.state.services = SimpleNamespace(running=set(), draining=False, expire=lambda: None)
+    app.state.services = SimpleNamespace(
+        running=set(), begin_drain=lambda: None, expire=lambda: None
+    )
     try:
         yield
     finally:

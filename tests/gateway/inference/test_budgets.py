@@ -139,7 +139,7 @@ async def test_what_was_spent_is_known_after_a_restart(stage: Stage) -> None:
         assert (await stage.ask(max_tokens=20)).status_code == 200
     assert _spent(stage) == (3 * COST, 3 * COST)
     assert await stage.services.ledger.applied()
-    stage.services.control = await open_admission(stage.config, stage.services.database)
+    stage.replace(control=await open_admission(stage.config, stage.services.database))
     assert _spent(stage) == (3 * COST, 3 * COST)
     await stage.spend_limit(15)
     path = f"/v1/organization/projects/{stage.tenant.project_id}/spend_limit"

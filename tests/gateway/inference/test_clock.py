@@ -203,7 +203,7 @@ async def test_a_gateway_that_starts_ahead_reads_the_right_month_when_the_clock_
     at = [time.time() + YEAR_S]
     database, ledger = stage.services.database, stage.services.ledger
     control = await open_admission(stage.config, database, clock=lambda: at[0], applied=ledger.applied)
-    stage.services.control = control
+    stage.replace(control=control)
     assert control.budgets.spent(stage.tenant.project_id) == 0
     at[0] -= YEAR_S
     assert (await stage.ask(max_tokens=20)).status_code == 429

@@ -154,7 +154,7 @@ async def test_nothing_is_begun_while_the_gateway_drains(tmp_path: Path, path: s
         transport = httpx.ASGITransport(RequestContext(app))
         headers = {"authorization": f"Bearer {secret}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://torpor", headers=headers) as http:
-            services.draining = True
+            services.begin_drain()
             response = await http.post(path, json={"model": "far"})
     assert _code(response) == (503, "shutting_down")
     assert response.headers["retry-after"] == "5"
