@@ -127,8 +127,8 @@ async def site(keys: int, of_projects: int, clock: VirtualClock) -> AsyncIterato
             for secret in secrets:
                 await store.credentials.authenticate(secret)
             turnstile = Turnstile(FairQueue(), slots=SLOTS)
-            async with turnstile.turn(Ticket(project_id="proj_0", cost=1.0)):
-                yield Site(store, Admissions(book, budgets, clock_ns=clock), turnstile, clock, secrets)
+            await turnstile.enter(Ticket(project_id="proj_0", cost=1.0))
+            yield Site(store, Admissions(book, budgets, clock_ns=clock), turnstile, clock, secrets)
         finally:
             await database.dispose()
 
@@ -195,11 +195,11 @@ async def measure(site: Site, requests: int, samples: int) -> Result:
 async def _plain(site: Site, secret: str) -> None:
     principal = await _principal(site, secret)
     admission = site.admissions.admit(principal, MODEL, INPUT, cost=(INPUT + OUTPUT) * PRICE)
-    async with site.turnstile.turn(_ticket(principal), PATIENCE_S) as turn:
-        for step in range(1, STEPS + 1):
-            admission.generated(OUTPUT * step // STEPS)
-        admission.settle(INPUT, OUTPUT, (INPUT + OUTPUT) * PRICE)
-        turn.end(token_cost(INPUT, OUTPUT))
+    turn = await site.turnstile.enter(_ticket(principal), PATIENCE_S)
+    for step in range(1, STEPS + 1):
+        admission.generated(OUTPUT * step // STEPS)
+    admission.settle(INPUT, OUTPUT, (INPUT + OUTPUT) * PRICE)
+    turn.end(token_cost(INPUT, OUTPUT))
     site.admissions.standings(principal, MODEL)
 
 
@@ -221,13 +221,13 @@ async def _timed(
     marks.append(now())
     admission = site.admissions.admit(principal, MODEL, INPUT, cost=(INPUT + OUTPUT) * PRICE)
     marks.append(now())
-    async with site.turnstile.turn(_ticket(principal), PATIENCE_S) as turn:
-        marks.append(now())
-        for step in range(1, STEPS + 1):
-            admission.generated(OUTPUT * step // STEPS)
-        marks.append(now())
-        admission.settle(INPUT, OUTPUT, (INPUT + OUTPUT) * PRICE)
-        turn.end(token_cost(INPUT, OUTPUT))
+    turn = await site.turnstile.enter(_ticket(principal), PATIENCE_S)
+    marks.append(now())
+    for step in range(1, STEPS + 1):
+        admission.generated(OUTPUT * step // STEPS)
+    marks.append(now())
+    admission.settle(INPUT, OUTPUT, (INPUT + OUTPUT) * PRICE)
+    turn.end(token_cost(INPUT, OUTPUT))
     marks.append(now())
     site.admissions.standings(principal, MODEL)
     marks.append(now())

@@ -8,6 +8,7 @@ import io
 import re
 import sys
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,19 @@ EXEMPT: dict[tuple[str, str], str] = {
     ("tests/gateway/storage/test_privacy.py", "nobody"): "the name of the user with uid 65534",
 }
 """Phrases that are data in a file, and what they are."""
+
+
+def repeated_classes(root: Path) -> list[str]:
+    """Names of public classes that two modules of the product define: a name stands for one thing."""
+    names = [
+        node.name
+        for folder in FOLDERS
+        if folder not in ("tests", "loadtest")
+        for file in (root / folder).rglob("*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def violations(root: Path, folders: tuple[str, ...] = FOLDERS) -> Iterator[Violation]:

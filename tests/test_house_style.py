@@ -1,14 +1,24 @@
 """The house style holds, and the check of it can fail."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.house_style import EXEMPT, of_source, violations
+from tests.house_style import EXEMPT, of_source, repeated_classes, violations
 from tests.layering import FOLDERS
 from tests.process import REPOSITORY
 
 
 def test_the_house_style_holds() -> None:
     assert [str(violation) for violation in violations(REPOSITORY, FOLDERS)] == []
+
+
+def test_the_name_of_a_class_stands_for_one_thing(tmp_path: Path) -> None:
+    assert repeated_classes(REPOSITORY) == []
+    for folder in ("gateway", "engines"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("class Turn: ...\n")
+    assert repeated_classes(tmp_path) == ["Turn"]
 
 
 @pytest.mark.parametrize(("file", "phrase"), EXEMPT)

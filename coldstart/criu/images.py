@@ -17,14 +17,14 @@ class InvalidImage(ValueError):
     """A file is not what CRIU writes."""
 
 
-class Message:
+class ProtobufMessage:
     """A protobuf message: its fields in their order, each a number, or bytes."""
 
     def __init__(self, fields: Iterable[tuple[int, int, int | bytes]] = ()) -> None:
         self._fields = list(fields)
 
     @classmethod
-    def parse(cls, data: bytes) -> "Message":
+    def parse(cls, data: bytes) -> "ProtobufMessage":
         """Raises `InvalidImage`."""
         try:
             return cls(_fields(data))
@@ -49,19 +49,19 @@ class Message:
         """A repeated field of bytes."""
         return [value for field, _, value in self._fields if field == number and isinstance(value, bytes)]
 
-    def with_values(self, values: dict[int, int | bytes | None]) -> "Message":
+    def with_values(self, values: dict[int, int | bytes | None]) -> "ProtobufMessage":
         """A copy with these fields set; None takes a field out."""
         fields = [field for field in self._fields if field[0] not in values]
         for number, value in values.items():
             if value is not None:
                 fields.append((number, _VARINT if isinstance(value, int) else _BYTES, value))
-        return Message(sorted(fields, key=lambda field: field[0]))
+        return ProtobufMessage(sorted(fields, key=lambda field: field[0]))
 
-    def with_repeated(self, number: int, values: Iterable[bytes]) -> "Message":
+    def with_repeated(self, number: int, values: Iterable[bytes]) -> "ProtobufMessage":
         """A copy in which the repeated field holds these."""
         fields = [field for field in self._fields if field[0] != number]
         fields += [(number, _BYTES, value) for value in values]
-        return Message(sorted(fields, key=lambda field: field[0]))
+        return ProtobufMessage(sorted(fields, key=lambda field: field[0]))
 
     def encode(self) -> bytes:
         out = bytearray()
@@ -115,7 +115,7 @@ def _encode_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def read(path: Path) -> tuple[bytes, list[Message]]:
+def read(path: Path) -> tuple[bytes, list[ProtobufMessage]]:
     """The magic and the entries of an image file. Raises `InvalidImage`, OSError."""
     data = path.read_bytes()
     entries, position = [], _MAGIC
@@ -126,12 +126,12 @@ def read(path: Path) -> tuple[bytes, list[Message]]:
         position += 4
         if position + length > len(data):
             raise InvalidImage(f"{path.name} is cut short")
-        entries.append(Message.parse(data[position : position + length]))
+        entries.append(ProtobufMessage.parse(data[position : position + length]))
         position += length
     return data[:_MAGIC], entries
 
 
-def write(path: Path, magic: bytes, entries: Iterable[Message]) -> None:
+def write(path: Path, magic: bytes, entries: Iterable[ProtobufMessage]) -> None:
     """Rewrite an image file."""
     out = bytearray(magic)
     for entry in entries:

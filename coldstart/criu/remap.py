@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from coldstart.criu import images
-from coldstart.criu.images import InvalidImage, Message
+from coldstart.criu.images import InvalidImage, ProtobufMessage
 from coldstart.criu.memory_file import PAGE, MemoryFile, Piece
 
 MEMORY = "memory"
@@ -68,7 +68,7 @@ class _Run:
 
 @dataclass(slots=True)
 class _Vma:
-    message: Message
+    message: ProtobufMessage
     runs: list[_Run] = field(default_factory=list)
 
     @property
@@ -119,11 +119,11 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "files.img"
         self._magic, self._entries = images.read(self._path)
-        self._regular: dict[int, Message] = {}
+        self._regular: dict[int, ProtobufMessage] = {}
         for entry in self._entries:
             blob = entry.blob(_FILE_REG)
             if blob is not None:
-                self._regular[entry.get(_FILE_ID)] = Message.parse(blob)
+                self._regular[entry.get(_FILE_ID)] = ProtobufMessage.parse(blob)
         if not self._regular:
             raise InvalidImage("files.img names no regular file")
         self._next_id = max(entry.get(_FILE_ID) for entry in self._entries) + 1
@@ -157,10 +157,10 @@ class _Files:
         self._next_id += 1
         return self._next_id - 1
 
-    def _add(self, file_id: int, regular: Message) -> None:
+    def _add(self, file_id: int, regular: ProtobufMessage) -> None:
         blob = regular.with_values({_REG_ID: file_id}).encode()
         entry: dict[int, int | bytes | None] = {_FILE_TYPE: _REGULAR_FILE, _FILE_ID: file_id, _FILE_REG: blob}
-        self._entries.append(Message().with_values(entry))
+        self._entries.append(ProtobufMessage().with_values(entry))
 
     def path(self, file_id: int) -> Path | None:
         regular = self._regular.get(file_id)
@@ -205,12 +205,12 @@ class _Process:
             raise InvalidImage(f"{self._mm_path.name} or {self._map_path.name} is incomplete")
         self._mm, self._head = mm[0], entries[0]
         self._pages_path = folder / f"pages-{self._head.get(_HEAD_PAGES_ID)}.img"
-        self._vmas = [_Vma(Message.parse(blob)) for blob in self._mm.blobs(_MM_VMAS)]
+        self._vmas = [_Vma(ProtobufMessage.parse(blob)) for blob in self._mm.blobs(_MM_VMAS)]
         self._vmas.sort(key=lambda vma: vma.start)
         self._assign(entries[1:])
         self.mapped = self.copied = self.mappings = 0
 
-    def _assign(self, entries: list[Message]) -> None:
+    def _assign(self, entries: list[ProtobufMessage]) -> None:
         """Give each mapping the runs of pages that lie in it."""
         starts = [vma.start for vma in self._vmas]
         offset = 0
@@ -230,7 +230,7 @@ class _Process:
                 left -= count
 
     def rewrite(self) -> None:
-        vmas: list[Message] = []
+        vmas: list[ProtobufMessage] = []
         kept: list[_Run] = []
         with ExitStack() as stack:
             pages = stack.enter_context(self._pages_path.open("rb"))
@@ -257,12 +257,12 @@ class _Process:
         message = vma.message
         return bool(message.get(_VMA_PROT) & _PROT_EXEC or message.get(_VMA_FLAGS) & _MAP_GROWSDOWN)
 
-    def _unchanged(self, vma: _Vma) -> Message:
+    def _unchanged(self, vma: _Vma) -> ProtobufMessage:
         if not vma.message.get(_VMA_STATUS) & _STATUS_FILE_PRIVATE:
             return vma.message
         return vma.message.with_values({_VMA_SHMID: self._files.own(vma.message.get(_VMA_SHMID))})
 
-    def _remap_anonymous(self, vma: _Vma, pages: BinaryIO) -> Iterator[Message]:
+    def _remap_anonymous(self, vma: _Vma, pages: BinaryIO) -> Iterator[ProtobufMessage]:
         """The pieces of the mapping: those with pages come from the file, the others stay as they are."""
         at = vma.start
         for runs in _spans(vma.runs):
@@ -277,7 +277,7 @@ class _Process:
         if at < vma.end:
             yield vma.message.with_values({_VMA_START: at, _VMA_END: vma.end})
 
-    def _overlay(self, vma: _Vma, pages: BinaryIO) -> list[Message]:
+    def _overlay(self, vma: _Vma, pages: BinaryIO) -> list[ProtobufMessage]:
         """The mapped file's bytes with the changed pages over them; empty if the file has none of them."""
         path = self._files.path(vma.message.get(_VMA_SHMID))
         offset, length = vma.message.get(_VMA_PGOFF), vma.end - vma.start
@@ -311,7 +311,7 @@ class _Process:
                 yield page
             at = run.end
 
-    def _from_memory(self, message: Message, piece: Piece) -> Message:
+    def _from_memory(self, message: ProtobufMessage, piece: Piece) -> ProtobufMessage:
         self.mapped += piece.end - piece.start
         status = message.get(_VMA_STATUS) & ~_STATUS_ANON_PRIVATE | _STATUS_FILE_PRIVATE
         return message.with_values(
@@ -339,7 +339,7 @@ class _Process:
                     _MAP_FLAGS: run.flags,
                     _MAP_PAGES: run.pages,
                 }
-                entries.append(Message().with_values(values))
+                entries.append(ProtobufMessage().with_values(values))
         self.copied = sum(run.pages for run in runs) * PAGE
         new_path.replace(self._pages_path)
         images.write(self._map_path, self._map_magic, entries)

@@ -176,10 +176,6 @@ class Sandbox:
             raise SandboxError(f"processes {self.pids()} survive SIGKILL") from error
 
 
-def _pairs(by_target: Mapping[Path, Path] | None) -> list[list[str]]:
-    return [[str(source), str(target)] for target, source in (by_target or {}).items()]
-
-
 def _kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)

@@ -25,10 +25,10 @@ def default_limit() -> int:
     return int(host_memory.total_bytes() * _SHARE)
 
 
-class Reservation:
+class MemoryReservation:
     """A part of the budget, in bytes, until it is released. ``on_change`` is called for each change."""
 
-    def __init__(self, size: int, on_change: Callable[["Reservation"], None]) -> None:
+    def __init__(self, size: int, on_change: Callable[["MemoryReservation"], None]) -> None:
         self.size = size
         self.released = False
         self.leaving = False  # its engine is on its way out of memory
@@ -59,7 +59,7 @@ class Victim:
     """
 
     idle_since: float
-    reservation: Reservation
+    reservation: MemoryReservation
     evict: Callable[[], None]
 
 
@@ -67,7 +67,7 @@ class Victim:
 class Admit:
     """The wake gets its memory."""
 
-    reservation: Reservation
+    reservation: MemoryReservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,10 @@ class Evict:
 
 
 def plan_memory(
-    limit: int, held: Collection[Reservation], waiting: Iterable[Reservation], victims: Sequence[Victim]
+    limit: int,
+    held: Collection[MemoryReservation],
+    waiting: Iterable[MemoryReservation],
+    victims: Sequence[Victim],
 ) -> list[Admit | Evict]:
     """Which wakes get their memory now, and which idle engines leave for the next one.
 
@@ -105,7 +108,7 @@ def plan_memory(
 class _Memory:
     """The budget with the decisions of the plan so far."""
 
-    def __init__(self, limit: int, held: list[Reservation], victims: Sequence[Victim]) -> None:
+    def __init__(self, limit: int, held: list[MemoryReservation], victims: Sequence[Victim]) -> None:
         self.held = held
         self._limit = limit
         self._victims = victims
@@ -144,15 +147,15 @@ class MemoryBudget:
         self.limit = limit
         self._victims = victims
         self._kept = kept
-        self._held: set[Reservation] = set()
-        self._waiting: dict[Reservation, asyncio.Future[None]] = {}
+        self._held: set[MemoryReservation] = set()
+        self._waiting: dict[MemoryReservation, asyncio.Future[None]] = {}
 
     @property
     def used(self) -> int:
         """Bytes that are reserved."""
         return sum(reservation.size for reservation in self._held)
 
-    async def reserve(self, size: int) -> Reservation:
+    async def reserve(self, size: int) -> MemoryReservation:
         """Wait until there is memory. An engine that needs more than the limit gets it once it is alone.
 
         Raises `InsufficientMemory` if it cannot be alone because engines that never sleep hold too much.
@@ -160,7 +163,7 @@ class MemoryBudget:
         kept = self._kept()
         if kept and kept + size > self.limit:
             raise InsufficientMemory(size, self.limit, kept)
-        reservation = Reservation(size, self._on_changed)
+        reservation = MemoryReservation(size, self._on_changed)
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[reservation] = admitted
         try:
@@ -173,7 +176,7 @@ class MemoryBudget:
             self._waiting.pop(reservation, None)
         return reservation
 
-    def _on_changed(self, reservation: Reservation) -> None:
+    def _on_changed(self, reservation: MemoryReservation) -> None:
         if reservation.released:
             self._held.discard(reservation)
         self._carry_out()

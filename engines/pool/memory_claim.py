@@ -1,6 +1,6 @@
 """The memory of one engine, in bytes: estimated before it wakes, measured while it runs."""
 
-from engines.pool.memory_budget import MemoryBudget, Reservation
+from engines.pool.memory_budget import MemoryBudget, MemoryReservation
 from engines.sizing import PROCESS_BYTES
 from engines.spec import ModelSpec
 
@@ -29,7 +29,7 @@ class MemoryClaim:
     """The part of the memory budget that one engine holds, from before its wake to its end."""
 
     def __init__(self, budget: MemoryBudget, kv_cache_bytes: int) -> None:
-        self.reservation: Reservation | None = None
+        self.reservation: MemoryReservation | None = None
         self.peak_bytes = 0
         self._budget = budget
         self._kv_cache_bytes = kv_cache_bytes

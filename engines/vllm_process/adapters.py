@@ -20,7 +20,7 @@ from typing import Any
 from vllm.lora.request import LoRARequest
 
 from engines.vllm_process import adapter_canary
-from engines.vllm_process.canary_batch import FirstBatch, Turn, depends_on
+from engines.vllm_process.canary_batch import CanaryTurn, FirstBatch, depends_on
 
 _DRAIN_S = 10.0
 # No load of the host's has this number.
@@ -41,7 +41,7 @@ class _Served(dict[str, LoRARequest]):
         contained = super().__contains__(name)
         call = depends_on.get()
         if of_ours and not contained and call is not None:
-            call.append(Turn.failed())
+            call.append(CanaryTurn.failed())
         return contained
 
     def __getitem__(self, model: str) -> LoRARequest:
@@ -56,12 +56,12 @@ class _Attached:
 
     def __init__(self, lora: LoRARequest) -> None:
         self.lora = lora
-        self.turn: Turn | None = None
+        self.turn: CanaryTurn | None = None
         self.proof: asyncio.Task[dict[str, Any]] | None = None
         self.leaving = False
 
 
-class Adapters:
+class LoadedAdapters:
     """``app`` is vLLM's application, whose state holds its parts; ``batch`` the way to the engine core."""
 
     def __init__(self, app: Any, batch: FirstBatch) -> None:
@@ -116,7 +116,7 @@ class Adapters:
                 self._served[name] = lora
         return 200, {"ms": (time.perf_counter() - began) * 1000}
 
-    async def _prove(self, attached: _Attached, turn: Turn, canary: dict[str, Any]) -> dict[str, Any]:
+    async def _prove(self, attached: _Attached, turn: CanaryTurn, canary: dict[str, Any]) -> dict[str, Any]:
         began = time.perf_counter()
         fit, deviation, share = False, 0.0, None
         try:
@@ -191,7 +191,7 @@ class Adapters:
             return True
         call = depends_on.get()
         if call is not None:
-            call.append(Turn.failed())
+            call.append(CanaryTurn.failed())
         return False
 
     async def clear(self) -> None:

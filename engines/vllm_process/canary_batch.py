@@ -19,11 +19,11 @@ _CANARY = "torpor-canary-"
 """How the ids of a canary's requests begin."""
 PATIENCE_S = 0.1
 
-depends_on: ContextVar["list[Turn] | None"] = ContextVar("depends_on", default=None)
+depends_on: ContextVar["list[CanaryTurn] | None"] = ContextVar("depends_on", default=None)
 """Of the HTTP call that is being answered: the canaries that its requests went to the engine core with."""
 
 
-class Turn:
+class CanaryTurn:
     """One canary's place before the requests that depend on it, until `close`.
 
     ``prefix``: how the ids of its requests begin. ``lora``: the adapter's name in the engine; None: all
@@ -114,7 +114,7 @@ class FirstBatch:
         self._occupy = occupy
         self._occupying: asyncio.Task[Any] | None = None
         self._send = core.add_request_async
-        self._turns: list[Turn] = []
+        self._turns: list[CanaryTurn] = []
         self._numbers = itertools.count()
         self._expected = 0
         self._expected_until = 0.0
@@ -139,15 +139,15 @@ class FirstBatch:
             self._expected -= 1
             self._expected_until = time.monotonic() + self.patience_s
 
-    def turn(self, lora: str | None = None) -> Turn:
+    def turn(self, lora: str | None = None) -> CanaryTurn:
         """A place for a canary: from now on, what depends on it goes behind it."""
-        turn = Turn(self, f"{_CANARY}{next(self._numbers)}-", lora)
+        turn = CanaryTurn(self, f"{_CANARY}{next(self._numbers)}-", lora)
         if not self._turns:
             self._core.add_request_async = self._add
         self._turns.append(turn)
         return turn
 
-    def remove(self, turn: Turn) -> None:
+    def remove(self, turn: CanaryTurn) -> None:
         """Its canary needs it no more."""
         if turn in self._turns:
             self._turns.remove(turn)

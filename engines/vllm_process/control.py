@@ -43,8 +43,8 @@ import time
 from typing import Any, NoReturn
 
 from engines.vllm_process import canary, memory
-from engines.vllm_process.adapters import Adapters
-from engines.vllm_process.canary_batch import FirstBatch, Turn
+from engines.vllm_process.adapters import LoadedAdapters
+from engines.vllm_process.canary_batch import CanaryTurn, FirstBatch
 from engines.vllm_process.token_counter import RequestCounter
 from engines.wire import UNFIT, UNPROVEN
 
@@ -62,9 +62,9 @@ class Control:
     def __init__(self, counter: RequestCounter) -> None:
         self._counter = counter
         self._proof: asyncio.Task[dict[str, float]] | None = None
-        self._turn: Turn | None = None
+        self._turn: CanaryTurn | None = None
         self._batch: FirstBatch | None = None
-        self._adapters: Adapters | None = None
+        self._adapters: LoadedAdapters | None = None
 
     async def answer(self, app: Any, method: str, path: str, body: bytes) -> _Reply:
         """The status and the JSON value of the answer."""
@@ -103,9 +103,9 @@ class Control:
             self._batch = FirstBatch(engine.engine_core, lambda: engine.collective_rpc("torpor_occupy"))
         return self._batch
 
-    def _attached(self, app: Any) -> Adapters:
+    def _attached(self, app: Any) -> LoadedAdapters:
         if self._adapters is None:
-            self._adapters = Adapters(app, self._way_in(app.state.engine_client))
+            self._adapters = LoadedAdapters(app, self._way_in(app.state.engine_client))
         return self._adapters
 
     @property
@@ -172,7 +172,7 @@ class Control:
 async def _prove(
     engine: Any,
     recorded: dict[str, Any] | None,
-    turn: Turn | None,
+    turn: CanaryTurn | None,
     reseeding: "asyncio.Task[list[int]]",
     populating: "asyncio.Task[int]",
 ) -> dict[str, float]:

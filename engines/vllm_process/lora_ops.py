@@ -71,7 +71,7 @@ class _Part:
     rows: torch.Tensor | None = None
 
 
-class Plan:
+class BatchPlan:
     """Which rows of a batch are computed with which slots. ``rows``: each one's slot, -1 for none.
 
     ``ranks``: the largest of the adapter in each slot, where it is known.
@@ -110,7 +110,7 @@ class Plan:
         return [_Part(slot=slot, rows=(rows == slot).nonzero().squeeze(1)) for slot in used]
 
 
-class Weights:
+class StackedWeights:
     """The slots of one layer as matrices that the ops can use, in the very memory that vLLM loads into.
 
     ``a`` and ``b`` are vLLM's, for each slice of the output: [slots, 1, rank, in] and [slots, 1, out, rank].
@@ -130,7 +130,9 @@ class Weights:
             for turned, matrix in zip(self._b, b, strict=True):
                 matrix.data = turned.permute(1, 2, 0).unsqueeze(1)
 
-    def add(self, y: torch.Tensor, x: torch.Tensor, plan: Plan, widths: Sequence[int], scale: float) -> None:
+    def add(
+        self, y: torch.Tensor, x: torch.Tensor, plan: BatchPlan, widths: Sequence[int], scale: float
+    ) -> None:
         """``y``, shape [rows, out], += what the adapters make of ``x``, [rows, in]."""
         threads = torch.get_num_threads()
         if len(x) <= _ALONE and threads > 1:
@@ -141,7 +143,7 @@ class Weights:
             self._add_parts(y, x, plan, widths, scale)
 
     def _add_parts(
-        self, y: torch.Tensor, x: torch.Tensor, plan: Plan, widths: Sequence[int], scale: float
+        self, y: torch.Tensor, x: torch.Tensor, plan: BatchPlan, widths: Sequence[int], scale: float
     ) -> None:
         rank = plan.rank(self.rank)
         for part in plan.parts(self.slots, self.rank, x.dtype):
@@ -186,15 +188,15 @@ class MaskedPunica(PunicaWrapperCPU):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._weights: dict[int, Weights] = {}
-        self._tokens = self._samples = Plan(torch.empty(0, dtype=torch.long), {})
+        self._weights: dict[int, StackedWeights] = {}
+        self._tokens = self._samples = BatchPlan(torch.empty(0, dtype=torch.long), {})
         self.ranks: dict[int, int] = {}
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """The batch is another one."""
         super().update_metadata(*args, **kwargs)
-        self._tokens = Plan(self.token_lora_indices.clone(), self.ranks)
-        self._samples = Plan(self.sampler_indices.clone(), self.ranks)
+        self._tokens = BatchPlan(self.token_lora_indices.clone(), self.ranks)
+        self._samples = BatchPlan(self.sampler_indices.clone(), self.ranks)
 
     def add_lora_linear(
         self,
@@ -238,10 +240,10 @@ class MaskedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         has_adapter = (self.token_lora_indices >= 0).unsqueeze(1)
         super().add_lora_embedding(y, torch.where(has_adapter, x, 0), lora_b_stacked, add_inputs)
 
-    def _of(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> Weights:
+    def _of(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> StackedWeights:
         weights = self._weights.get(id(a[0]))
         if weights is None:
-            weights = self._weights[id(a[0])] = Weights(a, b)
+            weights = self._weights[id(a[0])] = StackedWeights(a, b)
         return weights
 
 

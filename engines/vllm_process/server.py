@@ -30,7 +30,7 @@ from vllm.v1.engine import async_llm, utils
 from vllm.v1.engine.output_processor import OutputProcessor
 
 from engines.vllm_process import control, forced_calls, forking, greedy, json_whitespace
-from engines.vllm_process.canary_batch import Turn, depends_on
+from engines.vllm_process.canary_batch import CanaryTurn, depends_on
 from engines.vllm_process.control import Control
 from engines.vllm_process.token_counter import RequestCounter
 from engines.wire import UNFIT_ADAPTER, on_cpu
@@ -113,7 +113,7 @@ class TorporMiddleware:
             await self._app(scope, receive, send)
             return
 
-        turns: list[Turn] = []
+        turns: list[CanaryTurn] = []
         held = _Held(self._control, turns, send)
         dependency = depends_on.set(turns)
         attempt_id = _attempt_id(scope)
@@ -150,7 +150,7 @@ class _Held:
     been taken, and is to be computed in one batch with the canary.
     """
 
-    def __init__(self, control: Control, turns: list[Turn], send: Send) -> None:
+    def __init__(self, control: Control, turns: list[CanaryTurn], send: Send) -> None:
         self._control = control
         self._turns = turns
         self._send = send

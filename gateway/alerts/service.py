@@ -14,7 +14,7 @@ from gateway.alerts.delivery import Channel, Deliveries
 from gateway.alerts.loop import Loop
 from gateway.alerts.mail import MailChannel
 from gateway.alerts.transport import LazyTransport
-from gateway.alerts.webhooks import WebhookChannel, shown_secret, webhook_secret
+from gateway.alerts.webhooks import Webhook, shown_secret, webhook_secret
 from gateway.config.alerts import AlertsConfig
 from tenants.alerts.outbox import Outbox
 from tenants.alerts.spend_alerts import SpendAlert, SpendAlertStore
@@ -156,7 +156,7 @@ async def open_alerts(
     async with httpx.AsyncClient(trust_env=False, transport=transport, timeout=config.timeout_s) as client:
         channels: dict[str, Channel] = {
             "email": MailChannel(config, password),
-            "webhook": WebhookChannel(client, pepper, private=config.allow_private_addresses),
+            "webhook": Webhook(client, pepper, private=config.allow_private_addresses),
         }
         deliveries = Deliveries(outbox, channels, config)
         alerts = Alerts(SpendAlertStore(storage), outbox, deliveries, config, pepper)

@@ -67,7 +67,7 @@ def url_fault(text: str, *, private: bool) -> str | None:
     return None
 
 
-class WebhookChannel:
+class Webhook:
     """Posts events. ``client`` follows no redirect, uses no proxy, and keeps no connection."""
 
     def __init__(self, client: httpx.AsyncClient, pepper: bytes, *, private: bool) -> None:

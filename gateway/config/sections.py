@@ -218,7 +218,6 @@ SECTIONS: Mapping[str, type[Any]] = types.MappingProxyType(
         "issuers": IssuerConfig,
     }
 )
-NESTED: Mapping[str, type[Any]] = types.MappingProxyType({"models.lora": LoraSettings})
 _ARRAYS = ("models", "prices", "issuers")
 _TABLES = tuple(name for name in SECTIONS if name not in _ARRAYS)
 

@@ -74,7 +74,7 @@ class RelayContext:
     unmetered_timeout_s: float = 30.0
 
 
-class KeepAlive:
+class Heartbeat:
     """What is done while a request waits for its engine: nothing."""
 
     async def end(self) -> None:
@@ -274,9 +274,9 @@ class Exchange:
             self._record.queue_ms = self._queue_ms = (time.perf_counter() - began) * 1000
         self._queued = False
 
-    def _keep_alive(self, send: Send) -> "KeepAlive":
+    def _keep_alive(self, send: Send) -> "Heartbeat":
         """What goes on while the engine is awaited; nothing, unless there is a stream to keep alive."""
-        return KeepAlive()
+        return Heartbeat()
 
     async def _fail(self, error: Exception, send: Send) -> None:
         """Before the answer has begun the error is the answer; afterwards a stream ends with it."""

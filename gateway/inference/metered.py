@@ -25,7 +25,7 @@ from gateway.http.translation import translate
 from gateway.inference.admission import Admitted
 from gateway.inference.engine_errors import engine_error, refusal
 from gateway.inference.estimates import Estimate, RelayedText
-from gateway.inference.exchange import Exchange, KeepAlive, Plan, RelayContext
+from gateway.inference.exchange import Exchange, Heartbeat, Plan, RelayContext
 from gateway.inference.heartbeats import Heartbeats
 from gateway.inference.plain_answer import PlainAnswer
 from gateway.inference.reported_usage import NOTHING, ReportedUsage
@@ -332,7 +332,7 @@ class StreamExchange(MeteredExchange):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self.started = True
 
-    def _keep_alive(self, send: Send) -> KeepAlive:
+    def _keep_alive(self, send: Send) -> Heartbeat:
         return _Heartbeat(lambda: self._heartbeat(send))
 
     async def _heartbeat(self, send: Send) -> None:
@@ -367,7 +367,7 @@ def _never(_: bytes) -> bool:
     return False
 
 
-class _Heartbeat(KeepAlive):
+class _Heartbeat(Heartbeat):
     """Begins ``beat`` after `OPEN_AFTER_S`, and ends it. Most requests have their engine long before."""
 
     def __init__(self, beat: Callable[[], Coroutine[Any, Any, None]]) -> None:

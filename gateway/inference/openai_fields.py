@@ -29,14 +29,6 @@ OPENAI_FIELDS = frozenset(
 )  # fmt: skip
 """All fields that are sent to a server behind a ``url``."""
 
-IGNORED_FIELDS = frozenset(
-    {
-        "metadata", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
-        "safety_identifier", "store",
-    }
-)  # fmt: skip
-"""Taken and dropped: the answer is the same without them. Nothing is ever stored."""
-
 _REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "functions": "Use 'tools' in its place.",

@@ -57,7 +57,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SpanPart:
     """A part of a span, in unix seconds, and the table that it is read from."""
 
     table: Table
@@ -65,7 +65,7 @@ class Piece:
     end: int
 
 
-def pieces(start: int, end: int, width_s: int, *, details: bool) -> list[Piece]:
+def pieces(start: int, end: int, width_s: int, *, details: bool) -> list[SpanPart]:
     """The span cut into what can be read from the rollups, and the rest."""
     levels: list[tuple[int, Table]] = []
     if width_s >= DAY_S and not details:
@@ -75,16 +75,16 @@ def pieces(start: int, end: int, width_s: int, *, details: bool) -> list[Piece]:
     return _cut(start, end, levels)
 
 
-def _cut(start: int, end: int, levels: list[tuple[int, Table]]) -> list[Piece]:
+def _cut(start: int, end: int, levels: list[tuple[int, Table]]) -> list[SpanPart]:
     if start >= end:
         return []
     if not levels:
-        return [Piece(ledger_entries, start, end)]
+        return [SpanPart(ledger_entries, start, end)]
     (size, table), finer = levels[0], levels[1:]
     first, last = -(-start // size) * size, end // size * size
     if first >= last:
         return _cut(start, end, finer)
-    return [*_cut(start, first, finer), Piece(table, first, last), *_cut(last, end, finer)]
+    return [*_cut(start, first, finer), SpanPart(table, first, last), *_cut(last, end, finer)]
 
 
 async def sums(
@@ -109,7 +109,7 @@ async def sums(
 
 
 def statement_of(
-    piece: Piece, selection: Selection, width_s: int, group_by: Sequence[str], measures: Sequence[str]
+    piece: SpanPart, selection: Selection, width_s: int, group_by: Sequence[str], measures: Sequence[str]
 ) -> Select[Any]:
     """The statement for one piece, in whole-number arithmetic.
 

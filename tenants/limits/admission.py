@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tenants.errors import RateLimitExceeded, RequestTooLarge
-from tenants.limits.budgets import Budgets, Reservation
+from tenants.limits.budgets import BudgetReservation, Budgets
 from tenants.limits.gcra import Charge, Gcra, Rate, Refusal, Standing
 from tenants.limits.rate_limits import Applicable, LimitBook
 from tenants.types import ProjectPrincipal
@@ -119,7 +119,7 @@ class Admissions:
         for rate, charge in zip(rates, charges, strict=True):
             self._gcra.give_back(rate, weight, charge, now_ns)
 
-    def end(self, applicable: Applicable, reservation: Reservation, cost: int) -> None:
+    def end(self, applicable: Applicable, reservation: BudgetReservation, cost: int) -> None:
         """A request is over: it runs no more, and has cost so much."""
         for ceiling in applicable.ceilings:
             left = self._running.pop(ceiling.key) - 1
@@ -148,7 +148,7 @@ class Admission:
         applicable: Applicable,
         input_tokens: int,
         charges: Sequence[Charge],
-        reservation: Reservation,
+        reservation: BudgetReservation,
         *,
         charges_output: bool,
     ) -> None:

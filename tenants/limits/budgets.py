@@ -40,7 +40,7 @@ class _Account:
 
 
 @dataclass(slots=True)
-class Reservation:
+class BudgetReservation:
     """What a running request may cost, of the month that it began in."""
 
     project_id: str
@@ -148,7 +148,7 @@ class Budgets:
 
     def reserve(
         self, project_id: str, organization_id: str, amount: int, at: float | None = None
-    ) -> Reservation:
+    ) -> BudgetReservation:
         """Set so much aside. Call `check` first, and let nothing come between."""
         if amount:
             for subject_id in (project_id, organization_id):
@@ -158,9 +158,9 @@ class Budgets:
                 account.reserved += amount
         month = self.month_start(at)
         self._running[month] += 1
-        return Reservation(project_id, organization_id, amount, month)
+        return BudgetReservation(project_id, organization_id, amount, month)
 
-    def settle(self, reservation: Reservation, cost: int) -> None:
+    def settle(self, reservation: BudgetReservation, cost: int) -> None:
         """The request is over and has cost so much. To be called once for each reservation."""
         month = reservation.month
         self._running[month] -= 1

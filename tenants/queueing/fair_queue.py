@@ -223,11 +223,6 @@ class FairQueue:
     def __len__(self) -> int:
         return self._waiting
 
-    @property
-    def known_projects(self) -> int:
-        """How many accounts are kept."""
-        return len(self._interactive.flows) + len(self._batch.flows)
-
     def waiting(self, project_id: str) -> int:
         """How many requests of the project wait."""
         flows = (self._interactive.flows.get(project_id), self._batch.flows.get(project_id))

@@ -8,8 +8,7 @@ loop.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from tenants.errors import QueueFull, QueueTimeout
 from tenants.queueing.fair_queue import Discipline, Ticket
@@ -75,31 +74,16 @@ class Turnstile:
         """How many requests wait."""
         return len(self._queue)
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing waits and nothing runs."""
-        return not self._running and not len(self._queue)
-
     def resize(self, slots: int, reserved: int = 0) -> None:
         """Change the number of slots. A request that has one keeps it."""
         self._slots, self._reserved = slots, reserved
         self._dispatch()
 
-    @asynccontextmanager
-    async def turn(self, ticket: Ticket, timeout_s: float | None = None) -> AsyncIterator[Turn]:
-        """A slot, when it is this request's turn; at the end of the context it is free, if not before.
-
-        A context that is left before `Turn.end` was called has cost nothing. Raises `QueueFull` at once, and
-        `QueueTimeout` after ``timeout_s``.
-        """
-        turn = await self.enter(ticket, timeout_s)
-        try:
-            yield turn
-        finally:
-            turn.end(0.0)
-
     async def enter(self, ticket: Ticket, timeout_s: float | None = None) -> Turn:
-        """As `turn`, for a caller that ends it."""
+        """Wait for a slot, which the caller frees with `Turn.end`.
+
+        Raises `QueueFull` at once, and `QueueTimeout` after ``timeout_s``.
+        """
         if self._queue.waiting(ticket.project_id) >= self._max_queued:
             raise QueueFull(self._max_queued, self._retry_after_s())
         granted: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()

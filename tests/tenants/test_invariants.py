@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tenants.limits.gcra import Gcra, Rate, Refusal
 from tenants.queueing.fair_queue import FairQueue, ServiceTier, Ticket
+from tests.tenants.queueing.test_fair_queue import accounts
 
 PERIOD = 1000
 
@@ -147,7 +148,7 @@ def test_all_are_served_once_and_idleness_forgets_everything(
     assert Counter(taken) == Counter(tickets)
     for item in taken:
         queue.finish(item, item.cost)
-    assert (len(queue), queue.known_projects) == (0, 0)
+    assert (len(queue), accounts(queue)) == (0, 0)
 
 
 @settings(deadline=None)

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from gateway.api.openapi.bodies import bodies
 from gateway.api.openapi.objects import OBJECTS
-from gateway.api.openapi.operations import ADMIN, PROJECT, ROOT, STRING, Operation, ref
+from gateway.api.openapi.operations import ADMIN, PROJECT, ROOT, STRING, ApiOperation, ref
 from gateway.api.openapi.table import operations
 from gateway.http.errors import JSON
 
@@ -49,7 +49,7 @@ def openapi_document() -> dict[str, Any]:
     }
 
 
-def _described(operation: Operation) -> dict[str, Any]:
+def _described(operation: ApiOperation) -> dict[str, Any]:
     names = re.findall(r"\{(\w+)\}", operation.path)
     in_path = [{"name": name, "in": "path", "required": True, "schema": STRING} for name in names]
     described: dict[str, Any] = {
@@ -66,7 +66,7 @@ def _described(operation: Operation) -> dict[str, Any]:
     return described
 
 
-def _answers(operation: Operation) -> dict[str, Any]:
+def _answers(operation: ApiOperation) -> dict[str, Any]:
     answers: dict[str, Any] = {"4XX": {"$ref": "#/components/responses/Error"}}
     if operation.answer is not None:
         content: dict[str, Any] = {JSON: {"schema": ref(operation.answer)}}
@@ -82,7 +82,7 @@ def _answers(operation: Operation) -> dict[str, Any]:
     return answers
 
 
-def _id(operation: Operation) -> str:
+def _id(operation: ApiOperation) -> str:
     words = re.findall(r"\w+", operation.path)
     return "_".join([operation.method.lower(), *words])
 

@@ -18,7 +18,7 @@ ROOT, ADMIN, PROJECT = "root_key", "admin_key", "project_key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class ApiOperation:
     """One method of one path.
 
     ``keys`` open it, any of them; none where no key is needed. ``body`` and ``answer`` name component

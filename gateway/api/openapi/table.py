@@ -15,7 +15,7 @@ from gateway.api.openapi.operations import (
     PROJECT,
     ROOT,
     STRING,
-    Operation,
+    ApiOperation,
     array,
     choice,
     query,
@@ -222,7 +222,7 @@ _MAY_LACK = ("/spend_alerts", "/engines", "/snapshots", "/tokenize", "/detokeniz
 """Parts of paths of what not every installation has: a mail server, snapshots, an engine that can do it."""
 
 
-def operations() -> list[Operation]:
+def operations() -> list[ApiOperation]:
     """All of them, in the order of the document."""
     groups: Sequence[tuple[str, Sequence[str], Sequence[Row]]] = (
         ("health", (), _OPEN),
@@ -248,8 +248,8 @@ def _operation(
     body: str | None,
     answer: str | None,
     parameters: Sequence[Mapping[str, Any]] = (),
-) -> Operation:
-    return Operation(
+) -> ApiOperation:
+    return ApiOperation(
         method=method,
         path=path,
         summary=summary,
@@ -264,14 +264,14 @@ def _operation(
     )
 
 
-def _unsupported() -> Iterator[Operation]:
+def _unsupported() -> Iterator[ApiOperation]:
     """The parts of OpenAI's interface that the gateway does not have."""
     not_yet = [(f"/v1/{name}", PROJECT, "Not supported yet") for name in NOT_YET]
     never = [(path, ADMIN, f"Not supported: {why}") for path, why in UNSUPPORTED.items()]
     for path, key, summary in [*not_yet, *never]:
         for rest in ("", "/{rest}"):
             for method in ("GET", "POST", "DELETE"):
-                yield Operation(
+                yield ApiOperation(
                     method=method,
                     path=path + rest,
                     summary=summary,

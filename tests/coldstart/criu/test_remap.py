@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstart.criu import images, program
-from coldstart.criu.images import InvalidImage, Message
+from coldstart.criu.images import InvalidImage, ProtobufMessage
 from coldstart.criu.memory_file import PAGE
 from coldstart.criu.remap import MEMORY, remap
 from coldstart.sandbox.namespaces import Isolation
@@ -25,21 +25,21 @@ fields = st.lists(
 
 @given(fields)
 def test_messages_survive_decoding_and_encoding(values: list[tuple[int, int | bytes]]) -> None:
-    message = Message([(number, 0 if isinstance(v, int) else 2, v) for number, v in values])
-    assert Message.parse(message.encode()).encode() == message.encode()
+    message = ProtobufMessage([(number, 0 if isinstance(v, int) else 2, v) for number, v in values])
+    assert ProtobufMessage.parse(message.encode()).encode() == message.encode()
 
 
 @given(st.binary(max_size=200))
 def test_anything_else_is_refused_or_read(data: bytes) -> None:
     try:
-        Message.parse(data)
+        ProtobufMessage.parse(data)
     except InvalidImage:
         return
 
 
 def test_an_image_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.img"
-    images.write(path, MAGIC, [Message().with_values({1: 7, 2: b"name"})])
+    images.write(path, MAGIC, [ProtobufMessage().with_values({1: 7, 2: b"name"})])
     magic, (entry,) = images.read(path)
     assert (magic, entry.get(1), entry.blob(2)) == (MAGIC, 7, b"name")
     for length in range(9, path.stat().st_size):
@@ -55,20 +55,20 @@ START = 0x10000000
 
 def vma(start: int, pages: int, status: int = ANON, prot: int = 3, flags: int = 0x22, **more: int) -> bytes:
     values = {1: start, 2: start + pages * PAGE, 3: more.get("pgoff", 0), 4: more.get("file", 0)}
-    return Message().with_values({**values, 5: prot, 6: flags, 7: status, 8: 2**64 - 1}).encode()
+    return ProtobufMessage().with_values({**values, 5: prot, 6: flags, 7: status, 8: 2**64 - 1}).encode()
 
 
 def write_images(folder: Path, vmas: list[bytes], runs: list[tuple[int, int]], library: Path) -> None:
     """CRIU's images of one process: ``runs`` are (address, pages), each page filled with its number."""
     folder.mkdir()
-    regular = Message().with_values(
+    regular = ProtobufMessage().with_values(
         {1: 1, 2: 0, 3: 0, 5: b"", 6: os.fsencode(library), 8: library.stat().st_size}
     )
-    entry = Message().with_values({1: 1, 2: 1, 3: regular.encode()})
+    entry = ProtobufMessage().with_values({1: 1, 2: 1, 3: regular.encode()})
     images.write(folder / "files.img", MAGIC, [entry])
-    images.write(folder / "mm-7.img", MAGIC, [Message().with_values({1: 5}).with_repeated(14, vmas)])
-    head = Message().with_values({1: 3})
-    entries = [Message().with_values({1: address, 2: 0, 4: 4, 5: count}) for address, count in runs]
+    images.write(folder / "mm-7.img", MAGIC, [ProtobufMessage().with_values({1: 5}).with_repeated(14, vmas)])
+    head = ProtobufMessage().with_values({1: 3})
+    entries = [ProtobufMessage().with_values({1: address, 2: 0, 4: 4, 5: count}) for address, count in runs]
     images.write(folder / "pagemap-7.img", MAGIC, [head, *entries])
     pages = sum(count for _, count in runs)
     (folder / "pages-3.img").write_bytes(
@@ -79,7 +79,7 @@ def write_images(folder: Path, vmas: list[bytes], runs: list[tuple[int, int]], l
 def mapped(folder: Path) -> list[tuple[int, int, int, int]]:
     """Start, end, file and offset of each mapping."""
     mm = images.read(folder / "mm-7.img")[1][0]
-    result = [Message.parse(blob) for blob in mm.blobs(14)]
+    result = [ProtobufMessage.parse(blob) for blob in mm.blobs(14)]
     return [(item.get(1), item.get(2), item.get(4), item.get(3)) for item in result]
 
 
@@ -126,7 +126,7 @@ def test_runs_become_mappings_of_one_file_and_what_must_stay_stays(tmp_path: Pat
     assert (folder / "pages-3.img").read_bytes() == b"\x08" * PAGE + b"\x09" * PAGE + b"\x0a" * PAGE
     assert done.copied_bytes == 3 * PAGE
     entry = images.read(folder / "files.img")[1][-1]
-    regular = Message.parse(entry.blob(3) or b"")
+    regular = ProtobufMessage.parse(entry.blob(3) or b"")
     assert (regular.blob(6), regular.get(8)) == (b"/seen/memory", memory.stat().st_size)
 
 

@@ -19,7 +19,7 @@ from engines.pool import scaling
 from engines.pool.adapter_slots import AdapterSlots, Stage
 from engines.pool.decisions import AddReplica, Grant, LoadAdapter, Rest, Resume, Waiter
 from engines.pool.idle_policy import plan_sleep
-from engines.pool.memory_budget import Admit, Evict, MemoryBudget, Reservation, Victim, plan_memory
+from engines.pool.memory_budget import Admit, Evict, MemoryBudget, MemoryReservation, Victim, plan_memory
 from engines.pool.memory_claim import MemoryClaim
 from engines.pool.replica_state import ReplicaState
 from engines.pool.scheduling import Routes, plan_grants
@@ -48,7 +48,7 @@ def state_of(
     replica = ReplicaState(number, MemoryClaim(budget, 0), AdapterSlots(lora or LoraSettings()))
     replica.state = state
     replica.idle_since = 0.0
-    replica.claim.reservation = Reservation(1, lambda _: None)
+    replica.claim.reservation = MemoryReservation(1, lambda _: None)
     for _ in range(leases):
         replica.leases.add(lease(replica))
     return replica
@@ -539,14 +539,14 @@ class Memory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.limit = 10
-        self.held: dict[Reservation, bool] = {}  # whether it is idle
-        self.waiting: list[Reservation] = []
+        self.held: dict[MemoryReservation, bool] = {}  # whether it is idle
+        self.waiting: list[MemoryReservation] = []
         self.clock = itertools.count()
-        self.idle_since: dict[Reservation, int] = {}
+        self.idle_since: dict[MemoryReservation, int] = {}
 
     @rule(size=st.integers(1, 12))
     def reserve(self, size: int) -> None:
-        self.waiting.append(Reservation(size, lambda _: None))
+        self.waiting.append(MemoryReservation(size, lambda _: None))
         self.carry_out()
 
     @rule(data=st.data(), idle=st.booleans())

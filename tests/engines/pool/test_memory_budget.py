@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import pytest
 
 from engines.errors import InsufficientMemory
-from engines.pool.memory_budget import MemoryBudget, Reservation, Victim
+from engines.pool.memory_budget import MemoryBudget, MemoryReservation, Victim
 
 
 class Memory:
     """A budget of 10, and engines that are idle in the order of their names."""
 
     def __init__(self) -> None:
-        self.idle: dict[str, Reservation] = {}
+        self.idle: dict[str, MemoryReservation] = {}
         self.evicted: list[str] = []
         self.kept = 0
         self.budget = MemoryBudget(10, self._victims, lambda: self.kept)
@@ -24,7 +24,7 @@ class Memory:
             for name, reservation in self.idle.items()
         ]
 
-    async def hold(self, size: int) -> Reservation:
+    async def hold(self, size: int) -> MemoryReservation:
         """An engine that is in use."""
         async with asyncio.timeout(1):
             return await self.budget.reserve(size)
@@ -34,7 +34,7 @@ class Memory:
         for name, size in sizes.items():
             self.idle[name] = await self.hold(size)
 
-    async def want(self, size: int) -> asyncio.Task[Reservation]:
+    async def want(self, size: int) -> asyncio.Task[MemoryReservation]:
         """A claim that waits, or is granted at once."""
         task = asyncio.create_task(self.budget.reserve(size))
         for _ in range(3):
@@ -47,7 +47,7 @@ class Memory:
         await asyncio.sleep(0)
 
 
-async def given_up(*tasks: asyncio.Task[Reservation]) -> None:
+async def given_up(*tasks: asyncio.Task[MemoryReservation]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

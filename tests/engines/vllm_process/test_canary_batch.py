@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from engines.vllm_process.canary_batch import FirstBatch, Turn, depends_on
+from engines.vllm_process.canary_batch import CanaryTurn, FirstBatch, depends_on
 
 
 @dataclass
@@ -38,7 +38,7 @@ FIRST, SECOND = Request("chatcmpl-1"), Request("chatcmpl-2")
 FOR_A, FOR_B = Request("cmpl-a", Lora("a")), Request("cmpl-b", Lora("b"))
 
 
-def canary(turn: Turn) -> Request:
+def canary(turn: CanaryTurn) -> Request:
     return Request(f"{turn.prefix}0-ab", None if turn.lora is None else Lora(turn.lora))
 
 
@@ -101,7 +101,7 @@ async def test_an_adapters_canary_goes_with_the_first_request_for_it() -> None:
     batch = FirstBatch(core, core.occupy)
     engine, adapter = batch.turn(), batch.turn("a")
     canaries = [sending(core, canary(engine)), sending(core, canary(adapter))]
-    calls: dict[str, list[Turn]] = {"b": [], "a": []}
+    calls: dict[str, list[CanaryTurn]] = {"b": [], "a": []}
     for name, request in (("b", FOR_B), ("a", FOR_A)):
         depends_on.set(calls[name])
         await sending(core, request)

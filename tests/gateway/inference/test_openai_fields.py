@@ -11,11 +11,18 @@ from gateway.http.errors import ApiError
 from gateway.inference import openai_fields
 from gateway.inference.call_checks import check_call, without_nulls
 from gateway.inference.calls import ENGINE_FIELDS, Call, ChatCall, CompletionCall, EmbeddingCall
-from gateway.inference.openai_fields import IGNORED_FIELDS, OPENAI_FIELDS, check_supported
+from gateway.inference.openai_fields import OPENAI_FIELDS, check_supported
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 # The gateway honours these itself; `best_of` is checked, and never more than `n`.
 _GATEWAYS = {"stream_options", "service_tier", "best_of"}
+IGNORED_FIELDS = frozenset(
+    {
+        "metadata", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+        "safety_identifier", "store",
+    }
+)  # fmt: skip
+"""Taken and dropped: the answer is the same without them. Nothing is ever stored."""
 
 
 def _chat(**fields: Any) -> dict[str, Any]:

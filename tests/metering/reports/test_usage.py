@@ -14,7 +14,7 @@ from gateway.storage.database import open_database
 from metering.errors import InvalidQuery
 from metering.ledger.entries import Settlement, Write
 from metering.ledger.sql_writer import SqlWriter
-from metering.reports.sums import Piece, Selection, pieces, statement_of
+from metering.reports.sums import Selection, SpanPart, pieces, statement_of
 from metering.reports.usage import UsageKind, UsageQuery, UsageReports, parse_query
 from metering.tables import MEASURES, ledger_entries, usage_days, usage_hours
 from metering.types import Operation, Outcome, Usage
@@ -283,7 +283,11 @@ async def test_open_and_fruitless_entries_do_not_count(database: AsyncEngine, re
 @pytest.mark.parametrize("table", [ledger_entries, usage_hours])
 def test_statement_is_portable(table: Table) -> None:
     statement = statement_of(
-        Piece(table, 0, DAY), Selection("org-1", ("chat",), batch=True), DAY, ["model", "user_id"], MEASURES
+        SpanPart(table, 0, DAY),
+        Selection("org-1", ("chat",), batch=True),
+        DAY,
+        ["model", "user_id"],
+        MEASURES,
     )
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     text = str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))

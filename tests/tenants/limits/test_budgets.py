@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenants.errors import BudgetExceeded, InvalidValue, NotFound
-from tenants.limits.budgets import CENT, Budgets, Crossing, Reservation
+from tenants.limits.budgets import CENT, BudgetReservation, Budgets, Crossing
 from tenants.limits.spend_limits import MAX_CENTS, SpendLimitStore
 from tenants.store import Tenants
 from tenants.types import Project
@@ -42,7 +42,7 @@ def test_running_requests_together_never_overshoot(
     budgets = Budgets()
     budgets.set_limit("p", of_project)
     budgets.set_limit("o", of_organization)
-    running: list[tuple[Reservation, int]] = []
+    running: list[tuple[BudgetReservation, int]] = []
     reserved = spent = 0
     for most, really, ends_first in requests:
         if ends_first and running:

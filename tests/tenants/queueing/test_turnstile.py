@@ -1,7 +1,8 @@
 """Slots are neither lost nor given twice, whatever is cancelled in whatever moment."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,20 @@ from tenants.queueing.turnstile import Turn, Turnstile
 
 def ticket(project: str = "a", cost: float = 100.0) -> Ticket:
     return Ticket(project_id=project, cost=cost)
+
+
+@asynccontextmanager
+async def _slot(turnstile: Turnstile, ticket: Ticket, timeout_s: float | None = None) -> AsyncIterator[Turn]:
+    """A slot of the turnstile, which is free at the end of the context."""
+    turn = await turnstile.enter(ticket, timeout_s)
+    try:
+        yield turn
+    finally:
+        turn.end(0.0)
+
+
+def _is_idle(turnstile: Turnstile) -> bool:
+    return (turnstile.running, turnstile.waiting) == (0, 0)
 
 
 async def _turns() -> None:
@@ -39,7 +54,7 @@ class Crowd:
         return number
 
     async def _be(self, number: int, project: str, **options: float) -> None:
-        async with self.turnstile.turn(ticket(project), **options) as turn:
+        async with _slot(self.turnstile, ticket(project), **options) as turn:
             self.inside[number] = turn
             self.peak = max(self.peak, len(self.inside))
             try:
@@ -66,7 +81,7 @@ async def test_the_rest_waits_and_a_slot_wakes_one() -> None:
     await _turns()
     assert (sorted(crowd.inside), crowd.turnstile.waiting) == ([1, 2], 2)
     await crowd.leave()
-    assert crowd.turnstile.idle
+    assert _is_idle(crowd.turnstile)
 
 
 async def test_cancelled_in_the_moment_of_the_grant_hands_the_slot_on() -> None:
@@ -82,7 +97,7 @@ async def test_cancelled_in_the_moment_of_the_grant_hands_the_slot_on() -> None:
     assert list(crowd.inside) == [0, 2], "the first has given up its slot, the second never had it"
     assert turnstile.running == 1
     await crowd.leave()
-    assert turnstile.idle
+    assert _is_idle(turnstile)
 
 
 async def test_cancelled_just_before_the_grant_is_passed_over() -> None:
@@ -96,12 +111,12 @@ async def test_cancelled_just_before_the_grant_is_passed_over() -> None:
     await _turns()
     assert list(crowd.inside) == [0, 2]
     await crowd.leave()
-    assert turnstile.idle
+    assert _is_idle(turnstile)
 
 
 async def test_a_turn_ends_once() -> None:
     turnstile = Turnstile(FairQueue(), slots=2)
-    async with turnstile.turn(ticket()) as turn, turnstile.turn(ticket()):
+    async with _slot(turnstile, ticket()) as turn, _slot(turnstile, ticket()):
         turn.end(1.0)
         turn.end(1.0)
         assert turnstile.running == 1
@@ -115,39 +130,39 @@ async def test_the_queue_of_a_project_is_bounded() -> None:
         crowd.come("a")
     await _turns()
     with pytest.raises(QueueFull) as caught:
-        async with turnstile.turn(ticket("a")):
+        async with _slot(turnstile, ticket("a")):
             pass
     assert (caught.value.limit, caught.value.retry_after_s) == (2, 3.0)
     crowd.come("b")
     await _turns()
     assert turnstile.waiting == 3, "another project's queue is its own"
     await crowd.leave()
-    assert turnstile.idle
+    assert _is_idle(turnstile)
 
 
 async def test_waiting_for_a_turn_is_bounded_in_time() -> None:
     turnstile = Turnstile(FairQueue(), slots=1)
-    async with turnstile.turn(ticket()):
+    async with _slot(turnstile, ticket()):
         with pytest.raises(QueueTimeout) as caught:
-            async with turnstile.turn(ticket(), 0.02):
+            async with _slot(turnstile, ticket(), 0.02):
                 pass
         assert caught.value.waited_s == 0.02
         assert turnstile.waiting == 0
-    assert turnstile.idle
+    assert _is_idle(turnstile)
 
 
 async def test_the_retry_follows_how_long_slots_are_held() -> None:
     now = 0.0
     turnstile = Turnstile(FairQueue(), slots=1, max_queued=1, clock=lambda: now)
     for _ in range(100):
-        async with turnstile.turn(ticket()):
+        async with _slot(turnstile, ticket()):
             now += 20.0
     crowd = Crowd(turnstile)
     crowd.come()
     crowd.come()
     await _turns()
     with pytest.raises(QueueFull) as caught:
-        async with turnstile.turn(ticket()):
+        async with _slot(turnstile, ticket()):
             pass
     assert caught.value.retry_after_s == pytest.approx(40, abs=1)
     await crowd.leave()
@@ -167,7 +182,7 @@ async def test_more_slots_let_more_through_and_fewer_take_none_away() -> None:
     await _turns()
     assert len(crowd.inside) == 3
     await crowd.leave()
-    assert turnstile.idle
+    assert _is_idle(turnstile)
 
 
 async def test_reserved_slots_are_kept_for_those_who_have_none() -> None:
@@ -240,7 +255,7 @@ def test_no_slot_is_lost_or_given_twice(steps: list[Step], fair: bool, slots: in
         await asyncio.wait_for(asyncio.gather(*crowd.tasks, return_exceptions=True), 5)
         refused = [task.exception() for task in crowd.tasks if not task.cancelled() and task.exception()]
         assert all(isinstance(error, QueueFull) for error in refused)
-        assert turnstile.idle
+        assert _is_idle(turnstile)
         assert not turnstile._waiters
 
     asyncio.run(run())
@@ -251,12 +266,12 @@ async def test_the_order_is_the_same_in_every_run() -> None:
         turnstile, seen = Turnstile(FairQueue(), slots=1), []
 
         async def be(project: str) -> None:
-            async with turnstile.turn(ticket(project)) as turn:
+            async with _slot(turnstile, ticket(project)) as turn:
                 seen.append(project)
                 turn.end(100.0)
 
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(turnstile.turn(ticket("z")))
+            await stack.enter_async_context(_slot(turnstile, ticket("z")))
             waiting = [asyncio.create_task(be(name)) for name in "aaabbcabc"]
             await _turns()
         await asyncio.gather(*waiting)
