@@ -72,7 +72,7 @@ class ModelFiles:
 
 
 def read_model(folder: Path, model_id: str) -> ModelFiles:
-    """Raises `InvalidModel` for what cannot be read, is damaged or is cut short."""
+    """Read a model's configuration and weights. Raises `InvalidModel` for a damaged or incomplete file."""
     configuration = read_configuration(folder, model_id)
     return ModelFiles(configuration, read_weights(folder, model_id, configuration))
 
@@ -128,7 +128,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weights(folder: Path, model_id: str, configuration: Mapping[str, Any]) -> Weights:
-    """Raises `InvalidModel` if a safetensors file is damaged or cut short."""
+    """Read the sizes of a model's weights. Raises `InvalidModel` for a damaged or incomplete file."""
     files = weight_files(folder)
     if files and all(path.match(_SAFETENSORS) for path in files):
         tied = bool(configuration.get("tie_word_embeddings", False))

@@ -153,7 +153,7 @@ class EngineAddress:
 
 
 def servable(spec: ModelSpec, adapter: Adapter) -> None:
-    """Raises `AdapterRejected` unless the model's engines are made for adapters such as this one."""
+    """Check that a model's engines can serve an adapter; raise `AdapterRejected` if not."""
     if spec.lora is None:
         raise AdapterRejected(f"model {spec.id} serves no adapters")
     if adapter.rank > spec.lora.max_rank:

@@ -41,7 +41,7 @@ def listen(host: str, port: int, section: str = "server") -> socket.socket:
 
 
 def check_ports(config: Config) -> None:
-    """Raises `CannotListen` if a gateway of this configuration could not listen now."""
+    """Check that a gateway of this configuration can listen now; raise `CannotListen` if not."""
     _bound(config.server.host, config.server.port, "server").close()
     if config.metrics.enabled:
         _bound(config.metrics.host, config.metrics.port, "metrics").close()

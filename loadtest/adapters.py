@@ -152,7 +152,7 @@ def _row(engine: str, series: tuple[list[float], list[float]]) -> str:
 
 
 def many(folder: Path, registered: int, used: int, clients: int, seconds: float) -> str:
-    """Raises AssertionError for an answer that is not the adapter's own."""
+    """Measure clients that use many adapters. Raises AssertionError for an answer of another adapter."""
     gateway = AdapterGateway(folder, slots=4, cpu_slots=16)
     chance = random.Random(6)
     with gateway.serving():

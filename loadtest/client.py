@@ -59,7 +59,7 @@ class Endpoint:
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
 
     async def connect(self) -> "Connection":
-        """Raises `OSError`, `TimeoutError`."""
+        """Open a connection. Raises `OSError`, `TimeoutError`."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(_CONNECT_S):
             if self.uds is not None:

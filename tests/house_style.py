@@ -47,6 +47,7 @@ OPENINGS = (
     "Somebody ",
     "So ",
     "Of ",
+    "Raises ",
     "As it ",
 )
 """How a docstring must not begin: it makes no sense in a search result."""

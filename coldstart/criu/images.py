@@ -25,7 +25,7 @@ class ProtobufMessage:
 
     @classmethod
     def parse(cls, data: bytes) -> "ProtobufMessage":
-        """Raises `InvalidImage`."""
+        """Parse the bytes of a message. Raises `InvalidImage`."""
         try:
             return cls(_fields(data))
         except (IndexError, struct.error) as error:

@@ -53,7 +53,7 @@ class MemoryFile:
     """Writes the file; ``add`` is called with the memory of one process after the other."""
 
     def __init__(self, path: Path) -> None:
-        """Raises FileExistsError, OSError."""
+        """Create the file. Raises FileExistsError, OSError."""
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._buffer = bytearray()
         self._written = 0  # what follows is in the buffer

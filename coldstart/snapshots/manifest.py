@@ -91,7 +91,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises `StaleSnapshot` where it cannot be read, or is not as it was written."""
+        """Read a manifest. Raises `StaleSnapshot` if it cannot be read or was changed."""
         try:
             written = path.read_bytes()
             if msgspec.json.decode(written, type=_Format).format != FORMAT:
@@ -106,7 +106,7 @@ class Manifest:
             raise StaleSnapshot(f"its manifest is damaged: {type(error).__name__}") from error
 
     def require(self, now: Mapping[str, str], monotonic_s: float) -> None:
-        """Raises `StaleSnapshot` unless it was taken on what is there now, in this boot."""
+        """Check that the snapshot was taken on this host and in this boot; raise `StaleSnapshot` if not."""
         for name in sorted(self.taken_on.keys() | now.keys()):
             then, current = self.taken_on.get(name), now.get(name)
             if then != current:
@@ -140,7 +140,10 @@ class FileCheck:
         self._good: dict[Path, FileIdentity] = {}
 
     def require(self, files: Mapping[Path, FileIdentity], *, digest: bool) -> None:
-        """Raises `StaleSnapshot`. ``digest``: all of them, not only those whose identity has changed."""
+        """Check files; raise `StaleSnapshot` for a change.
+
+        ``digest``: read all of them, not only those whose identity has changed.
+        """
         for path, recorded in files.items():
             expected = self._good.get(path, recorded)
             try:

@@ -103,7 +103,7 @@ class SnapshotStore:
         return next(iter(self.list(model_id)), None)
 
     def require(self, snapshot: Snapshot, taken_on: Mapping[str, str], *, digest: bool = False) -> None:
-        """Raises `StaleSnapshot` unless it may be restored. ``digest``: read every byte of it."""
+        """Check that a snapshot may be restored; raise `StaleSnapshot` if not. ``digest``: of all bytes."""
         manifest = snapshot.manifest
         manifest.require(taken_on, monotonic_s())
         folder = snapshot.layout.folder

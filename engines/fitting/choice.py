@@ -136,7 +136,7 @@ class _Fit:
         )
 
     def sizing(self) -> Sizing:
-        """Raises `ModelMisfit`."""
+        """Choose data type, length and KV cache. Raises `ModelMisfit`."""
         self._require_data_type()
         length = self._length()
         cache_bytes, length = self._cache(length)

@@ -54,7 +54,7 @@ class Unpacking:
             raise InvalidAdapter(f"The archive unpacks to more than {self._most_bytes} bytes.")
 
     def end(self) -> None:
-        """Raises `InvalidAdapter` where one of the two files is missing."""
+        """Check that both files were in the archive; raise `InvalidAdapter` if not."""
         for name in WANTED:
             if name not in self._parents:
                 raise InvalidAdapter(f"The archive holds no {name}.")

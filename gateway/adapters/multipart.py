@@ -155,7 +155,7 @@ class _Reader:
         self.waiting_bytes = 0
 
     def result(self) -> Upload:
-        """Raises `ApiError` for the first fault."""
+        """Return the complete upload. Raises `ApiError` for the first fault."""
         if self._fault is not None:
             raise self._fault
         if not self._ended:

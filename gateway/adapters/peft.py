@@ -56,7 +56,7 @@ class PeftConfig:
 
 
 def read_config(raw: bytes) -> PeftConfig:
-    """Raises `InvalidAdapter` for what configures no LoRA adapter, or one that cannot be served."""
+    """Read a PEFT configuration. Raises `InvalidAdapter` unless its LoRA adapter can be served."""
     try:
         options = json.loads(raw.decode())
     except (ValueError, RecursionError):

@@ -189,7 +189,7 @@ async def _unbroken(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _wanted(upload: Upload, principal: ProjectPrincipal, catalog: Catalog) -> _Wanted:
-    """Raises `ApiError` for the first field that is missing or wrong."""
+    """Read an upload's fields. Raises `ApiError` for the first that is missing or wrong."""
     fields = upload.fields
     for name in ("base_model", "suffix"):
         if not fields.get(name):

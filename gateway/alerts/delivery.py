@@ -31,7 +31,7 @@ class Channel(Protocol):
     """A way to deliver a notification."""
 
     async def deliver(self, notification: Notification) -> None:
-        """Raises `DeliveryFailed`."""
+        """Deliver a notification. Raises `DeliveryFailed`."""
 
 
 class Deliveries:

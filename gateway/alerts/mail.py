@@ -25,7 +25,7 @@ class MailChannel:
         self._sending = BoundedThreads("alert mail", most=_MAILS, most_of_one=_MAILS)
 
     async def deliver(self, notification: Notification) -> None:
-        """Raises `DeliveryFailed` unless the server has taken the mail for one recipient at least."""
+        """Send a mail. Raises `DeliveryFailed` unless the server accepts it for at least one recipient."""
         host = self._config.smtp_host
         if host is None:
             raise DeliveryFailed("no SMTP server is configured")

@@ -77,7 +77,7 @@ class Webhook:
         self._lookups = BoundedThreads("webhook names", most=_LOOKUPS, most_of_one=_LOOKUPS_OF_ONE)
 
     async def deliver(self, notification: Notification) -> None:
-        """Raises `DeliveryFailed` unless a 2xx comes back."""
+        """Post a notification. Raises `DeliveryFailed` unless the response is a 2xx."""
         url = str(notification.alert.channel.get("url"))
         if fault := url_fault(url, private=self._private):
             raise DeliveryFailed(f"the URL {fault}")

@@ -89,7 +89,7 @@ async def delete_owned(
 
 
 async def _found(services: Services, principal: OrganizationPrincipal, name: str) -> RegisteredAdapter:
-    """Raises 404 ``model_not_found``, for another tenant's adapter as for one that does not exist."""
+    """Look up an adapter that the caller may see. Raises 404 ``model_not_found`` for any other."""
     registry = services.adapters.registry
     if isinstance(principal, ProjectPrincipal):
         adapter = registry.index.find(principal, name)

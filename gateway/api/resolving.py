@@ -14,7 +14,7 @@ from tenants.types import ProjectPrincipal
 def resolve_model(
     services: Services, principal: ProjectPrincipal, name: str, task: Task | None = None
 ) -> Model:
-    """Raises 404 if the caller has no such model, 400 if it cannot do the task.
+    """Find the model or adapter of a request. Raises 404 if there is none, 400 if it cannot do the task.
 
     Another tenant's adapter takes the same steps as one that does not exist.
     """

@@ -51,7 +51,7 @@ class Installation:
 
     @classmethod
     def load(cls, config_file: Path, *, only: Wanted | None = None) -> "Installation":
-        """Raises `CommandError` where the configuration, or what is wanted of it, cannot be used."""
+        """Load the configuration of an installation. Raises `CommandError` if it cannot be used."""
         try:
             config = load_config(config_file, only=only)
         except ConfigError as error:

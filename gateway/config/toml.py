@@ -98,7 +98,7 @@ class TomlSource:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises OSError, or ValueError with the parser's own words and place."""
+        """Read a TOML file. Raises OSError, or ValueError with the parser's words and position."""
         text = path.read_bytes().decode()
         return cls(tomllib.loads(text), _lines(text))
 

@@ -35,7 +35,7 @@ def content_encodings(scope: Scope) -> list[str]:
 
 
 def refuse_encoded(scope: Scope) -> None:
-    """Raises 415 for an upload that arrives compressed."""
+    """Refuse an upload that arrives compressed: raises 415."""
     named = [value for name, value in scope["headers"] if name == b"content-encoding"]
     if any(value.strip().lower() not in (b"", b"identity") for value in named):
         message = "An upload must be sent without Content-Encoding; its files may be compressed themselves."

@@ -91,7 +91,7 @@ class Catalog:
         return list(self._models)
 
     def resolve(self, principal: ProjectPrincipal, name: str, task: Task | None = None) -> Model:
-        """Raises 404 where the caller has no such model, 400 where it cannot do the task."""
+        """Find a model by name. Raises 404 if the caller has no such model, 400 if it cannot do the task."""
         model = self._models.get(name)
         if model is None or not principal.may_use(name):
             raise model_not_found(name)

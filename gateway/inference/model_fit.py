@@ -15,7 +15,7 @@ _LEAST_TOP_P = 1e-6
 
 
 def check_fit(call: Call, body: Mapping[str, Any], model: Model) -> None:
-    """Raises 400 naming what the model cannot do. Another server judges for itself."""
+    """Check that the model can do what a call asks; raise 400 if not. A `url` server checks for itself."""
     if isinstance(call, EmbeddingCall) and not model.traits.takes_token_arrays:
         _check_texts(call, model)
     if model.spec.url is not None:

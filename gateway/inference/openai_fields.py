@@ -43,7 +43,7 @@ _ONLY: Mapping[str, Any] = MappingProxyType({"modalities": ["text"], "verbosity"
 
 
 def check_supported(call: Call, body: Mapping[str, Any], *, takes_media: bool) -> None:
-    """Raises 400 naming what changes the answer and an engine of this host cannot do.
+    """Check a call's fields; raise 400 for one that would change the answer and that engines cannot honour.
 
     ``takes_media``: the model takes images, audio or video beside text.
     """

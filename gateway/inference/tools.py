@@ -33,8 +33,9 @@ _JSON_TYPES: Mapping[type[Any], str] = {
 
 
 def check_tools(call: ChatCall, body: dict[str, Any], model: Model) -> None:
-    """Raises 400 for tools that the model cannot use, or that are malformed; a tool without parameters gets
-    the schema of an object without any.
+    """Check a call's tools; raise 400 for malformed ones and for a model that cannot use any.
+
+    A tool without parameters gets the schema of an empty object.
 
     What another server runs is left to that server.
     """

@@ -91,7 +91,7 @@ def make_private(folder: Path) -> None:
 
 
 def _check_own(folder: Path, status: os.stat_result, names: set[str]) -> None:
-    """Raises `NotPrivate` for a folder of another purpose, which its other users need as it is."""
+    """Refuse a folder that holds other files: raises `NotPrivate`. Its other users need it as it is."""
     if names and _MARKS.isdisjoint(names):
         raise NotPrivate(
             f"{folder} is open to other users (mode {_shown(status)}) and holds files that are not Torpor's, "

@@ -77,7 +77,7 @@ async def create_root(storage: Storage, pepper: bytes, *, alone: bool) -> tuple[
 async def create_admin(
     storage: Storage, pepper: bytes, organization_id: str, name: str, expires_at: int | None = None
 ) -> tuple[ApiKey, str]:
-    """Raises `NotFound` where there is no such organization, `InvalidValue` where it is archived."""
+    """Create an admin key. Raises `NotFound`, and `InvalidValue` for an archived organization."""
     new = NewKey(KeyKind.ADMIN, name, organization_id, expires_at=checked_expiry(expires_at))
     async with storage.write() as connection:
         await organizations.fetch_active(connection, organization_id)
@@ -196,7 +196,7 @@ async def listed(
 async def get(
     storage: Storage, organization_id: str, key_id: str, project_id: str | None, kind: KeyKind | None = None
 ) -> ApiKey:
-    """Raises `NotFound`, for a revoked key and for one of another kind as well."""
+    """Return a key. Raises `NotFound`, for a revoked key and for a key of another kind as well."""
     async with storage.read() as connection:
         return await fetch(connection, organization_id, key_id, project_id, kind)
 
@@ -221,7 +221,7 @@ async def fetch(
 async def revoke(
     storage: Storage, organization_id: str, key_id: str, project_id: str | None, kind: KeyKind | None = None
 ) -> ApiKey:
-    """Raises `NotFound`, for a key that is revoked already as well."""
+    """Revoke a key. Raises `NotFound`, for a key that was revoked before as well."""
     async with storage.write() as connection:
         key = await fetch(connection, organization_id, key_id, project_id, kind)
         revoked = await connection.execute(

@@ -74,7 +74,7 @@ class AdapterRegistry:
             self.index.share(adapters_by_id[grant["adapter_id"]], grant["project_id"])
 
     def check_quota(self, project_id: str, size_bytes: int) -> None:
-        """Raises `QuotaExceeded` where the project has no room for one more adapter of that size."""
+        """Check the quota for one more adapter of this size; raise `QuotaExceeded` if it does not fit."""
         holding, quota = self.index.holding(project_id), self._quota
         if holding.count >= quota.count:
             raise QuotaExceeded("adapters", quota.count, holding.count, 1)

@@ -67,7 +67,7 @@ class SpendAlertStore:
     async def create(
         self, organization_id: str, project_id: str | None, cents: int, channel: Mapping[str, Any]
     ) -> SpendAlert:
-        """Raises `InvalidValue` for an archived project, an amount out of range, or one alert too many."""
+        """Create an alert. Raises `InvalidValue` for an archived project, a wrong amount, one too many."""
         alert = SpendAlert(new_id("alert_"), organization_id, project_id, _checked(cents), channel)
         row = {
             "id": alert.id,

@@ -129,7 +129,7 @@ class Budgets:
         return limit is not None and self.spent(subject_id) >= limit * CENT
 
     def check(self, project_id: str, organization_id: str, amount: int, at: float | None = None) -> None:
-        """Raises `BudgetExceeded` where so much cannot be reserved. What costs nothing always can.
+        """Check that an amount can be reserved; raise `BudgetExceeded` if not. An amount of 0 always can.
 
         ``at`` is when the request began, in unix seconds, by default now.
         """

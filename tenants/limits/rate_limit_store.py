@@ -101,7 +101,7 @@ class LimitStore:
             )
 
     async def get_subject(self, organization_id: str, limit_id: str) -> SubjectLimit:
-        """Raises `NotFound`, for another organization's as well."""
+        """Return a limit of the organization. Raises `NotFound`, for another organization's limit as well."""
         async with self._storage.read() as connection:
             return _subject_limit(await _fetch(connection, organization_id, limit_id))
 
@@ -158,7 +158,7 @@ class LimitStore:
             self._book.set_subject(organization_id, kind, subject_id, limit)
 
     async def delete_subject(self, organization_id: str, limit_id: str) -> None:
-        """Raises `NotFound`."""
+        """Delete a limit of the organization. Raises `NotFound`."""
 
         async def work() -> None:
             async with self._changing:

@@ -43,7 +43,7 @@ class SpendLimitStore:
         return self._budgets.limit(project_id or organization_id)
 
     async def set(self, organization_id: str, project_id: str | None, cents: int) -> None:
-        """Raises `InvalidValue` for an archived project or an amount out of range."""
+        """Set a monthly limit in cents. Raises `InvalidValue` for an archived project or a wrong amount."""
         if not 0 <= cents <= MAX_CENTS:
             raise InvalidValue(
                 "threshold_amount", f"'threshold_amount' must be between 0 and {MAX_CENTS} cents."

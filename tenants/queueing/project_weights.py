@@ -30,7 +30,10 @@ class ProjectWeights:
         return self._weights.get(project_id, STANDARD_WEIGHT)
 
     async def get(self, project_id: str, organization_id: str | None) -> float:
-        """Raises `NotFound`, for another organization's project as well; None is any organization."""
+        """Return a project's weight. Raises `NotFound`, for a project of another organization as well.
+
+        An ``organization_id`` of None stands for any organization.
+        """
         async with self._storage.read() as connection:
             if await connection.scalar(_known(project_id, organization_id)) is None:
                 raise NotFound("No such project.")

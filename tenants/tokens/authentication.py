@@ -62,7 +62,10 @@ class TokenAuthentication:
         return key.principal
 
     async def authenticate(self, token: str) -> Principal:
-        """Raises `InvalidCredential`, `IssuerUnavailable` and `StorageUnavailable`."""
+        """Verify a token and return its principal.
+
+        Raises `InvalidCredential`, `IssuerUnavailable` and `StorageUnavailable`.
+        """
         envelope, now, steady = open_envelope(token), self._clock(), self._steady()
         generation = self._tokens.generation
         if envelope.issuer == ISSUER:

@@ -31,7 +31,7 @@ def looks_like_token(text: str) -> bool:
 
 
 def open_envelope(token: str) -> Envelope:
-    """Raises `InvalidCredential` where the token is too large, no JWT, or wants more than it may."""
+    """Read a token's claims, unverified. Raises `InvalidCredential` for what is not an acceptable JWT."""
     if len(token) > MAX_TOKEN_CHARACTERS:
         raise too_long()
     first, second, _ = token.split(".")

@@ -53,7 +53,7 @@ class KeySet:
 
 
 def from_secret(secret: bytes) -> KeySet:
-    """Raises `InvalidKeys` for a secret that can be guessed, or that is public."""
+    """Make the key set of a shared secret. Raises `InvalidKeys` for a secret that is short or public."""
     if len(secret) < _MIN_SECRET_BYTES:
         raise InvalidKeys(f"the secret has {len(secret)} bytes; HS256 needs {_MIN_SECRET_BYTES} or more")
     if b"-----BEGIN" in secret:

@@ -80,7 +80,7 @@ class Mint:
         return jwt.encode(claims, self._key, algorithm=_ALGORITHM), now + expires_in_s
 
     def verify(self, token: str, envelope: Envelope) -> MintedToken:
-        """Raises `InvalidCredential`."""
+        """Verify a token that Torpor has minted. Raises `InvalidCredential`."""
         if envelope.algorithm != _ALGORITHM:
             raise refused("its algorithm is not HS256")
         try:

@@ -38,6 +38,6 @@ def _outcome(check: Check) -> str:
 
 
 def expect(good: bool, what: object) -> None:
-    """Raises AssertionError, which says what was there instead."""
+    """Check a condition. Raises AssertionError with the value that was there instead."""
     if not good:
         raise AssertionError(f"unexpected: {what!r}")
