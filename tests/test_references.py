@@ -14,6 +14,7 @@ from tests.references import PAGES, commands
 
 _DOCS = sorted((REPOSITORY / "docs").rglob("*.md")) + [REPOSITORY / "README.md"]
 _PROGRAM = re.compile(r"`(?:\.venv/bin/)?torpor ([a-z][a-z -]*[a-z])")
+_SHELL = re.compile(r"(?:^|\$\(|\| |bin/|[A-Z]=\S+ )torpor ([a-z]+(?: [a-z][a-z-]*)?)", flags=re.M)
 _STANDINGS = ("limit", "remaining", "reset")
 _POSITIONS = {"invalid_request": 2, "ApiError": 2}
 
@@ -26,7 +27,7 @@ def test_a_generated_page_is_current(page: Path) -> None:
 def test_documented_commands_exist() -> None:
     existing = {path.removeprefix("torpor ") for path, _ in commands(torpor, "torpor")}
     groups = {name.partition(" ")[0] for name in existing}
-    mentioned = {words for page in _DOCS for words in _PROGRAM.findall(page.read_text())}
+    mentioned = {words for page in _DOCS for words in _mentioned(page.read_text())}
     assert len(mentioned) > 10
     unknown = {
         words
@@ -36,8 +37,16 @@ def test_documented_commands_exist() -> None:
     assert unknown == set()
 
 
+def _mentioned(text: str) -> list[str]:
+    """Commands in code spans and in shell blocks, without options."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, flags=re.M | re.S)
+    lines = [words for block in blocks for words in _SHELL.findall(block)]
+    return _PROGRAM.findall(text) + lines
+
+
 def test_a_command_that_does_not_exist_is_seen() -> None:
-    assert _PROGRAM.findall("run `torpor snapshot create m` or `torpor fly`") == ["snapshot create m", "fly"]
+    assert _mentioned("run `torpor snapshot create m` or `torpor fly`") == ["snapshot create m", "fly"]
+    assert _mentioned("```sh\nA=$(torpor fly --high)\nx | torpor walk\n```") == ["fly", "walk"]
     assert "fly" not in {path.removeprefix("torpor ") for path, _ in commands(torpor, "torpor")}
 
 

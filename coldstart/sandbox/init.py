@@ -358,7 +358,7 @@ def _first_process(control: int, libc: _Libc) -> int:
     try:
         _furnish(libc)
     except OSError as error:
-        os.write(2, f"cannot mount_engine the sandbox: {error}\n".encode())
+        os.write(2, f"cannot prepare the sandbox: {error}\n".encode())
         return EXEC_FAILED
     return _serve(control, libc)
 

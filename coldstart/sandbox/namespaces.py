@@ -208,7 +208,7 @@ async def launch(isolation: Isolation, *, cwd: Path, output: int) -> Sandbox:
                 stdout=output,
                 stderr=output,
                 pass_fds=(theirs.fileno(),),
-                env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+                env={"PATH": os.defpath, "LANG": "C.UTF-8"},
                 cwd=cwd,
                 start_new_session=True,
             )

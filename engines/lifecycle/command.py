@@ -9,7 +9,6 @@ from engines.wire import on_cpu
 
 # What an engine may see of the gateway's environment. Everything else stays out: keys, proxies, hub tokens.
 _INHERITED = (
-    "PATH",
     "LD_LIBRARY_PATH",
     "LANG",
     "LC_ALL",
@@ -91,7 +90,9 @@ def environment(folder: Path, cache: Path) -> dict[str, str]:
     """The environment of an engine that owns ``folder`` and shares ``cache`` with the other engines."""
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     cores = str(len(os.sched_getaffinity(0)))
-    environment.setdefault("PATH", os.defpath)
+    # A fixed PATH: a snapshot stays good, whatever shell starts the gateway. Compilers of a GPU's kernels may
+    # be anywhere.
+    environment["PATH"] = os.defpath if on_cpu() else os.environ.get("PATH", os.defpath)
     environment.setdefault("LANG", "C.UTF-8")
     environment.setdefault("OMP_NUM_THREADS", cores)
     # A thread that waits for the others spins for so many rounds before it sleeps. libgomp's default lasts

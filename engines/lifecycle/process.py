@@ -180,7 +180,7 @@ class EngineProcess:
     async def _claim_sandbox(
         self, binds: Mapping[Path, Path], layout: Layout | None = None
     ) -> tuple[Sandbox, RunFolder]:
-        """Take a warm and mount_engine it; with what a snapshot's tree kept in files, if there is one."""
+        """Take a spare sandbox and prepare it for an engine, with the files of a snapshot if given."""
         folder = self._folder = self._runtime.folders.make()
         copies = {}
         if layout is not None:

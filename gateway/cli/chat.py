@@ -20,7 +20,7 @@ _READ_TIMEOUT_S = 300.0
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Length of the answer.")
 @config_option
 def chat(model: str, prompt: str, temperature: float | None, max_tokens: int, config_file: Path) -> None:
-    """QueueRequest MODEL and stream its answer."""
+    """Ask MODEL and stream its answer."""
     installation = Installation.load(config_file)
     body: dict[str, Any] = {
         "model": model,

@@ -59,7 +59,7 @@ def _vllm() -> Finding:
         )
     except subprocess.TimeoutExpired:
         return Finding(
-            "vLLM", "fails", "importing it takes more than two minutes", "see docs/how-to/operations.md"
+            "vLLM", "fails", "importing it takes more than two minutes", "look for what loads the machine"
         )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
