@@ -18,13 +18,15 @@ _PROGRAMS = re.findall(
 
 @pytest.mark.parametrize(
     ("program", "output"),
-    zip(
-        _PROGRAMS,
-        [
-            r"The capital of France is Paris\.\n\d+ tokens in, \d+ tokens out\n",
-            r"(hot|paused|snapshot|cold) \d+ ms\n",
-        ],
-        strict=True,
+    list(
+        zip(
+            _PROGRAMS,
+            [
+                r"The capital of France is Paris\.\n\d+ tokens in, \d+ tokens out\n",
+                r"(hot|paused|snapshot|cold) \d+ ms\n",
+            ],
+            strict=True,
+        )
     ),
     ids=["first", "wake"],
 )
