@@ -11,6 +11,8 @@ ENGINE_DIR = Path("/run/torpor/box")
 SNAPSHOT = Path("/run/torpor/snapshot")
 WRITTEN = SNAPSHOT / "written"
 """The list of pages for each process of a restored engine (`coldstart.snapshots.working_set`)."""
+SEQUENCES_HEADER = "x-torpor-sequences"
+"""How many sequences of an HTTP call the engine computes at a time; without it all of them."""
 UNFIT_ADAPTER = "adapter_unfit"
 """The ``code`` of an engine's answer to a request whose adapter's canary differs."""
 

@@ -155,6 +155,7 @@ BROAD_EXCEPTS = frozenset(
         "engines/pool/replica.py",  # the outermost boundary of a wake
         "engines/lifecycle/waking.py",  # the outermost boundary of the start of an engine
         "engines/pool/snapshot_keeper.py",  # the outermost boundary of the making of a snapshot
+        "engines/vllm_process/grammar_compiler.py",  # a future carries what a compilation raises
         "engines/vllm_process/control.py",  # a canary that cannot be asked is one that has failed
         "engines/vllm_process/adapters.py",  # likewise; and whatever vLLM has against an adapter
     }

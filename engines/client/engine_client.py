@@ -14,6 +14,7 @@ from engines.client.connection import Connection
 from engines.client.connection_pool import HttpExchange, HttpPool
 from engines.errors import EngineBroken
 from engines.spec import EngineAddress
+from engines.wire import SEQUENCES_HEADER
 
 # The question waits for its turn in the engine, behind a long step if need be; the caller has its own limit.
 _COUNTS_TIMEOUT_S = 60.0
@@ -115,12 +116,19 @@ class EngineClient:
             raise EngineBroken(f"the engine did not answer within {timeout_s:g} s") from error
 
     @asynccontextmanager
-    async def stream(self, path: str, body: bytes, *, attempt_id: str) -> AsyncIterator[EngineStream]:
+    async def stream(
+        self, path: str, body: bytes, *, attempt_id: str, sequences: int | None = None
+    ) -> AsyncIterator[EngineStream]:
         """POST ``body`` and read the answer as it comes, without a limit on the whole time.
+
+        ``sequences``: how many of the call's sequences Torpor's engine computes at a time; None for all.
 
         Leaving the context before the body's end closes the connection, which aborts the work in the engine.
         """
-        exchange = self._http.exchange("POST", path, body, _headers(body, attempt_id))
+        headers = _headers(body, attempt_id)
+        if sequences is not None:
+            headers[SEQUENCES_HEADER] = str(sequences)
+        exchange = self._http.exchange("POST", path, body, headers)
         async with exchange as answer:
             yield EngineStream(exchange, answer)
 

@@ -29,15 +29,17 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import async_llm, utils
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from engines.vllm_process import control, forced_calls, forking, greedy, json_whitespace
+from engines.vllm_process import control, forced_calls, forking, grammar_compiler, greedy, json_whitespace
 from engines.vllm_process.canary_batch import CanaryTurn, depends_on
 from engines.vllm_process.control import Control
 from engines.vllm_process.token_counter import RequestCounter
-from engines.wire import UNFIT_ADAPTER, on_cpu
+from engines.wire import SEQUENCES_HEADER, UNFIT_ADAPTER, on_cpu
 
 _HEADER = b"x-request-id"
+_SEQUENCES = SEQUENCES_HEADER.encode()
 _HEALTH = "/health"
 _LONGEST_ID = 128
+_LONGEST_NUMBER = 9
 # The answer in the place of one whose adapter's canary differs.
 _WITHHELD, _UNFIT_ADAPTER = 503, {"error": {"message": "the adapter is not fit", "code": UNFIT_ADAPTER}}
 # vLLM asks for each token of each beam as a request of its own, which repeats the prompt.
@@ -47,6 +49,8 @@ _LAST_WORDS_S = 0.5
 _ENGINE_DEAD = 70
 
 _attempt: ContextVar[str | None] = ContextVar("attempt", default=None)
+_sequences: ContextVar[int | None] = ContextVar("sequences", default=None)
+"""How many sequences of the HTTP call may be in the engine core at a time; None for all of them."""
 _logger = logging.getLogger("vllm.torpor")
 
 
@@ -118,6 +122,7 @@ class TorporMiddleware:
         dependency = depends_on.set(turns)
         attempt_id = _attempt_id(scope)
         token = _attempt.set(attempt_id)
+        width = _sequences.set(_sequences_at_once(scope))
         if attempt_id is not None:
             self._counter.begin(attempt_id)
         try:
@@ -128,6 +133,7 @@ class TorporMiddleware:
             if attempt_id is not None:
                 self._counter.end(attempt_id)
             _attempt.reset(token)
+            _sequences.reset(width)
             depends_on.reset(dependency)
         if held.withheld:
             self._counter.withdraw(attempt_id or "")
@@ -189,6 +195,13 @@ def _attempt_id(scope: Scope) -> str | None:
     return None
 
 
+def _sequences_at_once(scope: Scope) -> int | None:
+    for name, value in scope["headers"]:
+        if name == _SEQUENCES and value.isdigit() and len(value) <= _LONGEST_NUMBER:
+            return max(1, int(value))
+    return None
+
+
 async def _end_with(engine: Any) -> None:
     """End this process when the engine core has died. vLLM's own watch takes up to five seconds for it."""
     while not engine.errored:  # noqa: ASYNC110 (vLLM offers no event for it)
@@ -218,6 +231,24 @@ def _aborting(add_request: Callable[..., Awaitable[None]]) -> Callable[..., Awai
     return adding
 
 
+def _narrowed(
+    send: Callable[..., Awaitable[None]], counter: RequestCounter
+) -> Callable[..., Awaitable[None]]:
+    """``add_request_async`` of the client of the engine core, for some sequences of a call at a time.
+
+    vLLM hands all sequences of a call to the core at once, where they would keep others from running.
+    """
+
+    @functools.wraps(send)
+    async def sending(core: Any, request: Any) -> None:
+        attempt_id, most = _attempt.get(), _sequences.get()
+        if attempt_id is not None and most is not None:
+            await counter.enter(attempt_id, request.request_id, most)
+        await send(core, request)
+
+    return sending
+
+
 def _counted(build_app: Callable[..., Any], counter: RequestCounter, control: Control) -> Callable[..., Any]:
     def build(*args: Any, **kwargs: Any) -> Any:
         app = build_app(*args, **kwargs)
@@ -229,8 +260,11 @@ def _counted(build_app: Callable[..., Any], counter: RequestCounter, control: Co
     return build
 
 
-def _watched(build_and_serve: Callable[..., Any]) -> Callable[..., Any]:
+def _watched(build_and_serve: Callable[..., Any], counter: RequestCounter) -> Callable[..., Any]:
     async def serve(engine_client: EngineClient, *args: Any, **kwargs: Any) -> Any:
+        client: Any = engine_client
+        core = type(client.engine_core)
+        core.add_request_async = _narrowed(core.add_request_async, counter)
         watch = asyncio.create_task(_end_with(engine_client))
         shutdown = await build_and_serve(engine_client, *args, **kwargs)
         if engine_client.errored:  # vLLM has ended its server by itself, and would say that all is well
@@ -260,9 +294,10 @@ def serve(arguments: Sequence[str]) -> None:
     async_llm.AsyncLLM._add_request = _aborting(async_llm.AsyncLLM._add_request)  # noqa: SLF001
     greedy.install()
     entry.build_app = _counted(entry.build_app, counter, control)
-    entry.build_and_serve = _watched(entry.build_and_serve)
+    entry.build_and_serve = _watched(entry.build_and_serve, counter)
     forced_calls.install()
     json_whitespace.install()
+    grammar_compiler.install()
     if on_cpu():
         utils.get_mp_context = forking.context
     asyncio.run(entry.run_server(args))

@@ -6,6 +6,7 @@ however many choices it has, and sums over prompts and choices: so does this. ``
 the prompts, each as its first sequence found it, where vLLM's ``usage`` reports that of one prompt only.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -31,8 +32,20 @@ class _Attempt:
     cached: dict[str, int | None] = field(default_factory=dict)
     """By prompt: how many of its tokens came from the prefix cache; None until its first report."""
     running: set[str] = field(default_factory=set)
+    entered: set[str] = field(default_factory=set)
+    """Sequences in the engine core, of an attempt that may not have all of them there at a time."""
+    waiting: list[asyncio.Future[None]] = field(default_factory=list)
+    """Sequences that wait until another one has ended."""
     aborted: set[str] = field(default_factory=set)
     """Aborted sequences whose last tokens may still be on their way from the engine core."""
+
+    def leave(self, sequence_id: str) -> None:
+        """A sequence has ended: those that wait may look whether there is room."""
+        self.entered.discard(sequence_id)
+        for waiter in self.waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.waiting.clear()
 
     @property
     def finished(self) -> bool:
@@ -67,6 +80,17 @@ class RequestCounter:
         if attempt is not None:
             attempt.calls -= 1
 
+    async def enter(self, attempt_id: str, sequence_id: str, most: int) -> None:
+        """Count a sequence of the attempt in, once fewer than ``most`` are in the engine core."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is None:
+            return
+        while len(attempt.entered) >= most:
+            waiter = asyncio.get_running_loop().create_future()
+            attempt.waiting.append(waiter)
+            await waiter
+        attempt.entered.add(sequence_id)
+
     def admit(
         self, attempt_id: str, sequence_id: str, prompt_id: str, prompt_tokens: int, copies: int = 1
     ) -> None:
@@ -100,6 +124,7 @@ class RequestCounter:
             attempt.running.discard(sequence_id)
             attempt.aborted.discard(sequence_id)
             del self._sequences[sequence_id]
+            attempt.leave(sequence_id)
 
     def abort(self, sequence_ids: Iterable[str]) -> None:
         """The sequences have been told to stop. What still arrives of them is counted."""
@@ -108,6 +133,7 @@ class RequestCounter:
             if sequence is not None:
                 sequence.attempt.running.discard(sequence_id)
                 sequence.attempt.aborted.add(sequence_id)
+                sequence.attempt.leave(sequence_id)
 
     def aborted(self, attempt_id: str) -> frozenset[str]:
         """The attempt's sequences of which tokens may still be on their way."""

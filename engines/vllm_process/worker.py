@@ -11,7 +11,7 @@ import numpy
 import torch
 from vllm.platforms import current_platform
 
-from engines.vllm_process import logprobs, lora_files, lora_ops, memory, prefix_cache
+from engines.vllm_process import grammar_compiler, logprobs, lora_files, lora_ops, memory, prefix_cache
 
 logprobs.install()
 prefix_cache.install()
@@ -42,6 +42,7 @@ class WorkerExtension:
 
         The prefix cache must have been emptied before. The pages come back as zeros when they are used.
         """
+        grammar_compiler.quiet()
         dropped = 0
         for address, length in self._kv_storages().items():
             first, size = memory.whole_pages(address, length)

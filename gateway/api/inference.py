@@ -1,6 +1,8 @@
 """The inference endpoints: authenticate, read, resolve, check, and hand over to an exchange."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -9,7 +11,7 @@ from starlette.routing import Route
 
 from engines.spec import Task
 from gateway.api.authentication import authenticate_project
-from gateway.api.requests import read_body
+from gateway.api.requests import read_body_as
 from gateway.api.resolving import resolve_model
 from gateway.http.context import RequestRecord, record_of
 from gateway.http.errors import not_supported, shutting_down
@@ -32,7 +34,9 @@ from gateway.inference.exchange import MOST_ENGINES, Exchange, Plan, UnmeteredEx
 from gateway.inference.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.inference.model_fit import check_fit, fitted
 from gateway.inference.openai_fields import OPENAI_FIELDS
+from gateway.inference.prompt_size import check_prompt_size
 from gateway.inference.queues import QueueRequest
+from gateway.inference.sequences import check_sequences, sequences_of
 from gateway.inference.service_tiers import tier_of, used_tier
 from gateway.inference.tools import check_tools
 from gateway.services import Services, services_of
@@ -59,16 +63,22 @@ async def _read(request: Request, kind: type[Call], task: Task | None = None) ->
     principal = await authenticate_project(request, scope=MODEL_REQUEST)
     if services.draining:
         raise shutting_down()
-    body = without_nulls(await read_body(request))
-    call = check_call(body, kind)
+    body, call = await read_body_as(request, partial(_checked, kind))
     model = resolve_model(services, principal, call.model, task)
     check_fit(call, body, model)
+    if model.spec.url is None:
+        check_sequences(call, services.config.limits.max_sequences)
     if isinstance(call, ChatCall):
         check_tools(call, body, model)
     record = record_of(request.scope)
     record.model = model.id
     record.adapter = model.adapter_name
     return ParsedCall(services, principal, body, call, model, record)
+
+
+def _checked(kind: type[Call], body: dict[str, Any]) -> tuple[dict[str, Any], Call]:
+    present = without_nulls(body)
+    return present, check_call(present, kind)
 
 
 Endpoint = Callable[[Request], Awaitable[Exchange]]
@@ -100,20 +110,29 @@ def _metered(path: str, kind: type[Call], operation: Operation, task: Task) -> E
 
 
 def _unmetered(path: str, kind: type[Call]) -> Endpoint:
-    """The endpoint of a call that generates nothing: an exchange like the others, but in no ledger."""
+    """The endpoint of a call that generates nothing: limited and queued like the others, but in no ledger."""
 
     async def endpoint(request: Request) -> Exchange:
         parsed = await _read(request, kind)
         if parsed.model.spec.url is not None:
             raise not_supported(f"{path} for a model that another server runs")
+        body, model = _engine_body(parsed), parsed.model
+        check_prompt_size(model, parsed.call, parsed.body, len(body))
+        queue_request = _queue_request(parsed, len(body))
         plan = Plan(
-            model_id=parsed.model.id,
+            model_id=model.id,
             path=path,
-            body=_engine_body(parsed),
+            body=body,
             wake_timeout_s=_wake_timeout_s(parsed),
             pool=_pool(parsed),
+            queue_request=queue_request,
         )
-        return UnmeteredExchange(parsed.services.relay, plan, parsed.record)
+        admissions, tokens = parsed.services.control.admissions, queue_request.input_tokens
+        parsed.record.standings = partial(
+            admissions.standings, parsed.principal, model.id, model.adapter_name
+        )
+        admission = admissions.admit(parsed.principal, model.id, tokens, adapter=model.adapter_name)
+        return UnmeteredExchange(parsed.services.relay, plan, parsed.record, admission, tokens)
 
     return endpoint
 
@@ -185,11 +204,19 @@ _PREFIX_BYTES = 1024
 def _prefix(parsed: ParsedCall) -> int:
     """The same for conversations of one project that begin alike: an engine's prefix cache knows them."""
     body = parsed.body
-    said = body.get("messages") or body.get("prompt") or body.get("input")
-    beginning = said[:2] if isinstance(said, list) else said
-    return hash(
-        (parsed.principal.project_id, parsed.model.name, msgspec.json.encode(beginning)[:_PREFIX_BYTES])
-    )
+    said = _beginning(body.get("messages") or body.get("prompt") or body.get("input"))
+    return hash((parsed.principal.project_id, parsed.model.name, msgspec.json.encode(said)[:_PREFIX_BYTES]))
+
+
+def _beginning(value: Any) -> Any:
+    """The first kilobyte of texts, and the first two items of arrays: never the size of the body."""
+    if isinstance(value, str):
+        return value[:_PREFIX_BYTES]
+    if isinstance(value, list):
+        return [_beginning(item) for item in value[:2]]
+    if isinstance(value, dict):
+        return {name: _beginning(item) for name, item in islice(value.items(), 8)}
+    return value
 
 
 def _wake_timeout_s(parsed: ParsedCall) -> float:
@@ -217,18 +244,14 @@ _BYTES_A_TOKEN = 4
 def _queue_request(parsed: ParsedCall, body_bytes: int) -> QueueRequest:
     """What the request wants of the model, as far as that is known before."""
     call, project_id = parsed.call, parsed.principal.project_id
-    most, sequences = (None, call.n or 1) if isinstance(call, Generation) else (0, 1)
-    if isinstance(call, Generation):
-        most = call.answer_limit
-    if isinstance(call, CompletionCall) and isinstance(call.prompt, list):
-        sequences *= 1 if isinstance(call.prompt[0], int) else len(call.prompt)
+    most = call.answer_limit if isinstance(call, Generation) else 0
     return QueueRequest(
         model_id=parsed.model.id,
         project_id=project_id,
         weight=parsed.services.weights.of(project_id),
         tier=tier_of(call.service_tier),
         input_tokens=-(-body_bytes // _BYTES_A_TOKEN),
-        sequences=sequences,
+        sequences=sequences_of(call),
         max_output=most,
     )
 

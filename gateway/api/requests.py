@@ -1,7 +1,7 @@
 """What the administration's endpoints share: who asks, and what of a request may be believed."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,6 +13,7 @@ from gateway.services import Services, services_of
 from tenants.errors import NotFound
 from tenants.types import KeyKind
 
+T = TypeVar("T")
 _MAX_ID = 256
 _MAX_VALUES = 100
 
@@ -45,7 +46,13 @@ def project_of(request: Request) -> str | None:
 async def read_body(request: Request) -> dict[str, Any]:
     """The body, a JSON object, read within the configured limits; raises 400, 408, 413 and 415."""
     config = services_of(request).config
-    return await read_json(request, config.limits, config.server.body_timeout_s)
+    return await read_json(request, config.limits, config.server.body_timeout_s, dict)
+
+
+async def read_body_as(request: Request, convert: Callable[[dict[str, Any]], T]) -> T:
+    """As `read_body`, converted by a function that takes time in proportion to the body."""
+    config = services_of(request).config
+    return await read_json(request, config.limits, config.server.body_timeout_s, convert)
 
 
 def limit_of(request: Request, default: int = 20) -> int:

@@ -99,6 +99,7 @@ class LimitsConfig:
 
     max_body_bytes: int = 4 * 1024 * 1024
     max_json_depth: int = 64
+    max_sequences: int = 128
     wake_timeout_s: float = 300.0
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None

@@ -1,7 +1,8 @@
 """Reading a request's body within its limits, as a JSON object."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -12,11 +13,16 @@ from gateway.http.content_encoding import content_encodings, decode
 from gateway.http.errors import ApiError, invalid_request
 from gateway.http.json_numbers import deeper_than, infinite_number, large_integer
 
-_IN_THREAD_BYTES = 256 * 1024
+T = TypeVar("T")
+_IN_THREAD_BYTES = 64 * 1024
 
 
-async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) -> dict[str, Any]:
-    """The body as a JSON object, decompressed if it has a ``Content-Encoding``.
+async def read_json(
+    request: Request, limits: LimitsConfig, timeout_s: float, convert: Callable[[dict[str, Any]], T]
+) -> T:
+    """The body as a JSON object, decompressed if it has a ``Content-Encoding``, and converted.
+
+    A large body is parsed and converted in a thread.
 
     Raises `ApiError`: 415 for another content type or encoding, 413 over ``limits.max_body_bytes`` before or
     after decoding, 408 slower than ``timeout_s`` seconds, 400 for anything but a JSON object; and
@@ -41,8 +47,8 @@ async def read_json(request: Request, limits: LimitsConfig, timeout_s: float) ->
     if encodings:
         body = await asyncio.to_thread(decode, body, encodings, limits.max_body_bytes)
     if len(body) > _IN_THREAD_BYTES:
-        return await asyncio.to_thread(parse_object, body, limits.max_json_depth)
-    return parse_object(body, limits.max_json_depth)
+        return await asyncio.to_thread(lambda: convert(parse_object(body, limits.max_json_depth)))
+    return convert(parse_object(body, limits.max_json_depth))
 
 
 async def _read(request: Request, limit: int, timeout_s: float) -> bytes:

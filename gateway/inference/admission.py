@@ -1,5 +1,6 @@
 """Admission of a request: what it takes of the limits and of the budget, from its first byte to its end."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.config.prices import price_list
 from gateway.config.sections import Config
 from gateway.http.context import RequestRecord
-from gateway.inference.calls import ChatCall, CompletionCall, EmbeddingCall, Generation
+from gateway.inference.calls import CompletionCall, Generation
 from gateway.inference.catalog import Model
 from gateway.inference.estimates import Estimate, RelayedText
 from gateway.inference.monthly_spend import MonthlySpend
-from gateway.inference.token_counts import PromptTokens, check_prompt_length, prompts_of
+from gateway.inference.sequences import number_of_prompts, sequences_of
+from gateway.inference.token_counts import IN_THREAD_BYTES, PromptTokens, check_prompt_length
 from metering.prices import FREE, Price, PriceList
 from metering.reports.spending import spent_since
 from metering.types import Outcome, Usage
@@ -124,7 +126,7 @@ class AdmissionDemand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def admit(control: AdmissionControl, demand: AdmissionDemand) -> Admitted:
-    """Charges the request, after the length of its prompt has been found good.
+    """Charge the request, after limits of requests and the length of its prompt were checked.
 
     The caller settles or withdraws it, whatever the ending. Raises what `Admissions.admit` and
     `check_prompt_length` raise, and `metering.errors.StorageUnavailable` if the spend of the month cannot be
@@ -136,10 +138,13 @@ async def admit(control: AdmissionControl, demand: AdmissionDemand) -> Admitted:
     demand.record.standings = partial(admissions.standings, principal, model.id, adapter)
     price = control.prices.price(model.id, adapter, demand.record.started_at)
     matters = price != FREE or admissions.counts_tokens(principal, model.id, adapter)
+    admissions.check_requests(principal, model.id, adapter)
     prompts = await check_prompt_length(model, demand.call, demand.body, demand.body_bytes, count=matters)
     input_tokens = cost = 0
     if matters:
-        prompts = prompts if prompts is not None and prompts.total else _estimated(demand)
+        if prompts is None or not prompts.total:
+            in_thread = demand.body_bytes > IN_THREAD_BYTES
+            prompts = await asyncio.to_thread(_estimated, demand) if in_thread else _estimated(demand)
         input_tokens = prompts.total
         cost = price.most(input_tokens, _most_output(demand, prompts.longest))
     # When the request began, by the clock of the budgets: the ledger enters it into the same month.
@@ -155,7 +160,7 @@ def _estimated(demand: AdmissionDemand) -> PromptTokens:
     tokens = demand.estimate(RelayedText()).input_tokens
     truncated = demand.body.get("truncate_prompt_tokens")
     if isinstance(truncated, int) and truncated > 0:
-        tokens = min(tokens, truncated * _number_of_prompts(demand.call))
+        tokens = min(tokens, truncated * number_of_prompts(demand.call))
     return PromptTokens(tokens, tokens)
 
 
@@ -170,12 +175,4 @@ def _most_output(demand: AdmissionDemand, prompt_tokens: int) -> int:
     else:
         limit = fits if call.answer_limit is None else call.answer_limit
     each = limit if context is None else min(limit, fits)
-    return each * (call.n or 1) * _number_of_prompts(call)
-
-
-def _number_of_prompts(call: Any) -> int:
-    if isinstance(call, ChatCall):
-        return 1
-    if isinstance(call, CompletionCall):
-        return len(prompts_of(call.prompt))
-    return len(prompts_of(call.input)) if isinstance(call, EmbeddingCall) else 1
+    return each * sequences_of(call)

@@ -28,6 +28,8 @@ from gateway.inference.json_schemas import schema_fault
 T = TypeVar("T", bound=Call)
 MAX_PROMPTS = 2048
 """Prompts or inputs of one request, as many as OpenAI's embeddings take."""
+MAX_CONSTRAINT_BYTES = 128 * 1024
+"""The size of ``response_format``, ``structured_outputs`` or ``tools``, as JSON."""
 _MOST_SHOWN = 64
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 # The members of these are JSON Schemas or a template's own variables, where null is a value.
@@ -253,10 +255,30 @@ def _check_generation(call: Generation) -> None:
                 "logit_bias",
                 "invalid_value",
             )
+    _check_constraint_size(call)
     if call.response_format is not None:
         _check_format(call.response_format)
     if call.structured_outputs is not None:
         _check_constraint(call.structured_outputs)
+
+
+def _check_constraint_size(call: Generation) -> None:
+    """Check the size of what the answer's form is compiled from, in all, as JSON."""
+    tools = call.tools if isinstance(call, ChatCall) else None
+    constraints = {
+        "response_format": call.response_format,
+        "structured_outputs": call.structured_outputs,
+        "tools": tools,
+    }
+    for name, constraint in constraints.items():
+        size = len(msgspec.json.encode(constraint)) if constraint else 0
+        if size > MAX_CONSTRAINT_BYTES:
+            raise invalid_request(
+                f"'{name}' has {size:,} bytes as JSON, more than the {MAX_CONSTRAINT_BYTES:,} that an engine "
+                "compiles for one answer. Use fewer or shorter alternatives, properties and descriptions.",
+                name,
+                "invalid_value",
+            )
 
 
 def _check_format(response_format: ResponseFormat) -> None:

@@ -14,7 +14,8 @@ import msgspec
 from gateway.inference.calls import CompletionCall, Generation
 from gateway.inference.catalog import Model
 from gateway.inference.reported_usage import ReportedUsage
-from gateway.inference.token_counts import count_prompts, prompts_of
+from gateway.inference.sequences import prompts_of
+from gateway.inference.token_counts import count_prompts
 from gateway.inference.upstream_json import dumps, loads
 from metering.types import Usage
 

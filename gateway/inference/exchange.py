@@ -29,6 +29,7 @@ from gateway.inference.engine_errors import EngineFault, refusal
 from gateway.inference.queues import ModelQueues, QueueRequest, QueueSlot
 from gateway.telemetry.request_metrics import RequestMetrics
 from metering.ledger.service import Ledger
+from tenants.limits.admission import Admission
 
 _logger = logging.getLogger("torpor.exchange")
 
@@ -297,7 +298,29 @@ class Exchange:
 
 
 class UnmeteredExchange(Exchange):
-    """Answers with the engine's whole body, and is in no ledger: nothing is generated."""
+    """Answers with the engine's whole body, and is in no ledger: nothing is generated.
+
+    ``admission`` is settled with the tokens that it was charged with; None: the call was charged nothing.
+    """
+
+    def __init__(
+        self,
+        context: RelayContext,
+        plan: Plan,
+        record: RequestRecord,
+        admission: Admission | None = None,
+        input_tokens: int = 0,
+    ) -> None:
+        super().__init__(context, plan, record)
+        self._admission = admission
+        self._input_tokens = input_tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self._admission is not None:
+                self._admission.settle(self._input_tokens, 0, 0)
 
     async def _attempt(self, send: Send) -> None:
         plan = self._plan

@@ -127,6 +127,13 @@ class MeteredExchange(Exchange):
             return body
         return b'%s,"priority":%d}' % (body[:-1], self._slot.priority)
 
+    def _sequences_at_once(self) -> int | None:
+        """How many of the request's sequences the engine may compute at a time; None for all of them."""
+        request = self._plan.queue_request
+        if self._slot is None or request is None or not self._plan.prioritized:
+            return None
+        return self._slot.slots if self._slot.slots < request.sequences else None
+
     def _ending(self, error: BaseException) -> "_Ending":
         if isinstance(error, asyncio.CancelledError):
             return _Ending(Outcome.INTERRUPTED, 503) if self._expired else _Ending(Outcome.ABORTED, 499)
@@ -199,7 +206,9 @@ class PlainExchange(MeteredExchange):
 
     async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
         plan, record = self._plan, self._record
-        async with client.stream(plan.path, self._body(), attempt_id=plan.attempt.id) as upstream:
+        async with client.stream(
+            plan.path, self._body(), attempt_id=plan.attempt.id, sequences=self._sequences_at_once()
+        ) as upstream:
             record.ttft_ms = record.elapsed_ms()
             body = await upstream.read()
         if upstream.status != 200:
@@ -241,7 +250,9 @@ class StreamExchange(MeteredExchange):
 
     async def _exchange(self, client: EngineClient, meter: Meter, send: Send) -> None:
         plan = self._plan
-        async with client.stream(plan.path, self._body(), attempt_id=plan.attempt.id) as upstream:
+        async with client.stream(
+            plan.path, self._body(), attempt_id=plan.attempt.id, sequences=self._sequences_at_once()
+        ) as upstream:
             if upstream.status != 200:
                 raise self._refused(upstream, await upstream.read())
             await self._relay(upstream, meter, send)

@@ -91,6 +91,11 @@ class QueueSlot:
         ticket = self._turn.ticket
         return _BATCH_PRIORITY * ticket.batch + round(ticket.start * _PRIORITY_STEPS)
 
+    @property
+    def slots(self) -> int:
+        """How many sequences of the request may run at a time."""
+        return self._turn.slots
+
     def end(self, usage: Usage) -> None:
         """The engine's work is over, and this is what it was. The first call counts."""
         if not self._turn.ended:
@@ -174,6 +179,7 @@ class ModelQueues:
             cost=token_cost(request.input_tokens, round(lane.outputs.expect(request))),
             weight=request.weight,
             tier=request.tier,
+            slots=request.sequences,
         )
         return QueueSlot(await lane.turnstile.enter(ticket, lane.settings.timeout_s), lane.outputs)
 

@@ -7,11 +7,14 @@ from typing import Any
 from gateway.http.errors import ApiError, invalid_request
 from gateway.inference.calls import ChatCall, CompletionCall, Generation
 from gateway.inference.catalog import Model
+from gateway.inference.prompt_size import check_prompt_size
+from gateway.inference.sequences import prompts_of
 from metering.errors import TemplateError
 
 _TEMPLATE_MARGIN = 512
 """More tokens than a chat template adds around a message; only decides whether counting can be saved."""
-_IN_THREAD_BYTES = 16 * 1024
+IN_THREAD_BYTES = 16 * 1024
+"""Bodies above this size are counted in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ async def check_prompt_length(
     A token stands for at least one byte of the body, so a short body is not counted, unless the caller asks
     for it with ``count``. Returns the count if there was one, and if the gateway can count for this model.
     """
+    check_prompt_size(model, call, body, body_bytes)
     limit = model.max_model_len
     if model.counter is None or body.get("truncate_prompt_tokens") is not None:
         return None
@@ -39,7 +43,7 @@ async def check_prompt_length(
     fits = limit is None or body_bytes + _TEMPLATE_MARGIN + 16 * messages + answer <= limit
     if fits and not count:
         return None
-    if body_bytes > _IN_THREAD_BYTES:
+    if body_bytes > IN_THREAD_BYTES:
         prompts = await asyncio.to_thread(count_prompts, model, call, body)
     else:
         prompts = count_prompts(model, call, body)
@@ -87,13 +91,6 @@ def count_prompts(model: Model, call: Any, body: dict[str, Any]) -> PromptTokens
     prompts = call.prompt if isinstance(call, CompletionCall) else call.input
     counts = [_prompt_tokens(model, prompt) for prompt in prompts_of(prompts)]
     return PromptTokens(max(counts, default=0), sum(counts))
-
-
-def prompts_of(prompts: str | list[Any]) -> list[Any]:
-    """The prompts of a request, each a text or a list of tokens."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]
-    return prompts
 
 
 def _prompt_tokens(model: Model, prompt: str | list[int]) -> int:

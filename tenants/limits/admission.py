@@ -46,6 +46,22 @@ class Admissions:
         """Whether `admit` needs to know the tokens of the input for a limit."""
         return bool(self._book.applicable(principal, model, adapter).tokens)
 
+    def check_requests(self, principal: ProjectPrincipal, model: str, adapter: str | None = None) -> None:
+        """Check that the limits of requests have room for one more, and charge nothing.
+
+        For a request whose tokens are not counted yet. Raises `RateLimitExceeded`.
+        """
+        applicable = self._book.applicable(principal, model, adapter)
+        rates = applicable.requests
+        if not rates:
+            return
+        now_ns = self._clock_ns()
+        done = self._gcra.admit(rates, [1] * len(rates), now_ns)
+        if isinstance(done, Refusal):
+            raise self._exceeded(applicable, done, now_ns)
+        for rate, charge in zip(rates, done, strict=True):
+            self._gcra.give_back(rate, 1, charge, now_ns)
+
     def admit(
         self,
         principal: ProjectPrincipal,

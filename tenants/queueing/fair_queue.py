@@ -61,6 +61,7 @@ class Ticket:
     cost: float
     weight: float = 1.0
     tier: ServiceTier = ServiceTier.DEFAULT
+    slots: int = 1
     start: float = 0.0
     class_start: float = 0.0
 

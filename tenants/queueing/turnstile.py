@@ -19,12 +19,13 @@ _MOST_RETRY_S = 60.0
 
 
 class Turn:
-    """A slot, from the moment in which it was granted until `end`."""
+    """One slot or several (``slots``), from the grant until `end`."""
 
-    __slots__ = ("_began", "_owner", "ended", "ticket")
+    __slots__ = ("_began", "_owner", "ended", "slots", "ticket")
 
-    def __init__(self, owner: "Turnstile", ticket: Ticket, began: float) -> None:
+    def __init__(self, owner: "Turnstile", ticket: Ticket, began: float, slots: int = 1) -> None:
         self.ticket = ticket
+        self.slots = slots
         self.ended = False
         self._owner = owner
         self._began = began
@@ -33,11 +34,13 @@ class Turn:
         """The slot is free, and the request has really cost so much. The first call counts."""
         if not self.ended:
             self.ended = True
-            self._owner.free(self.ticket, cost, self._began)
+            self._owner.free(self.ticket, cost, self._began, self.slots)
 
 
 class Turnstile:
-    """``slots`` requests at once, of which ``reserved`` are for projects of which nothing is in service.
+    """``slots`` sequences at once, of which ``reserved`` are for projects of which nothing is in service.
+
+    A request of several sequences gets as many slots as are free, one at least, and keeps them to its end.
 
     At most ``max_queued`` requests of each project wait. ``queue`` decides whose turn it is, ``on_change`` is
     called with the number of those who wait when it has changed, ``clock`` gives seconds.
@@ -60,13 +63,14 @@ class Turnstile:
         self._on_change = on_change
         self._clock = clock
         self._running = 0
+        self._taken = 0
         self._reported = 0
         self._waiters: dict[Ticket, asyncio.Future[Turn]] = {}
         self._service_s = _FIRST_SERVICE_S  # how long a slot is held, on average
 
     @property
     def running(self) -> int:
-        """How many slots are taken."""
+        """How many requests have their turn."""
         return self._running
 
     @property
@@ -110,25 +114,29 @@ class Turnstile:
         elif not granted.cancelled():
             granted.result().end(0.0)
 
-    def free(self, ticket: Ticket, cost: float, began: float) -> None:
-        """What `Turn.end` calls."""
+    def free(self, ticket: Ticket, cost: float, began: float, slots: int) -> None:
+        """End a turn: `Turn.end` calls it."""
         self._running -= 1
+        self._taken -= slots
         self._service_s += _LEARNING * (self._clock() - began - self._service_s)
         self._queue.finish(ticket, cost)
         self._dispatch()
 
     def _dispatch(self) -> None:
         """Give every free slot to the next request."""
-        while self._running < self._slots:
-            ticket = self._queue.take(reserved=self._running >= self._slots - self._reserved)
+        while self._taken < self._slots:
+            unreserved = self._slots - self._reserved - self._taken
+            ticket = self._queue.take(reserved=unreserved <= 0)
             if ticket is None:
                 break
             granted = self._waiters.pop(ticket)
             if granted.done():  # cancelled, but its task has not run since
                 self._queue.finish(ticket, 0.0)
                 continue
+            slots = max(1, min(ticket.slots, unreserved))
             self._running += 1
-            granted.set_result(Turn(self, ticket, self._clock()))
+            self._taken += slots
+            granted.set_result(Turn(self, ticket, self._clock(), slots))
         if self._on_change is not None and self._reported != len(self._queue):
             self._reported = len(self._queue)
             self._on_change(self._reported)

@@ -1,5 +1,7 @@
 """The rules of counting, without an engine. `test_vllm` compares them with vLLM's own."""
 
+import asyncio
+
 from engines.vllm_process.token_counter import Counts, RequestCounter
 from tests.engines.vllm_process.separate import run_cases
 
@@ -104,3 +106,29 @@ def test_what_is_not_an_attempt_is_not_counted() -> None:
 
 def test_the_cases_of_requests_that_fail() -> None:
     run_cases("cases_failed_requests.py")
+
+
+async def test_some_sequences_of_an_attempt_are_in_the_engine_core_at_a_time() -> None:
+    counter, entered = RequestCounter(), list[str]()
+    counter.begin("a")
+    for number in range(5):
+        counter.admit("a", f"s{number}", "p", 10)
+
+    async def enter(sequence: str) -> None:
+        await counter.enter("a", sequence, 2)
+        entered.append(sequence)
+
+    tasks = [asyncio.create_task(enter(f"s{number}")) for number in range(5)]
+    await asyncio.sleep(0)
+    assert entered == ["s0", "s1"]
+    counter.observe("s0", 1, 0, False)
+    await asyncio.sleep(0.01)
+    assert entered == ["s0", "s1"], "a token does not end a sequence"
+    counter.observe("s0", 1, None, True)
+    await asyncio.sleep(0.01)
+    assert entered == ["s0", "s1", "s2"]
+    tasks[3].cancel()  # its client has left
+    counter.abort(["s3", "s1"])
+    await asyncio.sleep(0.01)
+    assert entered == ["s0", "s1", "s2", "s4"]
+    await counter.enter("unknown", "s", 1)

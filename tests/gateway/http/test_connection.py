@@ -46,7 +46,7 @@ async def _leaving(handle: Handle, *, at_once: bool = True) -> RequestRecord:
 
 async def test_a_client_that_leaves_before_its_body_is_read_is_no_error_of_the_gateways() -> None:
     async def read(scope: Scope, receive: Receive, _: Send) -> None:
-        await read_json(Request(scope, receive), LimitsConfig(), 1.0)
+        await read_json(Request(scope, receive), LimitsConfig(), 1.0, dict)
 
     with pytest.raises(ClientDisconnect):
         await _leaving(read)

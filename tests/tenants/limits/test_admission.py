@@ -242,3 +242,18 @@ def test_however_requests_end_nothing_stays_behind(steps: list[tuple[int, int, i
     stage.now_ns += 3600 * SECOND
     assert stage.remaining() == (20, 100)
     assert stage.admissions._running == {}
+
+
+def test_the_number_of_requests_is_checked_without_a_charge() -> None:
+    stage = Stage(RateLimit(requests_per_minute=2, tokens_per_minute=10))
+    for _ in range(5):
+        stage.admissions.check_requests(principal(), "m")
+    assert stage.remaining() == (2, 10)
+    stage.admit()
+    stage.admit()
+    with pytest.raises(RateLimitExceeded) as caught:
+        stage.admissions.check_requests(principal(), "m")
+    assert caught.value.limit == 2
+    stage.now_ns += 60 * SECOND
+    stage.admissions.check_requests(principal(), "m")
+    assert stage.remaining()[0] == 2

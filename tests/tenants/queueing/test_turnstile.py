@@ -280,3 +280,26 @@ async def test_the_order_is_the_same_in_every_run() -> None:
     first = await order()
     assert first == await order()
     assert first[:3] == ["a", "b", "c"]
+
+
+async def test_a_request_of_several_sequences_takes_the_slots_that_are_free() -> None:
+    turnstile = Turnstile(FairQueue(), slots=8, reserved=2)
+    async with _slot(turnstile, ticket("a")) as single, _slot(turnstile, _wide("b", 100)) as wide:
+        assert (single.slots, wide.slots) == (1, 5), "what is reserved stays free"
+        async with _slot(turnstile, _wide("c", 100)) as reserved:
+            assert reserved.slots == 1
+            waiting = asyncio.create_task(turnstile.enter(_wide("b", 3)))
+            await _turns()
+            assert not waiting.done()
+            wide.end(1.0)
+            await _turns()
+            assert waiting.result().slots == 3
+            assert turnstile.running == 3
+            waiting.result().end(0.0)
+    assert _is_idle(turnstile)
+    async with _slot(turnstile, _wide("a", 100)) as all_of_them:
+        assert all_of_them.slots == 6, "no slot was lost"
+
+
+def _wide(project: str, sequences: int) -> Ticket:
+    return Ticket(project_id=project, cost=100.0, slots=sequences)
