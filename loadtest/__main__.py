@@ -37,6 +37,7 @@ OTHERS: Mapping[str, str] = {
     "fairness": "what a flood of one project does to another",
     "generator": "the load generator alone, against any server",
     "ledger": "how many entries a second become durable",
+    "noisy-neighbour": "what one tenant's requests do to another's",
     "policy-sim": "keep-alive policies on simulated arrivals",
     "random-model": "makes a model with random weights",
     "set-up": "how long `make up` takes on fresh clones",
