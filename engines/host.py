@@ -122,7 +122,7 @@ class EngineHost:
         if usable is not None and self._snapshot_dir is not None:
             store = SnapshotStore(self._snapshot_dir, self._policy.inspect_interval_s)
             await asyncio.to_thread(store.open)
-            self.snapshots = EngineSnapshots(store, usable.version, lambda spec: self._make(spec, runtime))
+            self.snapshots = EngineSnapshots(store, usable.identity, lambda spec: self._make(spec, runtime))
         self._sandboxes.refill(0.0)
         for spec in local:
             self._actors[spec.id] = self._start_actor(spec, runtime, None)
@@ -186,6 +186,7 @@ class EngineHost:
         except CriuMissing as error:
             _logger.warning("engines cannot sleep in snapshots, only paused: %s (see `torpor doctor`)", error)
             return None
+        _logger.info("CRIU %s", criu.identity)
         return criu
 
     def _victims(self) -> list[Victim]:

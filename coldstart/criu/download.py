@@ -106,7 +106,7 @@ def main() -> None:
         criu = fetch(Path(sys.argv[1]).absolute())
     except CriuMissing as error:
         sys.exit(f"CRIU: {error} (without it there are no snapshots)")
-    print(f"CRIU: {criu.version}")
+    print(f"CRIU: {criu.identity}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Version 4.2 is the least: 3.17 does not know the vdso of new kernels, 4.1 cannot dump listening sockets there.
 """
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -32,12 +33,18 @@ class CriuMissing(Exception):
 class Criu:
     """A CRIU that can be run: the words that its command lines begin with, and its version as it says it.
 
-    ``files``: what is loaded when it is run.
+    ``files``: what is loaded when it is run. ``digest``: the SHA-256 of the program, in hexadecimal.
     """
 
     argv: tuple[str, ...]
     version: str
     files: tuple[Path, ...] = ()
+    digest: str = ""
+
+    @property
+    def identity(self) -> str:
+        """The version and the digest: a snapshot is restored by the program that made it."""
+        return f"{self.version} sha256:{self.digest}"
 
     def check_command(self) -> list[str]:
         """Whether the kernel has what CRIU needs."""
@@ -82,9 +89,10 @@ def find(private: Path | None) -> Criu:
         if version is None:
             reasons.append(f"{name} CRIU cannot be run")
         elif _numbers(version) < LEAST_VERSION:
-            reasons.append(f"{name} CRIU is {version}, 4.2 is the least")
+            reasons.append(f"{name} CRIU is {version}, older than 4.2")
         else:
-            return Criu(tuple(argv), version, _files(argv))
+            digest = hashlib.sha256(Path(argv[-1]).read_bytes()).hexdigest()
+            return Criu(tuple(argv), version, _files(argv), digest)
     raise CriuMissing("; ".join(reasons) or "there is no CRIU")
 
 

@@ -122,7 +122,7 @@ def _snapshots(installation: Installation) -> Finding:
         return Finding(
             "snapshots", "lacks", str(error), "needs root with CAP_SYS_ADMIN and a kernel of 5.14 or newer"
         )
-    return Finding("snapshots", "ok", f"CRIU {criu.version}, `criu check` passes in a sandbox")
+    return Finding("snapshots", "ok", f"CRIU {criu.identity}, `criu check` passes in a sandbox")
 
 
 async def _try_criu(criu: Criu) -> None:
