@@ -74,6 +74,9 @@ class ModelSpec:
     """Bytes of KV cache; 0: as `engines.fitting.choice` chooses, or 1 GiB without it."""
     dtype: str = "auto"
     """``auto``, or what the engine computes in: bfloat16, float32 or float16."""
+    max_step_ms: float = 500.0
+    """How long one step of the engine may keep all sequences waiting, and what follows from it in tokens."""
+    step_tokens: int | None = None
     start_timeout_s: float = 300.0
     """How long a cold start may take."""
     preload: bool = False

@@ -14,6 +14,7 @@ from engines.engine_arguments import number, option
 from engines.errors import InvalidModel
 from engines.fitting.data_type import DataType, set_data_type
 from engines.fitting.kv_layout import KvLayout, kv_layout
+from engines.fitting.step_size import step_tokens
 from engines.lengths import derived_length
 from engines.pool.memory_budget import default_limit
 from engines.sizing import GIB, PROCESS_BYTES, Sizing, gib, per_token, weights_text
@@ -78,8 +79,17 @@ def fitted(spec: ModelSpec, limit_bytes: int | None, choose: ChooseDataType) -> 
     dtype = choose(spec, files)
     sizing = _size_of(spec, files, dtype, limit)
     cache_bytes = _Wishes.of(spec).cache_bytes or sizing.kv_cache_bytes or _NO_CACHE_BYTES
+    prefill_s = dtype.prefill_s.get(sizing.dtype)
+    step = None
+    if prefill_s is not None and option(spec.engine_args, "--max-num-batched-tokens") is None:
+        step = step_tokens(files, prefill_s, sizing.max_model_len, spec.max_step_ms, spec.max_running)
     return replace(
-        spec, dtype=sizing.dtype, memory_bytes=cache_bytes, max_model_len=sizing.max_model_len, sizing=sizing
+        spec,
+        dtype=sizing.dtype,
+        memory_bytes=cache_bytes,
+        max_model_len=sizing.max_model_len,
+        step_tokens=step,
+        sizing=sizing,
     )
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import exp, log
 from pathlib import Path
@@ -41,11 +41,16 @@ _logger = logging.getLogger("torpor.engine")
 
 @dataclass(frozen=True, slots=True)
 class DataType:
-    """A data type, why it was taken, and how many times as fast float32 was measured to be as bfloat16."""
+    """A data type, why it was taken, and how many times as fast float32 was measured to be as bfloat16.
+
+    ``prefill_s``: seconds that the linear layers take for one token of a prompt, by data type; empty if not
+    measured.
+    """
 
     name: str
     reason: str
     float32_speedup: float | None = None
+    prefill_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class DataTypes:
@@ -55,7 +60,7 @@ class DataTypes:
         self._file = file
 
     def of(self, spec: ModelSpec, files: ModelFiles) -> DataType:
-        """The data type of the model's engine. Takes some seconds if it has to measure."""
+        """The data type of the model's engine. Takes some seconds if the machine has to be measured."""
         if (chosen := set_data_type(spec, files)) is not None:
             return chosen
         request = _request(files)
@@ -70,7 +75,8 @@ class DataTypes:
                 _logger.warning("%s: the data types could not be compared: %s", spec.id, error)
                 return DataType("bfloat16", "the measurement failed")
             self._write(kept | {key: seconds})
-        return judge(seconds)
+        prefill_s = {name: values[-1] / _PREFILL[-1] for name, values in seconds.items()}
+        return replace(judge(seconds), prefill_s=prefill_s)
 
     def _read(self) -> dict[str, Any]:
         if self._file is None:

@@ -206,6 +206,15 @@ def _elements(text: Mapping[str, Any]) -> int | None:
     return 2 * kv_heads * size if kv_heads and size else None
 
 
+def attention_size(text: Mapping[str, Any]) -> int | None:
+    """Heads times their size, summed over the layers of a language model; None if its file does not tell."""
+    layers, heads = _number(text, _LAYERS), _number(text, _HEADS)
+    size, hidden = _number(text, ("head_dim", "hidden_size_per_head")), _number(text, _HIDDEN)
+    if size is None and heads and hidden:
+        size = hidden // heads
+    return layers * heads * size if layers and heads and size else None
+
+
 def _windows(text: Mapping[str, Any], layers: int | None) -> tuple[int, int, int] | None:
     """How many layers keep every token, how many have a sliding window, and the window."""
     if layers is None:

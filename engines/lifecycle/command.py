@@ -25,6 +25,7 @@ _INHERITED = (
     "VLLM_CPU_OMP_THREADS_BIND",
     "VLLM_LOGGING_LEVEL",
 )
+_PROMPTS_A_STEP = 4
 KEEP_ALIVE_S = 120
 """Idle connections are closed by the engine after so long; the client gives them up much earlier."""
 
@@ -61,6 +62,10 @@ def arguments(spec: ModelSpec, socket: Path) -> list[str]:
         flags.append("--enable-prefix-caching")
     if (dtype := data_type(spec)) is not None:
         chosen["--dtype"] = dtype
+    if spec.step_tokens is not None:
+        chosen["--max-num-batched-tokens"] = str(spec.step_tokens)
+        # Of a step, one long prompt takes a quarter at most while other requests run or wait.
+        chosen["--long-prefill-token-threshold"] = str(spec.step_tokens // _PROMPTS_A_STEP)
     if on_cpu():
         flags.append("--enforce-eager")
         chosen["--distributed-executor-backend"] = "engines.vllm_process.executor.InProcessExecutor"

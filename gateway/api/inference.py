@@ -239,19 +239,23 @@ def _pool(parsed: ParsedCall) -> str | None:
 
 
 _BYTES_A_TOKEN = 4
+_SLOT_TOKENS = 512
+"""Tokens of input for each slot of the queue: a long prompt takes several, as it keeps the engine busy."""
 
 
 def _queue_request(parsed: ParsedCall, body_bytes: int) -> QueueRequest:
     """What the request wants of the model, as far as that is known before."""
     call, project_id = parsed.call, parsed.principal.project_id
     most = call.answer_limit if isinstance(call, Generation) else 0
+    input_tokens = -(-body_bytes // _BYTES_A_TOKEN)
     return QueueRequest(
         model_id=parsed.model.id,
         project_id=project_id,
         weight=parsed.services.weights.of(project_id),
         tier=tier_of(call.service_tier),
-        input_tokens=-(-body_bytes // _BYTES_A_TOKEN),
+        input_tokens=input_tokens,
         sequences=sequences_of(call),
+        slots=max(sequences_of(call), -(-input_tokens // _SLOT_TOKENS)),
         max_output=most,
     )
 

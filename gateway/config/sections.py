@@ -116,6 +116,7 @@ class EnginesConfig:
     criu: Path | None = None
     spare_sandboxes: int = 1
     inspect_interval_s: float = 3600.0
+    require_sandbox: bool = False
 
     @property
     def memory_bytes(self) -> int | None:
@@ -135,6 +136,7 @@ class ModelConfig:
     dtype: str = "auto"
     max_model_len: int | None = None
     max_running: int = 32
+    max_step_ms: float = 500.0
     max_concurrent: int | None = None
     reserved_slots: int | None = None
     max_queued: int = 256
@@ -172,6 +174,7 @@ class ModelConfig:
             url=self.url.rstrip("/").removesuffix("/v1") if self.url else None,
             api_key=environment.get(self.api_key_env) if self.api_key_env else None,
             max_running=self.max_running,
+            max_step_ms=self.max_step_ms,
             max_concurrent=self.max_concurrent,
             min_hot=self.min_hot,
             max_replicas=self.max_replicas,
@@ -335,7 +338,7 @@ def _model_faults(config: Config, environment: Mapping[str, str]) -> Iterator[Fa
         if model.dtype not in (names := ("auto", *DTYPE_BYTES)):
             yield Fault("models", "dtype", f"must be one of {', '.join(names)}", index)
         for key in (
-            "kv_cache_gib", "max_running", "start_timeout_s", "max_replicas",
+            "kv_cache_gib", "max_running", "max_step_ms", "start_timeout_s", "max_replicas",
             "idle_pause_s", "idle_snapshot_s", "wake_timeout_s", "max_concurrent", "max_queued",
             "queue_timeout_s", "max_model_len",
         ):  # fmt: skip

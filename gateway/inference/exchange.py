@@ -300,7 +300,8 @@ class Exchange:
 class UnmeteredExchange(Exchange):
     """Answers with the engine's whole body, and is in no ledger: nothing is generated.
 
-    ``admission`` is settled with the tokens that it was charged with; None: the call was charged nothing.
+    ``admission`` is settled with the tokens that it was charged with, or withdrawn if there is no answer.
+    None: the call was charged nothing.
     """
 
     def __init__(
@@ -319,8 +320,10 @@ class UnmeteredExchange(Exchange):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            if self._admission is not None:
+            if self._admission is not None and self.started:
                 self._admission.settle(self._input_tokens, 0, 0)
+            elif self._admission is not None:
+                self._admission.withdraw()
 
     async def _attempt(self, send: Send) -> None:
         plan = self._plan
@@ -328,6 +331,8 @@ class UnmeteredExchange(Exchange):
         async def work(client: EngineClient) -> bytes:
             timeout_s = self._context.unmetered_timeout_s
             reply = await client.request("POST", plan.path, self._body(), timeout_s=timeout_s)
+            if self._slot is not None:
+                self._slot.charge(self._input_tokens)
             if reply.status != 200:
                 raise refusal(reply.status, reply.body, reply.headers)
             return reply.body

@@ -65,7 +65,8 @@ def queue_of(model: ModelConfig, limits: LimitsConfig) -> QueueSettings:
 
 class QueueRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request that wants a turn. ``input_tokens`` is an estimate, ``sequences`` how many answers it wants,
-    and ``max_output`` the most tokens of one of them; None where there is no such limit."""
+    ``max_output`` the most tokens of one of them (None: no limit), and ``slots`` how many slots it takes if
+    they are free."""
 
     model_id: str
     project_id: str
@@ -74,6 +75,7 @@ class QueueRequest(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     sequences: int
     max_output: int | None
+    slots: int = 1
 
 
 class QueueSlot:
@@ -102,6 +104,10 @@ class QueueSlot:
             self._outputs.learn(self._turn.ticket.project_id, usage.output_tokens)
             uncached = max(0, usage.input_tokens - usage.cached_tokens)
             self._turn.end(token_cost(uncached, usage.output_tokens))
+
+    def charge(self, input_tokens: int) -> None:
+        """End the turn of a call that generates nothing, at the cost of its input."""
+        self._turn.end(token_cost(input_tokens, 0))
 
     def leave(self) -> None:
         """The turn is over. Where `end` was not called, nothing was done."""
@@ -179,7 +185,7 @@ class ModelQueues:
             cost=token_cost(request.input_tokens, round(lane.outputs.expect(request))),
             weight=request.weight,
             tier=request.tier,
-            slots=request.sequences,
+            slots=max(request.slots, request.sequences),
         )
         return QueueSlot(await lane.turnstile.enter(ticket, lane.settings.timeout_s), lane.outputs)
 

@@ -46,7 +46,7 @@ def declared() -> list[MetaData]:
 def open_database(url: str) -> AsyncEngine:
     """The database behind an SQLAlchemy URL with an async driver; nothing is connected yet.
 
-    The caller disposes of it. Raises `DatabaseError` where the URL, or this machine, has no such driver.
+    The caller disposes of it. Raises `DatabaseError` if the URL names no driver of this machine.
     """
     parsed = _parsed(url)
     options: dict[str, Any] = {"pool_size": _POOL, "max_overflow": _POOL, "pool_timeout": 10.0}
