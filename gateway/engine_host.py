@@ -1,8 +1,10 @@
 """The host of engines that a configuration describes."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
+from coldstart.sandbox import namespaces
 from engines.fitting.choice import fitted
 from engines.fitting.data_type import DataTypes
 from engines.host import EngineHost
@@ -26,9 +28,30 @@ def fitted_specs(config: Config, data: DataDirectory) -> list[ModelSpec]:
     for spec in specs:
         if spec.sizing is not None:
             _logger.info("%s: %s; %s", spec.id, spec.sizing.text(), spec.sizing.dtype_reason)
+            if spec.step_tokens is not None:
+                _logger.info("%s: steps of %d tokens at most", spec.id, spec.step_tokens)
             for note in spec.sizing.notes:
                 _logger.warning("%s: %s", spec.id, note)
     return specs
+
+
+class SandboxRequired(Exception):
+    """Engines cannot be isolated on this host, and the configuration requires that they are."""
+
+
+def require_sandbox(config: Config) -> None:
+    """Check that engines can run in a sandbox, if ``[engines] require_sandbox`` is set.
+
+    Raises `SandboxRequired`.
+    """
+    if not config.engines.require_sandbox or all(model.url is not None for model in config.models):
+        return
+    isolation = asyncio.run(namespaces.probe())
+    if not isolation.namespaces:
+        raise SandboxRequired(
+            f"engines cannot run in a sandbox on this host: {isolation.reason}; run the gateway as root with "
+            "CAP_SYS_ADMIN, or remove require_sandbox from [engines]"
+        )
 
 
 def engine_host(config: Config, data: DataDirectory, specs: Sequence[ModelSpec]) -> EngineHost:

@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from engines.errors import InvalidModel
 from gateway.app import create_app, served
 from gateway.config.sections import Config, ServerConfig
+from gateway.engine_host import SandboxRequired, require_sandbox
 from gateway.http.protocol import guarded_protocol
 from gateway.listening import CannotListen, listen, listen_locally, origin_of
 from gateway.services import Services
@@ -121,9 +122,10 @@ def serve(config: Config, data: DataDirectory) -> None:
     server = config.server
     _configure_logging(server)
     try:
+        require_sandbox(config)
         asyncio.run(migrate(config.storage.database_url()))
         app = create_app(config, data)
-    except (DatabaseError, InvalidModel, InvalidTokenizer) as error:
+    except (DatabaseError, InvalidModel, InvalidTokenizer, SandboxRequired) as error:
         raise StartFailed(str(error)) from error
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]

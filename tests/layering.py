@@ -102,6 +102,7 @@ WITHIN: dict[str, frozenset[str]] = {
         {
             "gateway.app",
             "gateway.config",
+            "gateway.engine_host",
             "gateway.http",
             "gateway.listening",
             "gateway.services",

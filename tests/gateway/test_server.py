@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import signal
 import socket
 import ssl
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.process import REPOSITORY, Gateway, free_port, running_gateway
+from tests.process import CHAT_MODEL, MODELS, REPOSITORY, Gateway, free_port, running_gateway
 
 
 def _certificate(folder: Path) -> None:
@@ -126,6 +127,34 @@ def test_a_start_that_cannot_be_ends_with_one_line(tmp_path: Path, text: str, re
     assert done.returncode == 1
     assert reason in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("required", "permitted"), [(True, False), (True, True), (False, False)])
+def test_a_sandbox_may_be_required(tmp_path: Path, required: bool, permitted: bool) -> None:
+    """Without CAP_SYS_ADMIN there are no namespaces."""
+    port = free_port()
+    (tmp_path / "torpor.toml").write_text(
+        f"[server]\nport = {port}\n[metrics]\nenabled = false\n"
+        f"[engines]\nsnapshots = false\nrequire_sandbox = {str(required).lower()}\n"
+        f'[[models]]\nid = "m"\nsource = "{MODELS / CHAT_MODEL}"\ndtype = "bfloat16"\n'
+    )
+    drop = [] if permitted else ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", "--"]
+    process = subprocess.Popen(
+        [*drop, sys.executable, "-m", "gateway.cli", "serve"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, "")
+    last = next((line for line in lines if "listening on" in line or line.startswith("torpor:")), "")
+    process.terminate()
+    process.communicate(timeout=60)
+    if required and not permitted:
+        assert last.startswith("torpor: engines cannot run in a sandbox on this host: ")
+    else:
+        assert "listening on" in last
 
 
 def test_a_port_in_use_ends_the_start_with_one_line(tmp_path: Path) -> None:
