@@ -203,8 +203,8 @@ def measure(gateway: Gateway, keys: tuple[str, str], attack: Attack, seconds: fl
     return row
 
 
-def run(seconds: float, names: list[str]) -> list[Row]:
-    """Measure every attack, or those whose names are given."""
+def run(seconds: float, names: list[str], figures: Path | None) -> list[Row]:
+    """Measure every attack, or those whose names are given; write the figures after each."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="torpor-noisy-") as folder:
         gateway = Gateway(Path(folder), CONFIG)
@@ -215,6 +215,8 @@ def run(seconds: float, names: list[str]) -> list[Row]:
                     continue
                 row = measure(gateway, keys, attack, seconds)
                 rows.append(row)
+                if figures is not None:
+                    figures.write_text(json.dumps([asdict(row) for row in rows]) + "\n")
                 print(f"  {row.name}: p95 {row.p95:.0f} ms, {row.answers}", file=sys.stderr, flush=True)
     return rows
 
@@ -268,12 +270,10 @@ def main() -> int:
     parser.add_argument("--before", type=Path, metavar="FILE", help="figures of an earlier version")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page")
     options = parser.parse_args()
-    rows = run(options.seconds, options.only)
+    rows = run(options.seconds, options.only, options.figures)
     before = {}
     if options.before is not None:
         before = {entry["name"]: Row(**entry) for entry in json.loads(options.before.read_text())}
-    if options.figures is not None:
-        options.figures.write_text(json.dumps([asdict(row) for row in rows]) + "\n")
     page = render(rows, before, options.seconds)
     print(page)
     if options.write is not None:
