@@ -255,7 +255,8 @@ def render(rows: list[Row], before: Mapping[str, Row], seconds: float) -> str:
         f"Linux {platform.release()}. Tenant B asks for one token, twice a second, under one of two choices "
         "beside attacks by grammars. Tenant A sends its requests without a pause over two connections. "
         "Milliseconds.\n\n"
-        f"{table(head, lines)}\n"
+        f"{table(head, lines)}\n\n"
+        "*Before* are the figures of an earlier version (`--before`); an empty cell was not measured.\n"
     )
 
 
