@@ -13,7 +13,8 @@ from typing import Self
 
 from coldstart.criu import program
 from coldstart.criu.program import Criu, CriuMissing
-from coldstart.sandbox import namespaces
+from coldstart.sandbox.namespaces import Isolation
+from coldstart.sandbox.root_layout import RootLayout
 from coldstart.sandbox.spares import SandboxPool
 from coldstart.sleep_drivers import CpuDriver, CudaDriver
 from coldstart.snapshots.store import SnapshotStore
@@ -29,7 +30,8 @@ from engines.errors import (
     UnknownModel,
     UnsupportedTier,
 )
-from engines.lifecycle import adapter_loader, criu_check
+from engines.lifecycle import adapter_loader
+from engines.lifecycle.isolation import missing_text, prepare_runtime
 from engines.lifecycle.process import EngineProcess, Runtime
 from engines.lifecycle.run_folders import RunFolders
 from engines.lifecycle.snapshots import EngineSnapshots
@@ -48,6 +50,7 @@ EngineMaker = Callable[[ModelSpec, Runtime], EngineProcess]
 OnAwake = Callable[[str, str | None, int], None]
 """Called with a model, a pool, and how many of its engines requests may be sent to now."""
 
+_NO_SNAPSHOTS = "engines cannot sleep in snapshots, only paused: %s (see `torpor doctor`)"
 _logger = logging.getLogger("torpor.engine")
 
 
@@ -108,21 +111,26 @@ class EngineHost:
 
     async def _open_runtime(self) -> None:
         local = [spec for spec in self.specs if not spec.remote]
-        isolation = await namespaces.probe() if local else namespaces.Isolation(namespaces=False)
-        if local and not isolation.namespaces:
-            _logger.warning("engines do not run in separate namespaces: %s", isolation.reason)
-        self._sandboxes = SandboxPool(
-            isolation, self._folders.run_dir, self._policy.spare_sandboxes if local else 0
-        )
         driver = CpuDriver() if wire.on_cpu() else CudaDriver()
-        usable = (
-            await self._find_criu(self._sandboxes) if local and SleepTier.SNAPSHOT in driver.tiers else None
-        )
-        runtime = self._runtime = Runtime(self._folders, self._sandboxes, usable, driver)
-        if usable is not None and self._snapshot_dir is not None:
+        criu = await self._find_criu() if local and SleepTier.SNAPSHOT in driver.tiers else None
+        if local:
+            runtime, reason = await prepare_runtime(
+                self._folders,
+                criu,
+                driver,
+                spare_sandboxes=self._policy.spare_sandboxes,
+                memory_bytes=self._budget.limit,
+            )
+            self._report_runtime(runtime, None if criu is None else reason)
+        else:
+            sandboxes = SandboxPool(Isolation(namespaces=False), RootLayout({}), self._folders.run_dir, 0)
+            runtime = Runtime(self._folders, sandboxes, None, driver)
+        self._runtime, self._sandboxes = runtime, runtime.sandboxes
+        if runtime.criu is not None and self._snapshot_dir is not None:
             store = SnapshotStore(self._snapshot_dir, self._policy.inspect_interval_s)
             await asyncio.to_thread(store.open)
-            self.snapshots = EngineSnapshots(store, usable.identity, lambda spec: self._make(spec, runtime))
+            identity = runtime.criu.identity
+            self.snapshots = EngineSnapshots(store, identity, lambda spec: self._make(spec, runtime))
         self._sandboxes.refill(0.0)
         for spec in local:
             self._actors[spec.id] = self._start_actor(spec, runtime, None)
@@ -176,18 +184,24 @@ class EngineHost:
             await self._sandboxes.close()
         await asyncio.to_thread(self._folders.close)
 
-    async def _find_criu(self, sandboxes: SandboxPool) -> Criu | None:
-        """CRIU, if it works here. The reason is logged if it does not."""
+    async def _find_criu(self) -> Criu | None:
+        """The CRIU that there is. The reason is logged if there is none."""
         if self._snapshot_dir is None:
             return None
         try:
-            criu = await asyncio.to_thread(program.find, self._criu_dir)
-            await criu_check.check(criu, sandboxes.isolation, self._folders)
+            return await asyncio.to_thread(program.find, self._criu_dir)
         except CriuMissing as error:
-            _logger.warning("engines cannot sleep in snapshots, only paused: %s (see `torpor doctor`)", error)
+            _logger.warning(_NO_SNAPSHOTS, error)
             return None
-        _logger.info("CRIU %s", criu.identity)
-        return criu
+
+    @staticmethod
+    def _report_runtime(runtime: Runtime, no_snapshots: str | None) -> None:
+        if runtime.isolation.missing:
+            _logger.warning("engines are not fully isolated: %s", missing_text(runtime.isolation))
+        if no_snapshots is not None:
+            _logger.warning(_NO_SNAPSHOTS, no_snapshots)
+        if runtime.criu is not None:
+            _logger.info("CRIU %s", runtime.criu.identity)
 
     def _victims(self) -> list[Victim]:
         return [victim for actor in self._all_actors() for victim in actor.victims()]

@@ -1,5 +1,6 @@
 """What the host and an engine's own processes agree on: exit codes, error codes, paths, the build of vLLM."""
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -17,6 +18,7 @@ UNFIT_ADAPTER = "adapter_unfit"
 """The ``code`` of an engine's answer to a request whose adapter's canary differs."""
 
 
+@cache
 def on_cpu() -> bool:
     """The CPU build of vLLM installs itself under another name."""
     try:

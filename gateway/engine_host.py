@@ -4,10 +4,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from coldstart.sandbox import namespaces
+from coldstart.criu import program
+from coldstart.criu.program import Criu, CriuMissing
 from engines.fitting.choice import fitted
 from engines.fitting.data_type import DataTypes
 from engines.host import EngineHost
+from engines.lifecycle.isolation import examine, missing_text
 from engines.policy import HostPolicy
 from engines.spec import ModelSpec
 from gateway.config.sections import Config
@@ -35,22 +37,33 @@ def fitted_specs(config: Config, data: DataDirectory) -> list[ModelSpec]:
     return specs
 
 
+def configured_criu(config: Config, data: DataDirectory) -> Criu | None:
+    """The CRIU that engines will be dumped and restored with; None without snapshots or without CRIU."""
+    if not config.engines.snapshots:
+        return None
+    try:
+        return program.find(config.engines.criu or data.criu_folder)
+    except CriuMissing:
+        return None
+
+
 class SandboxRequired(Exception):
     """Engines cannot be isolated on this host, and the configuration requires that they are."""
 
 
-def require_sandbox(config: Config) -> None:
-    """Check that engines can run in a sandbox, if ``[engines] require_sandbox`` is set.
+def require_sandbox(config: Config, data: DataDirectory) -> None:
+    """Check that nothing of the isolation of engines is missing, if ``[engines] require_sandbox`` is set.
 
     Raises `SandboxRequired`.
     """
     if not config.engines.require_sandbox or all(model.url is not None for model in config.models):
         return
-    isolation = asyncio.run(namespaces.probe())
-    if not isolation.namespaces:
+    missing = missing_text(asyncio.run(examine(configured_criu(config, data))).isolation)
+    if missing:
         raise SandboxRequired(
-            f"engines cannot run in a sandbox on this host: {isolation.reason}; run the gateway as root with "
-            "CAP_SYS_ADMIN, or remove require_sandbox from [engines]"
+            f"engines would not be fully isolated on this host: {missing}; run the gateway as root with "
+            "CAP_SYS_ADMIN (docs/explanation/security.md says what each part needs), or remove "
+            "require_sandbox from [engines]"
         )
 
 

@@ -122,7 +122,7 @@ def serve(config: Config, data: DataDirectory) -> None:
     server = config.server
     _configure_logging(server)
     try:
-        require_sandbox(config)
+        require_sandbox(config, data)
         asyncio.run(migrate(config.storage.database_url()))
         app = create_app(config, data)
     except (DatabaseError, InvalidModel, InvalidTokenizer, SandboxRequired) as error:

@@ -7,8 +7,8 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LEAST_VERSION = (4, 2)
@@ -34,21 +34,32 @@ class Criu:
     """A CRIU that can be run: the words that its command lines begin with, and its version as it says it.
 
     ``files``: what is loaded when it is run. ``digest``: the SHA-256 of the program, in hexadecimal.
+    ``folder``: where it was unpacked; None for the system's.
     """
 
     argv: tuple[str, ...]
     version: str
     files: tuple[Path, ...] = ()
     digest: str = ""
+    folder: Path | None = None
 
     @property
     def identity(self) -> str:
         """The version and the digest: a snapshot is restored by the program that made it."""
         return f"{self.version} sha256:{self.digest}"
 
+    def moved(self, inside: Callable[[Path], Path | None]) -> "Criu":
+        """The same program for a sandbox; ``inside``: where this sees a path of the host, or None."""
+        paths = (inside(Path(word)) if word.startswith("/") else None for word in self.argv)
+        argv = tuple(str(path or word) for path, word in zip(paths, self.argv, strict=True))
+        return replace(self, argv=argv)
+
     def check_command(self) -> list[str]:
-        """Whether the kernel has what CRIU needs."""
-        return [*self.argv, "check"]
+        """Find out about the kernel, and whether filters of system calls can be dumped.
+
+        The whole of ``criu check`` asks for terminals and tunnels, which an engine's sandbox does not have.
+        """
+        return [*self.argv, "check", "--feature", "seccomp_filters"]
 
     def dump_command(self, pid: int, images: Path, work: Path, script: Path) -> list[str]:
         """Dump the tree of ``pid`` and let it run on; ``script`` is called at each stage.
@@ -77,14 +88,16 @@ def find(private: Path | None) -> Criu:
     Raises `CriuMissing`.
     """
     reasons = []
-    private = private and private.absolute()
+    private = private and private.resolve()
     system = shutil.which("criu", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-    candidates: list[tuple[str, Sequence[str]]] = [("the system's", [system])] if system else []
+    candidates: list[tuple[str, Sequence[str], Path | None]] = []
+    if system:
+        candidates.append(("the system's", [system], None))
     if private is not None and (private / _PRIVATE_CRIU).is_file():
         libraries = private / _PRIVATE_LIBRARIES
         words = [libraries / _LOADER, "--library-path", libraries, private / _PRIVATE_CRIU]
-        candidates.append(("the unpacked", [str(word) for word in words]))
-    for name, argv in candidates:
+        candidates.append(("the unpacked", [str(word) for word in words], private))
+    for name, argv, folder in candidates:
         version = _version(argv)
         if version is None:
             reasons.append(f"{name} CRIU cannot be run")
@@ -92,7 +105,7 @@ def find(private: Path | None) -> Criu:
             reasons.append(f"{name} CRIU is {version}, older than 4.2")
         else:
             digest = hashlib.sha256(Path(argv[-1]).read_bytes()).hexdigest()
-            return Criu(tuple(argv), version, _files(argv), digest)
+            return Criu(tuple(argv), version, _files(argv), digest, folder)
     raise CriuMissing("; ".join(reasons) or "there is no CRIU")
 
 

@@ -19,7 +19,7 @@ that.
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -89,12 +89,15 @@ class Remapped:
     mappings: int
 
 
-def remap(folder: Path, memory: Path, seen_as: Path) -> Remapped:
+def remap(
+    folder: Path, memory: Path, seen_as: Path, outside: Callable[[Path], Path | None] = lambda path: path
+) -> Remapped:
     """Rewrite the images in ``folder`` in place, the memory going to the new file ``memory``.
 
-    ``seen_as``: the path under which a restored process will find that file. Raises `InvalidImage`, OSError.
+    ``seen_as``: the path under which a restored process will find that file. ``outside``: the file here that
+    the dumped processes saw at a path, or None. Raises `InvalidImage`, OSError.
     """
-    files = _Files(folder)
+    files = _Files(folder, outside)
     mapped = copied = mappings = 0
     with MemoryFile(memory) as out:
         for path in sorted(folder.glob("mm-*.img"), key=lambda path: int(path.stem.partition("-")[2])):
@@ -116,8 +119,9 @@ class _Files:
     lets the child inherit it, which costs more than two mappings, and does not compare offsets.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, outside: Callable[[Path], Path | None]) -> None:
         self._path = folder / "files.img"
+        self._outside = outside
         self._magic, self._entries = images.read(self._path)
         self._regular: dict[int, ProtobufMessage] = {}
         for entry in self._entries:
@@ -163,9 +167,10 @@ class _Files:
         self._entries.append(ProtobufMessage().with_values(entry))
 
     def path(self, file_id: int) -> Path | None:
+        """Where the file is here; None if it is not known."""
         regular = self._regular.get(file_id)
         name = None if regular is None else regular.blob(_REG_NAME)
-        return None if name is None else Path(os.fsdecode(name))
+        return None if name is None else self._outside(Path(os.fsdecode(name)))
 
     def write(self, memory: Path, seen_as: Path) -> None:
         """Rewrite the table, with the memory file under each of its ids."""
@@ -281,8 +286,10 @@ class _Process:
         """The mapped file's bytes with the changed pages over them; empty if the file has none of them."""
         path = self._files.path(vma.message.get(_VMA_SHMID))
         offset, length = vma.message.get(_VMA_PGOFF), vma.end - vma.start
+        if path is None:
+            return []
         try:
-            with (path or Path()).open("rb") as source:
+            with path.open("rb") as source:
                 size = os.fstat(source.fileno()).st_size
                 if offset + length > -(-size // PAGE) * PAGE:
                     return []  # pages beyond the file's end, which must not become readable

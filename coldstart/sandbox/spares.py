@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from coldstart.sandbox import process_tree
+from coldstart.sandbox.control_groups import ControlGroups
 from coldstart.sandbox.namespaces import Isolation, Sandbox, SandboxError, launch
+from coldstart.sandbox.root_layout import RootLayout
 
 _REFILL_DELAY_S = 0.5
 _logger = logging.getLogger("torpor.sandbox")
@@ -28,16 +31,21 @@ class WarmSandbox:
         await self.sandbox.kill()
 
 
-async def create_warm_sandbox(isolation: Isolation, cwd: Path) -> WarmSandbox:
-    """``cwd``: the folder that its own processes are in, by which they can be known.
+async def create_warm_sandbox(
+    isolation: Isolation, layout: RootLayout, cwd: Path, groups: ControlGroups | None = None
+) -> WarmSandbox:
+    """``cwd``: the folder that its first process is in, by which it can be known.
 
-    Raises `SandboxError`, OSError.
+    It has a control group of its own among ``groups``. Raises `SandboxError`, OSError.
     """
+    group = None if groups is None else groups.create(secrets.token_hex(4))
     reading, writing = os.pipe()
     output = os.fdopen(reading, "rb")
     try:
         pipe = os.fstat(writing).st_ino
-        return WarmSandbox(await launch(isolation, cwd=cwd, output=writing), output, pipe)
+        return WarmSandbox(
+            await launch(isolation, layout, cwd=cwd, output=writing, group=group), output, pipe
+        )
     except BaseException:
         output.close()
         raise
@@ -48,8 +56,17 @@ async def create_warm_sandbox(isolation: Isolation, cwd: Path) -> WarmSandbox:
 class SandboxPool:
     """Keeps ``count`` sandboxes ready. Call its methods in one event loop."""
 
-    def __init__(self, isolation: Isolation, cwd: Path, count: int) -> None:
+    def __init__(
+        self,
+        isolation: Isolation,
+        layout: RootLayout,
+        cwd: Path,
+        count: int,
+        groups: ControlGroups | None = None,
+    ) -> None:
         self.isolation = isolation
+        self.layout = layout
+        self.groups = groups
         self._cwd = cwd
         self._count = count
         self._ready: list[WarmSandbox] = []
@@ -63,7 +80,7 @@ class SandboxPool:
             if warm.sandbox.alive:
                 return warm
             await warm.close()
-        return await create_warm_sandbox(self.isolation, self._cwd)
+        return await create_warm_sandbox(self.isolation, self.layout, self._cwd, self.groups)
 
     def refill(self, delay_s: float = _REFILL_DELAY_S) -> None:
         """Make what is missing, in a while: the request that woke an engine needs the processor first."""
@@ -74,7 +91,9 @@ class SandboxPool:
         try:
             await asyncio.sleep(delay_s)
             while len(self._ready) < self._count and not self._closed:
-                self._ready.append(await create_warm_sandbox(self.isolation, self._cwd))
+                self._ready.append(
+                    await create_warm_sandbox(self.isolation, self.layout, self._cwd, self.groups)
+                )
         except (SandboxError, OSError) as error:
             _logger.warning("no spare sandbox: %s", error)
         finally:

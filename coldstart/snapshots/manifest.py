@@ -17,7 +17,7 @@ from typing import Any, Self
 import msgspec
 from blake3 import blake3
 
-FORMAT = 3
+FORMAT = 4
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CPU = Path("/proc/cpuinfo")
 

@@ -9,7 +9,7 @@ disk.
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 Range = tuple[int, int]
@@ -27,18 +27,19 @@ def write_list(folder: Path, parts: Iterable[Part]) -> None:
     (folder / PREFETCH).write_text(json.dumps(list(parts)))
 
 
-def read_ahead(folder: Path, seen_as: Path, first: Iterable[Path]) -> int:
+def read_ahead(folder: Path, outside: Callable[[Path], Path | None], first: Iterable[Path]) -> int:
     """Bring the files ``first`` and what is listed in a snapshot's folder into the page cache.
 
-    ``seen_as``: where the observed tree saw ``folder``. Nothing is read where samples are in the page cache
-    already. Returns the bytes that were read. Blocks: call it in a thread.
+    ``outside``: the file here that the observed tree saw at a path, or None. Nothing is read where samples
+    are in the page cache already. Returns the bytes that were read. Blocks: call it in a thread.
     """
     try:
         listed: list[Part] = json.loads((folder / PREFETCH).read_bytes())
     except (OSError, ValueError):
         return 0
     whole = [_whole(path) for path in first]
-    parts = [*whole, *((_place(path, folder, seen_as), ranges) for path, ranges in listed)]
+    files = ((outside(Path(path)), ranges) for path, ranges in listed)
+    parts = [*whole, *((str(file), ranges) for file, ranges in files if file is not None)]
     largest = max(parts, key=lambda part: sum(length for _, length in part[1]), default=None)
     if largest is None or all(_cached(part) for part in (largest, *whole)):
         return 0
@@ -56,11 +57,6 @@ def _whole(path: Path) -> Part:
         return str(path), [(0, path.stat().st_size)]
     except OSError:
         return str(path), []
-
-
-def _place(path: str, folder: Path, seen_as: Path) -> str:
-    inside = Path(path)
-    return str(folder / inside.relative_to(seen_as)) if inside.is_relative_to(seen_as) else path
 
 
 class _Reader:

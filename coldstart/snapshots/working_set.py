@@ -36,10 +36,13 @@ class WorkingSet:
 
     def write(self, folder: Path, earlier: "WorkingSet") -> None:
         """Put both lists into a snapshot's folder; what was touched ``earlier`` is to be read first."""
-        (folder / WRITTEN).mkdir(mode=0o700, exist_ok=True)
+        # The restored tree reads this folder, and nothing else of the snapshot's.
+        (folder / WRITTEN).mkdir(exist_ok=True)
+        (folder / WRITTEN).chmod(0o755)
         for pid, ranges in self.written.items():
             data = b"".join(struct.pack("<QQ", *pages) for pages in ranges)
             (folder / WRITTEN / str(pid)).write_bytes(data)
+            (folder / WRITTEN / str(pid)).chmod(0o644)
         write_list(folder, [*earlier.in_order(), *self.in_order()])
 
     def in_order(self) -> list[Part]:

@@ -1,7 +1,7 @@
 """An adapter into one engine and out of it: its files into the engine's folder, and the calls to the engine.
 
-The files are copied. A link would give the engine, which reads what strangers have sent, a way to write to
-the store; a mount needs namespaces, which not every host has, and would be in the way of a dump.
+The files are copied into a folder that an engine in a sandbox sees read-only. A mount for each adapter would
+need namespaces, which not every host has.
 """
 
 import asyncio
@@ -19,14 +19,13 @@ from engines.patience import Patience
 from engines.status import EngineLease
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-_FOLDER = "adapters"
 _LOAD_TIMEOUT_S = 60.0
 _PATH = "/torpor/adapters"
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterLoader:
-    """One engine's: its socket, its folder, where it sees this folder, and how long it may take."""
+    """One engine's: its socket, its folder of adapters, where it sees this, and how long it may take."""
 
     socket: Path
     folder: Path
@@ -40,7 +39,7 @@ class AdapterLoader:
         """
         try:
             files = [adapter.folder / file for file in FILES]
-            await asyncio.to_thread(put_files, files, self.folder, _FOLDER, name)
+            await asyncio.to_thread(put_files, files, self.folder.parent, self.folder.name, name)
         except FileNotFoundError:
             raise AdapterGone(adapter.name) from None
         except OSError as error:
@@ -48,7 +47,7 @@ class AdapterLoader:
         body = {
             "name": name,
             "number": number,
-            "folder": str(self.inside / _FOLDER / name),
+            "folder": str(self.inside / name),
             "canary": None if adapter.canary is None else json.loads(adapter.canary),
             "leaver": leaver,
         }
@@ -74,10 +73,10 @@ class AdapterLoader:
 
     async def sweep(self) -> None:
         """The engine has unloaded all of them: so do their files go."""
-        await asyncio.to_thread(remove_folder, self.folder, _FOLDER)
+        await asyncio.to_thread(remove_folder, self.folder.parent, self.folder.name)
 
     async def _remove(self, name: str) -> None:
-        await asyncio.to_thread(remove_folder, self.folder, _FOLDER, name)
+        await asyncio.to_thread(remove_folder, self.folder.parent, self.folder.name, name)
 
     async def _ask(self, method: str, path: str, value: Any, timeout_s: float) -> Any:
         return await _ask(self.socket, method, path, value, timeout_s)

@@ -1,9 +1,9 @@
 """How an engine is started: its command line and its environment."""
 
 import os
-import sys
 from pathlib import Path
 
+from engines.lifecycle.engine_root import EngineRoot, host_root
 from engines.spec import ModelSpec, Task
 from engines.wire import on_cpu
 
@@ -87,12 +87,16 @@ def data_type(spec: ModelSpec) -> str | None:
 
 
 def command(spec: ModelSpec, socket: Path) -> list[str]:
-    """The argv of an engine."""
-    return [_interpreter(), "-m", "engines.vllm_process.launcher", *arguments(spec, socket)]
+    """The arguments of the Python that is the engine."""
+    return ["-m", "engines.vllm_process.launcher", *arguments(spec, socket)]
 
 
-def environment(folder: Path, cache: Path) -> dict[str, str]:
-    """The environment of an engine that owns ``folder`` and shares ``cache`` with the other engines."""
+def environment(folder: Path, cache: Path, root: EngineRoot | None = None) -> dict[str, str]:
+    """The environment of an engine that owns ``folder`` and keeps its caches in ``cache``.
+
+    ``root``: the paths that it sees; None: the host's.
+    """
+    root = root or host_root()
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     cores = str(len(os.sched_getaffinity(0)))
     # A fixed PATH: a snapshot stays good, whatever shell starts the gateway. Compilers of a GPU's kernels may
@@ -110,7 +114,8 @@ def environment(folder: Path, cache: Path) -> dict[str, str]:
         # vLLM compiles a helper at the first request for logprobs: 15 s, 80 MB of memory, 150 MB of headers.
         environment["TORCHDYNAMO_DISABLE"] = "1"
     return environment | {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        **root.variables,
+        "PYTHONPATH": str(root.source),
         "PYTHONUNBUFFERED": "1",
         "HOME": str(folder),
         "TMPDIR": str(folder),
@@ -131,9 +136,3 @@ def environment(folder: Path, cache: Path) -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": "lo",
         "NO_COLOR": "1",
     }
-
-
-def _interpreter() -> str:
-    """By one name, whichever link this process was started by: a snapshot's manifest has it."""
-    usual = Path(sys.prefix) / "bin" / "python"
-    return str(usual) if usual.exists() else sys.executable

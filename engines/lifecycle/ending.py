@@ -31,9 +31,19 @@ def kernel_kills(vmstat: Path = _VMSTAT) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{_COUNTER} ")), 0)
 
 
-def end_text(code: int, kills_before: int, spec: ModelSpec, output: EngineOutput) -> str:
-    """How it ended in a line, with the cause if that is known. ``kills_before``: when it began."""
-    if code and kernel_kills() > kills_before:
+def end_text(
+    code: int, kills_before: int, spec: ModelSpec, output: EngineOutput, exceeded: int | None = None
+) -> str:
+    """How it ended in a line, with the cause if that is known.
+
+    ``kills_before``: when it began. ``exceeded``: its own limit of memory in bytes, if that ended it.
+    """
+    if exceeded is not None:
+        reason = (
+            f"it used more than its limit of {gib(exceeded)} of memory, twice what an engine of this model "
+            "is expected to need and at most [engines] memory_gib: lower kv_cache_gib or max_model_len"
+        )
+    elif code and kernel_kills() > kills_before:
         reason = out_of_memory_text(spec)
     else:
         reason = output.cause() if code else ""

@@ -13,8 +13,11 @@ from typing import Any
 
 from coldstart.criu import program
 from coldstart.criu.program import Criu
-from coldstart.sandbox import process_tree
-from coldstart.sandbox.namespaces import Isolation, Sandbox, SandboxError
+from coldstart.sandbox import call_filter, process_tree
+from coldstart.sandbox.control_groups import Limits
+from coldstart.sandbox.mounts import Mount, OwnerMaps
+from coldstart.sandbox.namespaces import Isolation, Sandbox, SandboxError, uid_of
+from coldstart.sandbox.root_layout import RootLayout
 from coldstart.sandbox.spares import SandboxPool
 from coldstart.sandbox.untrusted_files import copy_regular_files
 from coldstart.sleep_drivers import CpuDriver, SleepDriver
@@ -27,11 +30,22 @@ from engines.lifecycle.adapter_loader import AdapterLoader
 from engines.lifecycle.control_calls import call
 from engines.lifecycle.ending import end_text, kernel_kills
 from engines.lifecycle.engine import Dumped
+from engines.lifecycle.engine_root import (
+    ADAPTERS,
+    CACHE,
+    WORK,
+    EngineRoot,
+    ModelView,
+    host_root,
+    model_view,
+    unreadable,
+)
 from engines.lifecycle.output import EngineOutput
 from engines.lifecycle.run_folders import RunFolder, RunFolders
 from engines.patience import Patience
+from engines.sizing import PROCESS_BYTES
 from engines.spec import EngineAddress, ModelSpec
-from engines.wire import ENGINE_DIR, SNAPSHOT, UNFIT
+from engines.wire import ENGINE_DIR, SNAPSHOT, UNFIT, on_cpu
 
 _POLL_S = 0.05
 _OUTPUT_TIMEOUT_S = 1.0
@@ -39,10 +53,9 @@ _WAKE_TIMEOUT_S = 30.0
 _SOCKET = "s"
 _CRIU_OUTPUT = "criu.out"
 _TOLD_LINES = 5
-# What in an engine's folder does not belong to its snapshot.
-_LEFT_OUT = (".log", ".out")
-_CRIU_STATISTICS = ("stats-dump", "stats-restore")
-_ON_DUMP = Path(program.__file__).with_name("on_dump.sh")
+_TASKS, _TASKS_PER_CORE = 512, 16
+ON_DUMP = "coldstart/criu/on_dump.sh"
+SHM = Path("/dev/shm")  # noqa: S108 - the sandbox's own
 
 
 class EngineStartFailed(EngineError):
@@ -55,12 +68,26 @@ class DumpFailed(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Where engines run: their folders, the sandboxes, and CRIU where there is one."""
+    """Where engines run: their folders, the sandboxes, the paths in them, and CRIU where there is one."""
 
     folders: RunFolders
     sandboxes: SandboxPool
     criu: Criu | None = None
     driver: SleepDriver = field(default_factory=CpuDriver)
+    root: EngineRoot = field(default_factory=host_root)
+    owners: OwnerMaps = field(default_factory=OwnerMaps)
+    memory_bytes: int | None = None
+
+    def limits(self, spec: ModelSpec) -> Limits:
+        """What an engine of the model may use: twice the memory that it is expected to need.
+
+        Never more than ``memory_bytes``, which all engines together may use. Of the processors it has the
+        weight of a process for each of them, which is that of the threads that compute.
+        """
+        expected = spec.weights_bytes() + spec.kv_cache_bytes + PROCESS_BYTES
+        cores = len(os.sched_getaffinity(0))
+        most = min(2 * expected, self.memory_bytes or 2 * expected)
+        return Limits(most, _TASKS + _TASKS_PER_CORE * cores, float(cores))
 
     @property
     def isolation(self) -> Isolation:
@@ -71,7 +98,8 @@ class Runtime:
 class EngineProcess:
     """The processes of one engine, from `start` or `restore` to `stop`. It is begun once.
 
-    ``argv`` makes the command line from the spec and the path of the socket to listen on.
+    ``argv`` makes the arguments of the Python that is the engine, from the spec, as the engine is to see it,
+    and the path of the socket to listen on.
 
     It has many methods and attributes because it is all of `engines.lifecycle.engine.Engine`, whose
     operations share the sandbox, the folder and the process.
@@ -90,6 +118,7 @@ class EngineProcess:
         self._argv = argv
         self._health_timeout_s = health_timeout_s
         self._patience = Patience.of(spec)
+        self._view: ModelView | None = None
         self._output = EngineOutput(spec.id)
         self._reading: asyncio.Task[int] | None = None
         self._folder: RunFolder | None = None
@@ -104,7 +133,7 @@ class EngineProcess:
     def _socket(self) -> Path:
         if self._folder is None:
             raise EngineBroken("the engine was never started")
-        return self._folder.path / _SOCKET
+        return self._folder.box / _SOCKET
 
     @property
     def address(self) -> EngineAddress:
@@ -114,17 +143,48 @@ class EngineProcess:
     @property
     def adapters(self) -> AdapterLoader:
         """The way to load adapters into it."""
-        socket = self._socket
-        return AdapterLoader(socket, socket.parent, self._inside(), self._patience)
+        if self._folder is None:
+            raise EngineBroken("the engine was never started")
+        inside = ADAPTERS if self._isolated else self._folder.adapters
+        return AdapterLoader(self._socket, self._folder.adapters, inside, self._patience)
 
     def command(self) -> tuple[list[str], dict[str, str]]:
-        """The argv and the environment that it is started with: a snapshot is only good for these."""
-        inside = self._inside()
-        argv = list(self._argv(self._spec, inside / _SOCKET))
-        return argv, command.environment(inside, self._runtime.folders.cache)
+        """The argv and the environment that it is started with: a snapshot is only good for these.
+
+        Raises `EngineError`.
+        """
+        inside, root = self._inside(), self._runtime.root
+        spec = self._seen().spec if self._isolated else self._spec
+        argv = [str(root.interpreter), *self._argv(spec, inside / _SOCKET)]
+        cache = CACHE if self._isolated and not on_cpu() else inside / "cache"
+        return argv, command.environment(inside, cache, root)
+
+    @property
+    def _isolated(self) -> bool:
+        return self._runtime.isolation.namespaces
+
+    def authority(self) -> Mapping[str, str]:
+        """The user that it is, and the digest of the filter of its system calls: a snapshot holds both."""
+        filtered = self._runtime.isolation.call_filter
+        return {"user": str(self.uid), "call filter": call_filter.digest() if filtered else "none"}
+
+    @property
+    def uid(self) -> int | None:
+        """The user and group that it runs as; None: this process's."""
+        return uid_of(self._spec.id) if self._isolated else None
+
+    def _seen(self) -> ModelView:
+        if self._view is None:
+            self._view = model_view(self._spec)
+        return self._view
+
+    def layout(self) -> RootLayout:
+        """What it sees of the host, its model's files included."""
+        layout = self._runtime.sandboxes.layout
+        return layout.with_binds(self._seen().binds) if self._isolated else layout
 
     def _inside(self) -> Path:
-        return ENGINE_DIR if self._runtime.isolation.namespaces or self._folder is None else self._folder.path
+        return ENGINE_DIR if self._isolated or self._folder is None else self._folder.box
 
     async def start(self) -> Mapping[str, float]:
         """Return when it answers, with the milliseconds that each phase took.
@@ -133,13 +193,16 @@ class EngineProcess:
         """
         began = time.perf_counter()
         try:
-            sandbox, _ = await self._claim_sandbox({})
+            sandbox, _ = await self._claim_sandbox()
             argv, env = self.command()
-            self._main_pid = await sandbox.run(argv, env=env, cwd=self._inside())
+            self._main_pid = await sandbox.run(argv, env=env, cwd=self._inside(), uid=self.uid)
         except (OSError, SandboxError) as error:
             raise EngineStartFailed(f"the engine cannot be started: {error}") from error
         begun = time.perf_counter()
-        await self._answers()
+        try:
+            await self._answers()
+        except EngineStartFailed as error:
+            raise EngineStartFailed(f"{error}{await asyncio.to_thread(self._file_advice)}") from error
         self._runtime.sandboxes.refill()
         return {"sandbox": (begun - began) * 1000, "start": (time.perf_counter() - begun) * 1000}
 
@@ -159,42 +222,71 @@ class EngineProcess:
         if self._runtime.criu is None:
             raise EngineStartFailed("there is no CRIU")
         first = chain(self._runtime.criu.files, layout.images.iterdir())
-        self._reading = asyncio.create_task(asyncio.to_thread(read_ahead, layout.folder, SNAPSHOT, first))
+        outside = self.layout().with_binds({SNAPSHOT: layout.folder}).outside
+        self._reading = asyncio.create_task(asyncio.to_thread(read_ahead, layout.folder, outside, first))
         try:
-            sandbox, folder = await self._claim_sandbox({SNAPSHOT: layout.folder}, layout)
+            sandbox, folder = await self._claim_sandbox(layout)
             furnished = time.perf_counter()
+            criu = self._runtime.criu.moved(self._runtime.sandboxes.layout.inside)
             code = await sandbox.help(
-                self._runtime.criu.restore_command(SNAPSHOT / layout.images.name, ENGINE_DIR, manifest.pipe),
+                criu.restore_command(SNAPSHOT / layout.images.name, WORK, manifest.pipe),
                 env={"PATH": os.defpath},
-                cwd=ENGINE_DIR,
-                log=folder.path / _CRIU_OUTPUT,
+                cwd=WORK,
+                log=WORK / _CRIU_OUTPUT,
                 main=manifest.main_pid,
             )
         except (OSError, SandboxError) as error:
             raise EngineStartFailed(f"the engine cannot be restored: {error}") from error
         if code:
-            raise EngineStartFailed(f"CRIU ended with {code}: {_tail(folder.path / program.RESTORE_LOG)}")
+            raise EngineStartFailed(f"CRIU ended with {code}: {_tail(folder.work / program.RESTORE_LOG)}")
         self._main_pid = manifest.main_pid
         return {"sandbox": (furnished - began) * 1000, "restore": (time.perf_counter() - furnished) * 1000}
 
-    async def _claim_sandbox(
-        self, binds: Mapping[Path, Path], layout: Layout | None = None
-    ) -> tuple[Sandbox, RunFolder]:
+    async def _claim_sandbox(self, layout: Layout | None = None) -> tuple[Sandbox, RunFolder]:
         """Take a spare sandbox and prepare it for an engine, with the files of a snapshot if given."""
-        folder = self._folder = self._runtime.folders.make()
-        copies = {}
+        self._folder = self._runtime.folders.make(self.uid)
+        folder = self._folder
         if layout is not None:
-            await asyncio.to_thread(shutil.copytree, layout.box, folder.path, dirs_exist_ok=True)
-            copies[Path("/dev/shm")] = layout.shm  # noqa: S108 - the sandbox's own
-            if self._runtime.folders.criu_cache.is_file():
-                copies[program.PROBE_CACHE] = self._runtime.folders.criu_cache
+            await asyncio.to_thread(copy_regular_files, layout.box, folder.box, uid=self.uid)
         warm = await self._runtime.sandboxes.take()
         self._sandbox, self._pipe = warm.sandbox, warm.pipe
         self._ended = asyncio.create_task(warm.sandbox.wait())
+        warm.sandbox.limit(self._runtime.limits(self._spec))
         await self._output.read(warm.output)
-        if self._runtime.isolation.namespaces:
-            await warm.sandbox.mount_engine(binds={ENGINE_DIR: folder.path, **binds}, copies=copies)
+        if self._isolated:
+            mounts, copies = self._mounts(folder), {}
+            if layout is not None:
+                mounts.append(Mount(layout.folder, SNAPSHOT))
+                copies[SHM] = SNAPSHOT / layout.shm.name
+            if self._runtime.folders.criu_cache.is_file():
+                await asyncio.to_thread(
+                    shutil.copyfile, self._runtime.folders.criu_cache, folder.work / program.PROBE_CACHE.name
+                )
+                copies[program.PROBE_CACHE] = WORK / program.PROBE_CACHE.name
+            await warm.sandbox.mount_engine(mounts, self._runtime.owners, uid=self.uid, copies=copies)
         return warm.sandbox, folder
+
+    def _mounts(self, folder: RunFolder) -> list[Mount]:
+        mounts = [
+            Mount(folder.box, ENGINE_DIR, writable=True),
+            Mount(folder.work, WORK, writable=True),
+            Mount(folder.adapters, ADAPTERS),
+            *self._seen().mounts,
+        ]
+        if not on_cpu():  # what is compiled for a GPU takes minutes, and is kept for the model's next engine
+            cache = self._runtime.folders.cache_of(self._spec.id, self.uid)
+            mounts.append(Mount(cache, CACHE, writable=True, executable=True))
+        return mounts
+
+    def _file_advice(self) -> str:
+        """What may be the reason that an engine did not start; empty if nothing is known."""
+        path = unreadable(self._seen()) if self._isolated else None
+        if path is None or self._runtime.owners.works:
+            return ""
+        return (
+            f"\nThe engine's user may not read {path}, and the platform has no id-mapped mounts: "
+            "`chmod --recursive o+rX` on the model's folder lets it"
+        )
 
     async def _answers(self) -> None:
         """Wait until the socket answers. Raises `EngineStartFailed` when the processes have ended."""
@@ -275,18 +367,20 @@ class EngineProcess:
         await self.control("sleep")
         moment = monotonic_s()
         try:
-            await sandbox.mount_engine(binds={SNAPSHOT: layout.folder})
+            await sandbox.mount_engine([Mount(layout.folder, SNAPSHOT, writable=True)], runtime.owners)
             code = await sandbox.help(
-                runtime.criu.dump_command(
-                    self._main_pid, SNAPSHOT / layout.images.name, ENGINE_DIR, _ON_DUMP
+                runtime.criu.moved(runtime.sandboxes.layout.inside).dump_command(
+                    self._main_pid, SNAPSHOT / layout.images.name, WORK, runtime.root.source / ON_DUMP
                 ),
                 env={"PATH": os.defpath},
-                cwd=ENGINE_DIR,
-                log=folder.path / _CRIU_OUTPUT,
+                cwd=WORK,
+                log=WORK / _CRIU_OUTPUT,
+                real_uid=self.uid,
             )
             if code:
-                raise DumpFailed(f"CRIU ended with {code}: {_tail(folder.path / program.DUMP_LOG)}")
-            await asyncio.to_thread(copy_regular_files, folder.path, layout.box, _is_left_out)
+                raise DumpFailed(f"CRIU ended with {code}: {_tail(folder.work / program.DUMP_LOG)}")
+            await sandbox.unmount(SNAPSHOT)
+            await asyncio.to_thread(copy_regular_files, folder.box, layout.box)
         except (OSError, SandboxError) as error:
             raise DumpFailed(f"the engine cannot be dumped: {error}") from error
         return Dumped(self._main_pid, self._pipe, moment)
@@ -297,7 +391,11 @@ class EngineProcess:
             return "the engine was never started"
         code = await asyncio.shield(self._ended)
         await self._output.close(_OUTPUT_TIMEOUT_S)
-        return end_text(code, self._kernel_kills, self._spec, self._output)
+        limit = self._runtime.limits(self._spec).memory_bytes if self._killed_by_limit() else None
+        return end_text(code, self._kernel_kills, self._spec, self._output, limit)
+
+    def _killed_by_limit(self) -> bool:
+        return self._sandbox is not None and self._sandbox.memory_kills > 0
 
     @property
     def canary_failed(self) -> bool:
@@ -344,11 +442,6 @@ class EngineProcess:
         await self._output.close(_OUTPUT_TIMEOUT_S)
         if self._folder is not None:
             await self._folder.remove()
-
-
-def _is_left_out(name: str) -> bool:
-    """Whether a file of an engine's folder is left out of its snapshot: logs and CRIU's statistics."""
-    return name.endswith(_LEFT_OUT) or name in _CRIU_STATISTICS
 
 
 def _tail(log: Path) -> str:

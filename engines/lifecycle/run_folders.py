@@ -1,4 +1,11 @@
-"""The folders that engines run in: private, short enough for Unix sockets, and gone when their engine is."""
+"""The folders that engines run in: private, short enough for Unix sockets, and gone when their engine is.
+
+::
+
+    {run_dir}/engine-{random}/box/         the engine's own; in memory, if it has a user of its own
+    {run_dir}/engine-{random}/adapters/    files of adapters; an engine in a sandbox cannot write there
+    {run_dir}/engine-{random}/work/        CRIU's logs, which an engine in a sandbox does not see
+"""
 
 import asyncio
 import fcntl
@@ -9,10 +16,13 @@ import stat
 import tempfile
 from pathlib import Path
 
+from coldstart.sandbox.mounts import mount_tmpfs, unmount
 from engines.errors import EngineError
 
 # A Unix socket's path has at most 107 bytes; vLLM puts sockets named by a UUID (36 bytes) into the folder.
-_LONGEST_FOLDER = 107 - 1 - 36 - 2
+_BOX = "box"
+_LONGEST_FOLDER = 107 - len(f"/{_BOX}/") - 36 - 2
+_BOX_BYTES = 256 << 20
 _PREFIX = "engine-"
 _RANDOM = 8
 
@@ -22,10 +32,13 @@ class RunFoldersInUse(EngineError):
 
 
 class RunFolder:
-    """One engine's folder (mode 0700), locked for as long as this process lives."""
+    """One engine's folders (mode 0700), locked for as long as this process lives."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
+        self.box = path / _BOX
+        self.adapters = path / "adapters"
+        self.work = path / "work"
         self._lock: int | None = lock
 
     async def remove(self) -> None:
@@ -33,7 +46,7 @@ class RunFolder:
         if self._lock is None:
             return
         lock, self._lock = self._lock, None
-        await asyncio.to_thread(shutil.rmtree, self.path, ignore_errors=True)
+        await asyncio.to_thread(_remove, self.path)
         os.close(lock)
 
 
@@ -44,8 +57,6 @@ class RunFolders:
         self.run_dir = run_dir.absolute()
         self._base = _base(self.run_dir)
         self._lock: int | None = None
-        self.cache = self.run_dir / "cache"
-        """For what engines keep from one start to the next."""
         self.criu_cache = self.run_dir / "criu.kdat"
         """What CRIU found out about the kernel."""
 
@@ -54,7 +65,7 @@ class RunFolders:
 
         Raises `RunFoldersInUse` when another host has them, OSError.
         """
-        for folder in (self.run_dir, self._base, self.cache):
+        for folder in (self.run_dir, self._base):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _require_private(folder)
         self._lock = os.open(self.run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -78,12 +89,26 @@ class RunFolders:
             except OSError:
                 return
 
-    def make(self) -> RunFolder:
-        """A new folder."""
+    def cache_of(self, model_id: str, uid: int | None) -> Path:
+        """The folder for what engines of a model keep from one start to the next. Raises OSError."""
+        folder = self.run_dir / "cache" / model_id
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if uid is not None:
+            os.chown(folder, uid, uid)
+        return folder
+
+    def make(self, uid: int | None = None) -> RunFolder:
+        """New folders for an engine of the user ``uid``; None: of this process's. Raises OSError."""
         path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._base))
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return RunFolder(path, lock)
+        folder = RunFolder(path, lock)
+        for part in (folder.box, folder.work, folder.adapters):
+            part.mkdir(mode=0o700)
+        if uid is not None:
+            folder.adapters.chmod(0o755)
+            mount_tmpfs(folder.box, _BOX_BYTES, uid)
+        return folder
 
 
 def _base(run_dir: Path) -> Path:
@@ -112,6 +137,11 @@ def _remove_dead(folder: Path) -> None:
     except BlockingIOError:
         return
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     finally:
         os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    unmount(folder / _BOX)
+    shutil.rmtree(folder, ignore_errors=True)

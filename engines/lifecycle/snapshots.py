@@ -59,7 +59,8 @@ class EngineSnapshots:
         self._inspected: dict[str, float] = {}  # when every byte was last read, by id
         self._inspecting = asyncio.Lock()
         self._watchers: list[Callable[[str, str], None]] = []
-        self._commands: dict[ModelSpec, tuple[list[str], dict[str, str]]] = {}
+        self._engines: dict[ModelSpec, EngineProcess] = {}  # of each model one, which is never started
+        self._engine_facts: dict[ModelSpec, Mapping[str, str]] = {}
 
     def known(self, spec: ModelSpec) -> Snapshot | None:
         """The model's newest snapshot, good or not."""
@@ -143,9 +144,14 @@ class EngineSnapshots:
 
     def taken_on(self, spec: ModelSpec) -> Mapping[str, str]:
         """The facts that a snapshot of the model depends on, as they are now."""
-        if spec not in self._commands:
-            self._commands[spec] = self._make(spec).command()
-        argv, env = self._commands[spec]
+        if spec not in self._engine_facts:
+            engine = self._engine(spec)
+            argv, env = engine.command()
+            self._engine_facts[spec] = {
+                "arguments": json.dumps(argv),
+                "environment": json.dumps(env, sort_keys=True),
+                **engine.authority(),
+            }
         template = {} if spec.chat_template is None else {"chat_template": _digest(spec.chat_template)}
         return {
             **template,
@@ -153,9 +159,13 @@ class EngineSnapshots:
             **_versions(),
             "criu": self._criu_version,
             "dtype": data_type(spec) or "auto",
-            "arguments": json.dumps(argv),
-            "environment": json.dumps(env, sort_keys=True),
+            **self._engine_facts[spec],
         }
+
+    def _engine(self, spec: ModelSpec) -> EngineProcess:
+        if spec not in self._engines:
+            self._engines[spec] = self._make(spec)
+        return self._engines[spec]
 
     async def forget(self, spec: ModelSpec) -> tuple[str, ...]:
         """Delete all of the model's, readable or not. Their ids. Raises OSError."""
@@ -203,7 +213,8 @@ class EngineSnapshots:
         ms: dict[str, float],
     ) -> Snapshot:
         began = time.perf_counter()
-        await asyncio.to_thread(remap, layout.images, layout.memory, SNAPSHOT / layout.memory.name)
+        seen_as, outside = SNAPSHOT / layout.memory.name, self._engine(spec).layout().outside
+        await asyncio.to_thread(remap, layout.images, layout.memory, seen_as, outside)
         ms["remap"] = (time.perf_counter() - began) * 1000
         manifest = Manifest(
             model_id=spec.id,

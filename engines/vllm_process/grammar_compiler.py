@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from vllm.v1.structured_output import StructuredOutputManager
@@ -116,9 +117,8 @@ class GrammarExecutor:
                 worker.join(_QUIET_TIMEOUT_S)
 
     def _work(self) -> None:
-        os.setpriority(
-            os.PRIO_PROCESS, threading.get_native_id(), _NICENESS
-        )  # children and threads inherit it
+        with suppress(OSError):  # children and threads inherit it; without it, they take their share
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while (entry := self._next()) is not None:
             project, (future, function, request) = entry
             try:

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,16 +16,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from coldstart.criu import program
 from coldstart.criu.program import Criu, CriuMissing
-from coldstart.sandbox import namespaces
+from coldstart.sandbox.namespaces import Isolation
 from engines import host_memory
 from engines.errors import InvalidModel
 from engines.fitting.choice import fitted
 from engines.fitting.data_type import DataTypes
-from engines.lifecycle import criu_check
-from engines.lifecycle.run_folders import RunFolders
+from engines.lifecycle.isolation import Examination, examine
 from engines.sizing import Sizing
 from gateway.cli.common import APPLY_CHANGES, Installation, config_option, json_option, run
 from gateway.cli.errors import CommandError
+from gateway.engine_host import configured_criu
 from gateway.listening import CannotListen, check_ports
 from gateway.storage.database import is_migrated
 
@@ -92,12 +91,25 @@ def _memory() -> Finding:
     return Finding("memory", "ok", text)
 
 
-def _namespaces() -> Finding:
-    isolation = run(namespaces.probe)
-    if not isolation.namespaces:
-        advice = "run as root: engines are then isolated and can sleep in snapshots"
-        return Finding("namespaces", "lacks", isolation.reason or "not permitted", advice)
-    return Finding("namespaces", "ok", "permitted")
+_ISOLATION_ADVICE = {
+    "namespaces": "run as root with CAP_SYS_ADMIN and a kernel of 5.12 or newer: engines are then isolated, "
+    "and can sleep in snapshots",
+    "call filter": "run the gateway without a seccomp filter of its own: CRIU cannot dump engines under it",
+}
+_RESOURCE_ADVICE = "let the gateway's control group have the controller (systemd: Delegate=yes)"
+
+
+def _isolation(isolation: Isolation) -> list[Finding]:
+    """What separates engines from the host: a line for each part that is missing."""
+    if not isolation.missing:
+        what = (
+            "namespaces, a root folder and a user for each engine, a filter of system calls, control groups"
+        )
+        return [Finding("isolation", "ok", what)]
+    return [
+        Finding(f"isolation: {name}", "lacks", reason, _ISOLATION_ADVICE.get(name, _RESOURCE_ADVICE))
+        for name, reason in isolation.missing.items()
+    ]
 
 
 def _configuration(installation: Installation, file: Path) -> Finding:
@@ -107,34 +119,26 @@ def _configuration(installation: Installation, file: Path) -> Finding:
     return Finding("configuration", "ok", str(file))
 
 
-def _snapshots(installation: Installation) -> Finding:
-    """CRIU's version, and what it says of this kernel, tried in a sandbox as an engine's restore is."""
+def _snapshots(installation: Installation, criu: Criu | None, examination: Examination) -> Finding:
+    """CRIU's version, and whether it works here, tried in a sandbox as an engine's restore is."""
     config = installation.config.engines
     if not config.snapshots:
         return Finding("snapshots", "lacks", "switched off", "set [engines] snapshots = true")
+    if criu is None:
+        reason = _no_criu(config.criu or installation.data.criu_folder)
+        return Finding("snapshots", "lacks", reason, "run `make criu`, or install CRIU 4.2 or newer")
+    if examination.no_snapshots is not None:
+        advice = "needs root with CAP_SYS_ADMIN and a kernel of 5.14 or newer"
+        return Finding("snapshots", "lacks", examination.no_snapshots, advice)
+    return Finding("snapshots", "ok", f"CRIU {criu.identity}, dumps and restores a process in a sandbox")
+
+
+def _no_criu(folder: Path) -> str:
     try:
-        criu = program.find(config.criu or installation.data.criu_folder)
+        program.find(folder)
     except CriuMissing as error:
-        return Finding("snapshots", "lacks", str(error), "run `make criu`, or install CRIU 4.2 or newer")
-    try:
-        run(lambda: _try_criu(criu))
-    except CommandError as error:
-        return Finding(
-            "snapshots", "lacks", str(error), "needs root with CAP_SYS_ADMIN and a kernel of 5.14 or newer"
-        )
-    return Finding("snapshots", "ok", f"CRIU {criu.identity}, `criu check` passes in a sandbox")
-
-
-async def _try_criu(criu: Criu) -> None:
-    with tempfile.TemporaryDirectory(prefix="torpor-doctor-") as scratch:
-        folders = RunFolders(Path(scratch))
-        folders.open()
-        try:
-            await criu_check.check(criu, await namespaces.probe(), folders)
-        except CriuMissing as error:
-            raise CommandError(str(error)) from None
-        finally:
-            folders.close()
+        return str(error)
+    return "CRIU has just been installed"
 
 
 def _disk(installation: Installation) -> Finding:
@@ -215,9 +219,8 @@ def _size(subject: str, sizing: Sizing, *, running: bool) -> Finding:
     return Finding(subject, "lacks" if advice else "ok", what, "; ".join(advice))
 
 
-_CHECKS: tuple[Callable[[], Finding], ...] = (_python, _vllm, _cpu, _memory, _namespaces)
+_CHECKS: tuple[Callable[[], Finding], ...] = (_python, _vllm, _cpu, _memory)
 _INSTALLATION_CHECKS: tuple[Callable[[Installation], Finding], ...] = (
-    _snapshots,
     _disk,
     _port,
     _database,
@@ -236,7 +239,11 @@ def doctor(config_file: Path, as_json: bool) -> None:
     except CommandError as error:
         findings.append(Finding("configuration", "fails", str(error)))
     else:
+        criu = configured_criu(installation.config, installation.data)
+        examination = run(lambda: examine(criu))
+        findings += _isolation(examination.isolation)
         findings.append(_configuration(installation, config_file))
+        findings.append(_snapshots(installation, criu, examination))
         findings += [check(installation) for check in _INSTALLATION_CHECKS]
         findings += _sizes(installation)
     if as_json:

@@ -1,7 +1,6 @@
 """What the tests of engines/ share."""
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,8 +29,8 @@ QUICK = HostPolicy(
 
 
 def standin_argv(spec: ModelSpec, socket: Path) -> list[str]:
-    """The stand-in's command line; ``engine_args`` are its options."""
-    return [sys.executable, "-S", str(STANDIN), str(socket), *spec.engine_args]
+    """The stand-in's arguments; ``engine_args`` are its options. A sandbox does not hold its file."""
+    return ["-S", "-c", STANDIN.read_text(), str(socket), *spec.engine_args]
 
 
 def standin(spec: ModelSpec, runtime: Runtime) -> EngineProcess:

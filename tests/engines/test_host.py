@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from coldstart.sandbox.namespaces import Isolation
+from coldstart.sandbox.root_layout import RootLayout
 from coldstart.sandbox.spares import SandboxPool
 from coldstart.tiers import SleepTier
 from engines.adapter import Adapter
@@ -349,7 +350,10 @@ async def test_without_namespaces_it_works_as_well(run_dir: Path) -> None:
     """As on a platform that forbids them."""
 
     def make(spec: ModelSpec, runtime: Runtime) -> EngineProcess:
-        return standin(spec, Runtime(runtime.folders, SandboxPool(Isolation(namespaces=False), run_dir, 0)))
+        return standin(
+            spec,
+            Runtime(runtime.folders, SandboxPool(Isolation(namespaces=False), RootLayout({}), run_dir, 0)),
+        )
 
     async with host(run_dir, make) as engines:
         async with engines.acquire("model") as lease:

@@ -7,6 +7,7 @@ import pytest
 
 from engines.errors import InvalidModel
 from engines.lifecycle.command import arguments, environment
+from engines.lifecycle.engine_root import host_root
 from engines.spec import EngineAddress, ModelSpec, Task, check_model, context_length
 
 
@@ -102,7 +103,7 @@ def test_the_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    created = environment(tmp_path / "run", tmp_path / "cache")
+    created = environment(tmp_path / "run", tmp_path / "cache", host_root())
     assert "secret" not in created.values()
     assert created["CUDA_VISIBLE_DEVICES"] == "1"
     assert (created["HF_HUB_OFFLINE"], created["TRANSFORMERS_OFFLINE"], created["VLLM_NO_USAGE_STATS"]) == (

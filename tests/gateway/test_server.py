@@ -152,7 +152,7 @@ def test_a_sandbox_may_be_required(tmp_path: Path, required: bool, permitted: bo
     process.terminate()
     process.communicate(timeout=60)
     if required and not permitted:
-        assert last.startswith("torpor: engines cannot run in a sandbox on this host: ")
+        assert last.startswith("torpor: engines would not be fully isolated on this host: namespaces (")
     else:
         assert "listening on" in last
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,11 @@ from coldstart.criu import images, program
 from coldstart.criu.images import InvalidImage, ProtobufMessage
 from coldstart.criu.memory_file import PAGE
 from coldstart.criu.remap import MEMORY, remap
+from coldstart.sandbox.mounts import Mount, OwnerMaps
 from coldstart.sandbox.namespaces import Isolation
 from coldstart.sandbox.spares import create_warm_sandbox
+from engines.lifecycle.engine_root import sandbox_root
+from engines.lifecycle.process import ON_DUMP, SHM
 
 CRIU_DIR = Path(__file__).resolve().parents[3] / ".criu"
 MAGIC = b"\x19CVT (IW"
@@ -225,36 +227,37 @@ sys.exit(1 if failures else 0)
 
 @pytest.mark.timeout(180)
 async def test_no_allocator_in_use_relies_on_zeros_in_mapped_memory(tmp_path: Path) -> None:
-    result = program.find(CRIU_DIR)
+    result = program.find(CRIU_DIR).moved(sandbox_root(CRIU_DIR).layout.inside)
     box, folder = tmp_path / "box", tmp_path / "snapshot"
     for position in (box, folder, folder / "images", folder / "shm"):
         position.mkdir()
     inside, seen = Path("/run/torpor/box"), Path("/run/torpor/snapshot")
-    script = Path(program.__file__).with_name("on_dump.sh")
-    env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
-    room = await create_warm_sandbox(Isolation(namespaces=True), tmp_path)
+    root = sandbox_root(CRIU_DIR)
+    env = {"PATH": os.defpath, "OMP_NUM_THREADS": "1", **root.variables}
+    isolation = Isolation(namespaces=True, call_filter=False)
+    mounts = [Mount(box, inside, writable=True), Mount(folder, seen, writable=True)]
+    room = await create_warm_sandbox(isolation, root.layout, tmp_path)
     try:
-        await room.sandbox.mount_engine(binds={inside: box, seen: folder})
-        pid = await room.sandbox.run([sys.executable, "-c", ALLOCATORS, str(inside)], env=env, cwd=inside)
+        await room.sandbox.mount_engine(mounts, OwnerMaps())
+        command = [str(root.interpreter), "-c", ALLOCATORS, str(inside)]
+        pid = await room.sandbox.run(command, env=env, cwd=inside)
         while not ((box / "ready").exists() and (box / "child").exists()):
             assert room.sandbox.alive, room.output.read()
             await asyncio.sleep(0.05)
-        command = result.dump_command(pid, seen / "images", inside, script)
-        assert await room.sandbox.help(command, env=env, cwd=inside, log=box / "out") == 0
+        command = result.dump_command(pid, seen / "images", inside, root.source / ON_DUMP)
+        assert await room.sandbox.help(command, env=env, cwd=inside, log=inside / "out") == 0
     finally:
         await room.close()
-    done = remap(folder / "images", folder / MEMORY, seen / MEMORY)
+    done = remap(folder / "images", folder / MEMORY, seen / MEMORY, root.layout.outside)
     assert done.mapped_bytes > 100 * done.copied_bytes
     assert (folder / MEMORY).stat().st_size < done.mapped_bytes - 10_000_000  # what both hold is there once
 
     (box / "go").touch()
-    again = await create_warm_sandbox(Isolation(namespaces=True), tmp_path)
+    again = await create_warm_sandbox(isolation, root.layout, tmp_path)
     try:
-        await again.sandbox.mount_engine(
-            binds={inside: box, seen: folder}, copies={Path("/dev/shm"): folder / "shm"}
-        )
+        await again.sandbox.mount_engine(mounts, OwnerMaps(), copies={SHM: seen / "shm"})
         command = result.restore_command(seen / "images", inside, room.pipe)
-        code = await again.sandbox.help(command, env=env, cwd=inside, log=box / "out", main=pid)
+        code = await again.sandbox.help(command, env=env, cwd=inside, log=inside / "out", main=pid)
         assert code == 0, (box / program.RESTORE_LOG).read_text()
         assert await again.sandbox.wait() == 0, again.output.read().decode()
     finally:

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from coldstart.sandbox import process_tree
-from coldstart.sandbox.namespaces import Isolation, Sandbox, launch, probe
+from coldstart.sandbox.namespaces import Isolation, Sandbox, launch, probe, uid_of
+from engines.lifecycle.engine_root import host_root, sandbox_root
 from tests.process_table import processes_with
 
 ROOT = Path(__file__).resolve().parents[3]
 MODES = [True, False]
+ROOTS = {True: sandbox_root(None), False: host_root()}
+UID = uid_of("test")
 
 # A command with a family: a child in a session of its own that ignores SIGTERM, whose own child outlives it.
 FAMILY = """
@@ -38,11 +41,13 @@ KEEPER = """
 import asyncio, os, sys
 from pathlib import Path
 from coldstart.sandbox.namespaces import Isolation, launch
+from engines.lifecycle.engine_root import host_root, sandbox_root
 
 async def main(namespaces: bool, mark: str) -> None:
-    sandbox = await launch(Isolation(namespaces=namespaces), cwd=Path("/"), output=1)
-    command = [sys.executable, "-S", "-c", sys.argv[3], mark]
-    await sandbox.run(command, env={"PATH": os.environ["PATH"]}, cwd=Path("/"))
+    root = sandbox_root(None) if namespaces else host_root()
+    sandbox = await launch(Isolation(namespaces=namespaces), root.layout, cwd=Path("/"), output=1)
+    command = [str(root.interpreter), "-S", "-c", sys.argv[3], mark]
+    await sandbox.run(command, env={"PATH": os.defpath, **root.variables}, cwd=Path("/"))
     await sandbox.wait()
 
 asyncio.run(main(sys.argv[1] == "True", sys.argv[2]))
@@ -67,7 +72,7 @@ async def start() -> AsyncIterator[Start]:
     transports: list[asyncio.ReadTransport] = []
 
     async def started(
-        command: list[str], tmp_path: Path, *, namespaces: bool = True
+        command: list[str], tmp_path: Path, *, namespaces: bool = True, call_filter: bool = True
     ) -> tuple[Sandbox, asyncio.StreamReader]:
         reading, writing = os.pipe()
         reader = asyncio.StreamReader()
@@ -75,9 +80,15 @@ async def start() -> AsyncIterator[Start]:
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb")
         )
         transports.append(transport)
-        sandbox = await launch(Isolation(namespaces=namespaces), cwd=Path("/"), output=writing)
+        root = ROOTS[namespaces]
+        isolation = Isolation(namespaces, call_filter)
+        sandbox = await launch(isolation, root.layout, cwd=Path("/"), output=writing)
         os.close(writing)
-        await sandbox.run(command, env={"PATH": os.environ["PATH"], "GREETING": "hello"}, cwd=tmp_path)
+        if command[0] == PYTHON:
+            command = [str(root.interpreter), *command[1:]]
+        env = {"PATH": os.defpath, "GREETING": "hello", **root.variables}
+        folder, uid = (Path("/tmp"), UID) if namespaces else (tmp_path, None)
+        await sandbox.run(command, env=env, cwd=folder, uid=uid)
         return sandbox, reader
 
     yield started
@@ -86,23 +97,26 @@ async def start() -> AsyncIterator[Start]:
     await asyncio.sleep(0)  # a transport lets go of its pipe in the turn after
 
 
+PYTHON = "python"
+
+
 def python(code: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-S", "-c", textwrap.dedent(code), *arguments]
+    return [PYTHON, "-S", "-c", textwrap.dedent(code), *arguments]
 
 
 async def test_namespaces_are_to_be_had_here() -> None:
-    assert await probe() == Isolation(namespaces=True)
+    assert await probe(ROOTS[True].layout) == Isolation(namespaces=True)
 
 
 @pytest.mark.parametrize("namespaces", MODES)
 async def test_the_exit_status_and_output_are_the_commands_own(
     start: Start, tmp_path: Path, namespaces: bool
 ) -> None:
-    code = "import os; print(os.environ['GREETING'], os.getcwd(), len(os.environ)); raise SystemExit(3)"
+    code = "import os; print(os.environ['GREETING'], os.getcwd()); raise SystemExit(3)"
     sandbox, output = await start(python(code), tmp_path, namespaces=namespaces)
     assert await sandbox.wait() == 3
-    words = (await output.read()).split()
-    assert words[:2] == [b"hello", str(tmp_path).encode()]
+    folder = "/tmp" if namespaces else str(tmp_path)
+    assert (await output.read()).split() == [b"hello", folder.encode()]
     assert sandbox.pids() == []
 
 
@@ -135,7 +149,7 @@ async def test_inside_there_is_one_family_loopback_and_a_private_shm(start: Star
     sandbox, output = await start(python(code), tmp_path)
     assert await sandbox.wait() == 0
     assert (await output.read()).decode().splitlines() == [
-        "100 [1, 100]",
+        "100 [100]",
         "[] ['lo']",
         "[Errno 101] Network is unreachable",
     ]
@@ -159,7 +173,7 @@ refused("setuid", libc.setuid(1))
 # Not by the exec of a program as root either.
 status = os.popen("cat /proc/self/status").read().split()
 print(*(f"{name} {status[status.index(name) + 1]}" for name in
-    ("CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:")), sep="\\n")
+    ("CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:", "Seccomp:")), sep="\\n")
 """
 
 
@@ -171,16 +185,27 @@ async def test_a_command_may_not_do_what_takes_a_capability(
     assert await sandbox.wait() == 0
     lines = (await output.read()).decode().splitlines()
     assert lines[:8] == [
-        f"{name} EPERM"
+        f"{name} ENOSYS"
         for name in ("mount", "umount", "chroot", "unshare", "mknod", "chown", "sethostname", "setuid")
     ]
-    reading = "0000000000000004"  # CAP_DAC_READ_SEARCH
     assert lines[8:] == [
-        "CapInh: 0000000000000000",
-        *(f"{name}: {reading}" for name in ("CapPrm", "CapEff", "CapBnd")),
-        "CapAmb: 0000000000000000",
+        *(f"Cap{name}: 0000000000000000" for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")),
         "NoNewPrivs: 1",
+        "Seccomp: 2",
     ]
+
+
+@pytest.mark.parametrize("namespaces", MODES)
+async def test_without_the_filter_a_command_has_no_authority_either(
+    start: Start, tmp_path: Path, namespaces: bool
+) -> None:
+    sandbox, output = await start(
+        python(ATTEMPTS, str(tmp_path)), tmp_path, namespaces=namespaces, call_filter=False
+    )
+    assert await sandbox.wait() == 0
+    lines = (await output.read()).decode().splitlines()
+    assert {line.partition(" ")[2] for line in lines[:8]} <= {"EPERM", "EACCES", "ENOENT"}
+    assert lines[-1] == "Seccomp: 0"
 
 
 @pytest.mark.parametrize("namespaces", MODES)

@@ -4,11 +4,12 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from coldstart.sandbox.root_layout import RootLayout
 from coldstart.snapshots.readahead import read_ahead, write_list
 from coldstart.snapshots.working_set import WorkingSet, observe
 
@@ -27,6 +28,11 @@ anonymous[7 * mmap.PAGESIZE] = 1
 print(start(mapped), start(anonymous), flush=True)
 sys.stdin.read()
 """
+
+
+def in_folder(folder: Path) -> Callable[[Path], Path | None]:
+    """As an engine sees its snapshot at /seen, and all other files where they are."""
+    return RootLayout({Path("/seen"): folder, Path("/"): Path("/")}).outside
 
 
 @pytest.fixture
@@ -100,10 +106,10 @@ def test_what_is_listed_is_read_ahead_and_nothing_where_it_is_there(tmp_path: Pa
     for path in (file, inside):
         os.sync()
         forget(path)
-    assert read_ahead(snapshot, Path("/seen"), ()) == 3 * MB
+    assert read_ahead(snapshot, in_folder(snapshot), ()) == 3 * MB
     assert is_cached(file, 5 * MB)
     assert is_cached(inside, MB // 2)
-    assert read_ahead(snapshot, Path("/seen"), ()) == 0
+    assert read_ahead(snapshot, in_folder(snapshot), ()) == 0
 
 
 def test_the_order_is_kept_and_little_is_asked_for_at_a_time(
@@ -131,7 +137,7 @@ def test_the_order_is_kept_and_little_is_asked_for_at_a_time(
     forget(file)
     monkeypatch.setattr("coldstart.snapshots.readahead.os.posix_fadvise", advise)
     monkeypatch.setattr("coldstart.snapshots.readahead.os.pread", read)
-    assert read_ahead(tmp_path, Path("/seen"), [first]) == 100 + PAGE + 6 * MB
+    assert read_ahead(tmp_path, in_folder(tmp_path), [first]) == 100 + PAGE + 6 * MB
     assert request == [(0, 100), (0, PAGE), *((2 * MB + n * MB, MB) for n in range(6))]
     assert most <= 5 * MB + PAGE
     assert ahead == 0
@@ -141,10 +147,10 @@ def test_the_order_is_kept_and_little_is_asked_for_at_a_time(
 def test_without_a_list_nothing_is_read(tmp_path: Path, listed: bytes | None) -> None:
     if listed is not None:
         (tmp_path / "prefetch.json").write_bytes(listed)
-    assert read_ahead(tmp_path, Path("/seen"), ()) == 0
+    assert read_ahead(tmp_path, in_folder(tmp_path), ()) == 0
 
 
 def test_files_that_are_gone_are_passed_over(tmp_path: Path, file: Path) -> None:
     write_list(tmp_path, [("/nowhere/at/all", [(0, PAGE)]), (str(file), [(0, MB)])])
     forget(file)
-    assert read_ahead(tmp_path, Path("/seen"), [tmp_path / "nothing"]) == MB
+    assert read_ahead(tmp_path, in_folder(tmp_path), [tmp_path / "nothing"]) == MB

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from engines.lifecycle.command import environment
+from engines.lifecycle.engine_root import host_root
 
-FOLDERS = (Path("/run/torpor/engine"), Path("/var/cache/torpor"))
+FOLDERS = (Path("/run/torpor/engine"), Path("/var/cache/torpor"), host_root())
 
 
 def test_a_snapshot_does_not_depend_on_the_shell_that_starts_the_gateway(

@@ -10,13 +10,13 @@ import pytest
 import pytest_asyncio
 
 from coldstart.criu import program
-from coldstart.sandbox import namespaces
-from coldstart.sandbox.spares import SandboxPool
+from coldstart.sleep_drivers import CpuDriver
 from coldstart.snapshots.store import Snapshot, SnapshotStore
 from engines.adapter import Adapter
 from engines.errors import EngineBroken
 from engines.host import EngineMaker
 from engines.lifecycle.control_calls import call
+from engines.lifecycle.isolation import prepare_runtime
 from engines.lifecycle.process import EngineProcess, Runtime
 from engines.lifecycle.run_folders import RunFolders
 from engines.lifecycle.snapshots import EngineSnapshots
@@ -68,13 +68,15 @@ async def bench(
     folder = tmp_path_factory.mktemp("bench")
     folders = RunFolders(folder / "run")
     folders.open()
-    rooms = SandboxPool(await namespaces.probe(), folders.run_dir, 0)
+    criu = program.find(CRIU_DIR)
+    runtime, reason = await prepare_runtime(folders, criu, CpuDriver())
+    assert reason is None
     store = SnapshotStore(folder / "snapshots")
     store.open()
-    created = Bench(make, spec, Runtime(folders, rooms, program.find(CRIU_DIR)), store)
+    created = Bench(make, spec, runtime, store)
     await created.prepare(store)
     yield created
-    await rooms.close()
+    await runtime.sandboxes.close()
     folders.close()
 
 

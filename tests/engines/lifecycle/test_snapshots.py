@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from coldstart.sandbox.namespaces import uid_of
 from coldstart.snapshots import manifest
 from coldstart.snapshots.store import Snapshot
 from coldstart.tiers import SleepTier
@@ -55,8 +56,8 @@ async def test_the_first_start_makes_a_snapshot_and_the_next_wake_uses_it(run_di
 
 
 def authority(run_dir: Path) -> set[str]:
-    """The capabilities of all engines' processes, and whether these may gain others."""
-    names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
+    """The users, groups and capabilities of all engines' processes, and what keeps them from others."""
+    names = ("Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp:", "Seccomp_filters")
     return {
         line
         for pid in engine_pids(run_dir)
@@ -66,8 +67,10 @@ def authority(run_dir: Path) -> set[str]:
 
 
 async def test_a_restored_engine_has_no_more_authority_than_a_fresh_one(run_dir: Path) -> None:
-    expected = {f"{name}:\t{4:016x}" for name in ("CapPrm", "CapEff", "CapBnd")}
-    expected |= {f"{name}:\t{0:016x}" for name in ("CapInh", "CapAmb")} | {"NoNewPrivs:\t1"}
+    user = "\t".join([str(uid_of("model"))] * 4)
+    expected = {f"Cap{name}:\t{0:016x}" for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+    expected |= {f"Uid:\t{user}", f"Gid:\t{user}", "Groups:\t "}
+    expected |= {"NoNewPrivs:\t1", "Seccomp:\t2", "Seccomp_filters:\t1"}
     async with snapshot_host(run_dir) as host:
         await ask(host)
         assert authority(run_dir) == expected
@@ -101,10 +104,11 @@ async def test_nothing_of_a_snapshot_is_open_to_others(run_dir: Path) -> None:
             await ask(host)
             assert await eventually(has_snapshot(host), 20)
             folder = current(host).layout.folder
-            files = [folder, *folder.rglob("*")]
-            assert [
-                str(path) for path in files if path.lstat().st_mode & 0o077 and not path.is_symlink()
-            ] == []
+            assert folder.parents[1].stat().st_mode & 0o777 == 0o700
+            assert folder.stat().st_mode & 0o777 == 0o711  # the engine reads one folder of it
+            files = {path for path in folder.rglob("*") if "written" not in path.parts}
+            assert files
+            assert {str(path) for path in files if path.lstat().st_mode & 0o077} == set()
             await host.sleep("model", SleepTier.SNAPSHOT)
             assert (await ask(host))[1] is SleepTier.SNAPSHOT
     finally:
