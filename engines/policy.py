@@ -10,8 +10,7 @@ class HostPolicy:
     After a failed start the next one may begin ``backoff_s`` later, twice that after the next failure, and so
     on up to ``backoff_max_s``. After a crash it may begin at once, unless the engine crashes again within
     ``stable_s``. A snapshot that could not be made is tried again after ``snapshot_retry_s``, twice that
-    after the next failure, and so on. A snapshot that was ordered waits ``snapshot_patience_s`` for a moment
-    without requests.
+    after the next failure, and so on.
     """
 
     backoff_s: float = 1.0
@@ -27,7 +26,6 @@ class HostPolicy:
     keep_alive_s: float = 60.0
     inspect_interval_s: float = 0.0
     snapshot_retry_s: float = 60.0
-    snapshot_patience_s: float = 30.0
 
     def backoff_after_s(self, failures: int) -> float:
         """How long to wait after one more than so many failures; less than none: not at all."""

@@ -10,7 +10,7 @@ UNPROVEN = 72
 ENGINE_DIR = Path("/run/torpor/box")
 """Where an engine in a sandbox sees its own folder and, when it was restored, its snapshot."""
 SNAPSHOT = Path("/run/torpor/snapshot")
-WRITTEN = SNAPSHOT / "written"
+WRITTEN = ENGINE_DIR / "written"
 """The list of pages for each process of a restored engine (`coldstart.snapshots.working_set`)."""
 SEQUENCES_HEADER = "x-torpor-sequences"
 """How many sequences of an HTTP call the engine computes at a time; without it all of them."""

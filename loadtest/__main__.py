@@ -36,6 +36,7 @@ OTHERS: Mapping[str, str] = {
     "crash-metering": "entries of the ledger through kills of the gateway",
     "fairness": "what a flood of one project does to another",
     "generator": "the load generator alone, against any server",
+    "isolation": "what an engine can do to its host",
     "ledger": "how many entries a second become durable",
     "noisy-neighbour": "what one tenant's requests do to another's",
     "policy-sim": "keep-alive policies on simulated arrivals",

@@ -22,6 +22,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 EXERCISES: dict[str, frozenset[str]] = {
     "loadtest/policy_sim.py": frozenset({"coldstart"}),
     "loadtest/admission.py": frozenset({"tenants"}),
+    "loadtest/isolation.py": frozenset({"coldstart", "engines"}),
+    "loadtest/isolation_extension.py": frozenset({"engines"}),
     "loadtest/ledger.py": frozenset({"metering"}),
     "loadtest/usage_query.py": frozenset({"metering"}),
 }

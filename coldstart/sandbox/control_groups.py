@@ -21,6 +21,7 @@ _PROCESSES, _ENABLED = "cgroup.procs", "cgroup.subtree_control"
 _SHARES, _WEIGHT = 1024, 100  # of an ordinary process, v1 and v2
 _REMOVE_TIMEOUT_S = 2.0
 _POLL_S = 0.01
+_FULL = 0.95  # of a limit: charges are made in batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,14 @@ class Limits:
     memory_bytes: int | None
     tasks: int
     cpu_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryKills:
+    """How many processes of a group were ended for want of memory; whether at the group's own limit."""
+
+    processes: int
+    at_limit: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +78,13 @@ class ControlGroup:
                 with contextlib.suppress(OSError):
                     (part.folder / "cgroup.kill").write_text("1")
 
-    def memory_kills(self) -> int:
-        """How many of its processes the kernel has ended because they used too much memory."""
+    def memory_kills(self) -> MemoryKills | None:
+        """What the kernel has ended for want of memory; None if it does not tell."""
         for part in self._parts:
             if "memory" in part.controllers:
-                name = "memory.events" if part.unified else "memory.oom_control"
-                with contextlib.suppress(OSError):
-                    return _value(part.folder / name, "oom_kill")
-        return 0
+                with contextlib.suppress(OSError, ValueError):
+                    return _unified_kills(part.folder) if part.unified else _older_kills(part.folder)
+        return None
 
     def remove(self) -> None:
         """Remove it, when its processes have ended. Raises OSError if one is left after two seconds."""
@@ -100,9 +108,21 @@ def _removed(folder: Path) -> bool:
     return True
 
 
-def _value(path: Path, key: str) -> int:
-    words = path.read_text().split()
-    return int(words[words.index(key) + 1]) if key in words else 0
+def _unified_kills(folder: Path) -> MemoryKills:
+    events = _values(folder / "memory.events")
+    return MemoryKills(events["oom_kill"], events["oom"] > 0)
+
+
+def _older_kills(folder: Path) -> MemoryKills:
+    limit, most = (
+        int((folder / f"memory.{name}").read_text()) for name in ("limit_in_bytes", "max_usage_in_bytes")
+    )
+    return MemoryKills(_values(folder / "memory.oom_control").get("oom_kill", 0), most >= _FULL * limit)
+
+
+def _values(path: Path) -> dict[str, int]:
+    """The lines of a file, each a key and a number."""
+    return {key: int(value) for key, value in (line.split() for line in path.read_text().splitlines())}
 
 
 def _settings(part: _Hierarchy, limits: Limits) -> Iterator[tuple[str, str]]:

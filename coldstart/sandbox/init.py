@@ -38,7 +38,7 @@ A request is a line of JSON, and so is its answer: ``{"error": null}`` or what w
     mounted there, instead of what was mounted there before. ``copies`` are pairs ``[source, target]`` of
     paths in the sandbox: regular files, or folders whose regular files are copied, with their owners.
 ``{"do": "unmount", "target"}``
-    Takes such a mount away.
+    Takes such a mount of a folder away, and the folder that it was on.
 ``{"do": "signal", "number", "all"}``
     Sends a signal to the main command, or to everything in the sandbox but this process.
 
@@ -464,6 +464,7 @@ class _Supervisor:
                 self._mount_engine(request)
             elif request["do"] == "unmount":
                 self._unmount(request["target"])
+                os.rmdir(request["target"])
             elif request["all"]:
                 _signal_all(request["number"])
             elif self._main:

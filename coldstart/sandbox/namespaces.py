@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from coldstart.sandbox import call_filter, process_tree
-from coldstart.sandbox.control_groups import ControlGroup, Limits
+from coldstart.sandbox.control_groups import ControlGroup, Limits, MemoryKills
 from coldstart.sandbox.mounts import Mount, OwnerMaps, opened
 from coldstart.sandbox.root_layout import RootLayout
 
@@ -118,8 +118,8 @@ class Sandbox:
     ) -> None:
         self._process = process
         self._group = group
-        self.memory_kills = 0
-        """How many of its processes had ended for want of memory within its limit, once all have ended."""
+        self.memory_kills: MemoryKills | None = None
+        """What the kernel has ended for want of memory, once all has ended; None if it does not tell."""
         self._reader, self._writer = control
         self._control_socket = control_socket
         self._asking = asyncio.Lock()

@@ -48,12 +48,14 @@ def _copy(name: str, folder: int, target: Path, uid: int | None) -> None:
             os.utime(copy.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def put_files(sources: Iterable[Path], folder: Path, group: str, name: str) -> None:
+def put_files(
+    sources: Iterable[Path], folder: Path, group: str, name: str, *, uid: int | None = None
+) -> None:
     """Copy files into the new folder ``folder/group/name``; ``group`` is made if it is missing.
 
-    Everybody may read them, as far as ``folder`` lets everybody in. Raises FileNotFoundError if a source is
-    missing, FileExistsError if ``name`` exists, and OSError if a link stands in the place of ``folder`` or
-    ``group``.
+    ``uid``: the user and group whom the new folder and the files belong to, if not this process's. Raises
+    FileNotFoundError if a source is missing, FileExistsError if ``name`` exists, and OSError if a link stands
+    in the place of ``folder`` or ``group``.
     """
     with _opened(folder) as parent:
         with suppress(FileExistsError):
@@ -61,13 +63,15 @@ def put_files(sources: Iterable[Path], folder: Path, group: str, name: str) -> N
         with _opened(group, parent) as members:
             os.mkdir(name, 0o700, dir_fd=members)
             with _opened(name, members) as target:
-                os.fchmod(target, 0o755)
+                if uid is not None:
+                    os.fchown(target, uid, uid)
                 for source in sources:
                     with source.open("rb") as reading:
                         descriptor = os.open(source.name, _NEW_FILE_FLAGS, 0o600, dir_fd=target)
                         with os.fdopen(descriptor, "wb") as copy:
                             shutil.copyfileobj(reading, copy)
-                            os.fchmod(descriptor, 0o644)
+                            if uid is not None:
+                                os.fchown(descriptor, uid, uid)
 
 
 def remove_folder(folder: Path, group: str, name: str | None = None) -> None:

@@ -121,7 +121,6 @@ class SnapshotStore:
         """A new folder to make a snapshot in: `publish` or `discard` it. Raises OSError."""
         layout = Layout(self._folder / model_id / f"{_DRAFT}{secrets.token_hex(4)}")
         layout.folder.mkdir(mode=0o700, parents=True)
-        layout.folder.chmod(0o711)  # a restored tree of another user reads one folder of it
         for folder in (layout.images, layout.shm, layout.box):
             folder.mkdir(mode=0o700)
         return layout

@@ -24,7 +24,7 @@ _CHUNK = 1 << 15
 _WRITTEN_GAP = 2 * _PAGE
 _READ_GAP = 64 * _PAGE
 WRITTEN = "written"
-"""Folder in a snapshot."""
+"""Folder in the tree's run folder."""
 
 
 @dataclass(slots=True)
@@ -34,15 +34,16 @@ class WorkingSet:
     written: dict[int, list[Range]] = field(default_factory=dict)
     read: dict[str, list[Range]] = field(default_factory=dict)
 
-    def write(self, folder: Path, earlier: "WorkingSet") -> None:
-        """Put both lists into a snapshot's folder; what was touched ``earlier`` is to be read first."""
-        # The restored tree reads this folder, and nothing else of the snapshot's.
-        (folder / WRITTEN).mkdir(exist_ok=True)
-        (folder / WRITTEN).chmod(0o755)
+    def write(self, folder: Path, box: Path, earlier: "WorkingSet") -> None:
+        """Put the lists into a snapshot; what was touched ``earlier`` is to be read first.
+
+        The list of reads goes into its folder, that of writes into ``box``, what the tree has in its run
+        folder: the restored tree itself needs it.
+        """
+        (box / WRITTEN).mkdir(mode=0o700, exist_ok=True)
         for pid, ranges in self.written.items():
             data = b"".join(struct.pack("<QQ", *pages) for pages in ranges)
-            (folder / WRITTEN / str(pid)).write_bytes(data)
-            (folder / WRITTEN / str(pid)).chmod(0o644)
+            (box / WRITTEN / str(pid)).write_bytes(data)
         write_list(folder, [*earlier.in_order(), *self.in_order()])
 
     def in_order(self) -> list[Part]:

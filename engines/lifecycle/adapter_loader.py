@@ -25,12 +25,16 @@ _PATH = "/torpor/adapters"
 
 @dataclass(frozen=True, slots=True)
 class AdapterLoader:
-    """One engine's: its socket, its folder of adapters, where it sees this, and how long it may take."""
+    """One engine's: its socket, its folder of adapters, where it sees this, and how long it may take.
+
+    ``uid``: the user that the engine is; None: this process's.
+    """
 
     socket: Path
     folder: Path
     inside: Path
     patience: Patience
+    uid: int | None = None
 
     async def load(self, adapter: Adapter, name: str, number: int, leaver: str | None) -> None:
         """Load the adapter under a name that is new to this engine; ``leaver`` is unloaded before.
@@ -39,7 +43,8 @@ class AdapterLoader:
         """
         try:
             files = [adapter.folder / file for file in FILES]
-            await asyncio.to_thread(put_files, files, self.folder.parent, self.folder.name, name)
+            parent, group = self.folder.parent, self.folder.name
+            await asyncio.to_thread(put_files, files, parent, group, name, uid=self.uid)
         except FileNotFoundError:
             raise AdapterGone(adapter.name) from None
         except OSError as error:

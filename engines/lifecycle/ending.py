@@ -32,22 +32,26 @@ def kernel_kills(vmstat: Path = _VMSTAT) -> int:
 
 
 def end_text(
-    code: int, kills_before: int, spec: ModelSpec, output: EngineOutput, exceeded: int | None = None
+    code: int, spec: ModelSpec, output: EngineOutput, *, killed: bool, limit: int | None = None
 ) -> str:
     """How it ended in a line, with the cause if that is known.
 
-    ``kills_before``: when it began. ``exceeded``: its own limit of memory in bytes, if that ended it.
+    ``killed``: whether the kernel has killed a process of it for want of memory; ``limit``: the limit in
+    bytes that it had reached then, if it was its own.
     """
-    if exceeded is not None:
-        reason = (
-            f"it used more than its limit of {gib(exceeded)} of memory, twice what an engine of this model "
-            "is expected to need and at most [engines] memory_gib: lower kv_cache_gib or max_model_len"
-        )
-    elif code and kernel_kills() > kills_before:
-        reason = out_of_memory_text(spec)
+    if code and killed:
+        reason = out_of_memory_text(spec) if limit is None else limit_text(limit)
     else:
         reason = output.cause() if code else ""
     return f"{exit_text(code)}: {reason}" if reason else exit_text(code)
+
+
+def limit_text(limit: int) -> str:
+    """That an engine used more memory than it may, in bytes."""
+    return (
+        f"it used more than its limit of {gib(limit)} of memory, twice what an engine of this model is "
+        "expected to need and at most [engines] memory_gib: lower kv_cache_gib or max_model_len"
+    )
 
 
 def out_of_memory_text(spec: ModelSpec) -> str:

@@ -146,7 +146,7 @@ class EngineProcess:
         if self._folder is None:
             raise EngineBroken("the engine was never started")
         inside = ADAPTERS if self._isolated else self._folder.adapters
-        return AdapterLoader(self._socket, self._folder.adapters, inside, self._patience)
+        return AdapterLoader(self._socket, self._folder.adapters, inside, self._patience, self.uid)
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         """The argv and the environment that it is started with: a snapshot is only good for these.
@@ -391,11 +391,11 @@ class EngineProcess:
             return "the engine was never started"
         code = await asyncio.shield(self._ended)
         await self._output.close(_OUTPUT_TIMEOUT_S)
-        limit = self._runtime.limits(self._spec).memory_bytes if self._killed_by_limit() else None
-        return end_text(code, self._kernel_kills, self._spec, self._output, limit)
-
-    def _killed_by_limit(self) -> bool:
-        return self._sandbox is not None and self._sandbox.memory_kills > 0
+        kills = None if self._sandbox is None else self._sandbox.memory_kills
+        if kills is None:
+            return end_text(code, self._spec, self._output, killed=kernel_kills() > self._kernel_kills)
+        limit = self._runtime.limits(self._spec).memory_bytes if kills.at_limit else None
+        return end_text(code, self._spec, self._output, killed=kills.processes > 0, limit=limit)
 
     @property
     def canary_failed(self) -> bool:

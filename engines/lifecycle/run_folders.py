@@ -106,7 +106,7 @@ class RunFolders:
         for part in (folder.box, folder.work, folder.adapters):
             part.mkdir(mode=0o700)
         if uid is not None:
-            folder.adapters.chmod(0o755)
+            os.chown(folder.adapters, uid, uid)
             mount_tmpfs(folder.box, _BOX_BYTES, uid)
         return folder
 

@@ -258,7 +258,7 @@ class EngineSnapshots:
                 if spec.lora is not None:
                     await engine.rehearse()
                 touched = await asyncio.to_thread(observe, engine.pids())
-                await asyncio.to_thread(touched.write, snapshot.layout.folder, awake)
+                await asyncio.to_thread(touched.write, snapshot.layout.folder, snapshot.layout.box, awake)
                 return await asyncio.to_thread(engine.memory_bytes)
         except TimeoutError as error:
             raise SnapshotFailed(f"restored, it did not answer within {limit_s:.0f} s") from error

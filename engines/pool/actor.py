@@ -29,7 +29,7 @@ from engines.pool.memory_budget import MemoryBudget, Victim
 from engines.pool.memory_claim import Footprint
 from engines.pool.replica import Replica, ReplicaDependencies
 from engines.pool.scheduling import Routes, plan_grants
-from engines.pool.snapshot_keeper import SnapshotKeeper, dumpable
+from engines.pool.snapshot_keeper import SnapshotKeeper
 from engines.pool.status_summary import expected_start_s, most_awake, summary, tier_of
 from engines.spec import ModelSpec
 from engines.status import EngineLease, EngineState, EngineStatus, Wake, WakeObserver
@@ -114,8 +114,9 @@ class EngineActor:
         )
         self._keeper: SnapshotKeeper | None = None
         if snapshots is not None and spec.snapshot:
-            lend = (lambda: dumpable(self._replicas)) if makes_snapshots else None
-            self._keeper = SnapshotKeeper(self._dependencies, snapshots, lambda: self._replicas, lend)
+            self._keeper = SnapshotKeeper(
+                self._dependencies, snapshots, lambda: self._replicas, makes=makes_snapshots
+            )
         self._idle = IdleTimer(spec, keep_alive, lambda: self._post(self.settle))
 
     # -- what callers may do ------------------------------------------------------------------------------
@@ -372,11 +373,11 @@ class EngineActor:
         if self._closing:
             return
         self._failures.last = None
+        if not self._sleepers and self._keeper is not None and self._keeper.consider(replica):
+            return  # it becomes ready again when it has been dumped
         self._serve_waiters()
         if self._sleepers:
             replica.rest(self._sleepers[-1][0])
-        elif self._keeper is not None:
-            self._keeper.consider(replica)
         self.settle()
 
     def on_wake_failed(self, replica: Replica, failure: str) -> None:

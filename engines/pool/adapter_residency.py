@@ -43,7 +43,7 @@ class AdapterEvents(Protocol):
 
 
 class AdapterResidency:
-    """Changes which adapters the engine of a replica holds. ``tainted``: whether it has ever held one."""
+    """Changes which adapters the engine of a replica holds."""
 
     def __init__(
         self,
@@ -52,7 +52,6 @@ class AdapterResidency:
         owner: AdapterOwner,
         events: AdapterEvents,
     ) -> None:
-        self.tainted = False
         self._slots = slots
         self._post = post
         self._owner = owner
@@ -61,7 +60,6 @@ class AdapterResidency:
 
     def load(self, adapter: Adapter) -> None:
         """Begin to load the adapter. There must be room, and it must not be there."""
-        self.tainted = True
         loaded, evicted = self._slots.load(adapter)
         self._owner.spawn(self._load(self._owner.engine, loaded, evicted))
 

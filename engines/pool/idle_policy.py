@@ -54,7 +54,7 @@ def plan_sleep(
     rests = []
     due = []
     for replica in sorted(replicas, key=lambda replica: replica.idle_since):
-        if not replica.idle or replica.pinned:
+        if not replica.idle:
             continue
         ready = replica.state is EngineState.READY
         if ready and hot <= spec.min_hot:

@@ -155,6 +155,10 @@ class MemoryBudget:
         """Bytes that are reserved."""
         return sum(reservation.size for reservation in self._held)
 
+    def fits(self, size: int) -> bool:
+        """Whether `reserve` would return at once, without an engine that must leave."""
+        return not self._waiting and self.used + size <= self.limit
+
     async def reserve(self, size: int) -> MemoryReservation:
         """Wait until there is memory. An engine that needs more than the limit gets it once it is alone.
 

@@ -7,8 +7,7 @@ that post their outcome to the actor's inbox.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -117,6 +116,7 @@ class Replica(ReplicaState):
             self._spec.id, self.engine.address, tier, wake_s, unverified, self.number, adapter, name
         )
         self.leases.add(lease)
+        self.served = True
         return lease
 
     def give_back(self, lease: EngineLease) -> None:
@@ -162,7 +162,7 @@ class Replica(ReplicaState):
 
     def leave(self) -> None:
         """Leave memory, unless the engine is needed again."""
-        if self.idle and not self.pinned:
+        if self.idle:
             self.rest(SleepTier.SNAPSHOT)
         elif not self._stopping:
             self.claim.stays()
@@ -184,22 +184,17 @@ class Replica(ReplicaState):
         self._forget_engine()
         self.state = EngineState.COLD
 
-    @asynccontextmanager
-    async def held_still(self) -> AsyncIterator[Engine]:
-        """Give no lease and check no health in the context. The replica must be idle and ready.
-
-        If the context fails, the engine may be damaged: no lease is given before its health has been checked.
-        """
+    def hold(self) -> None:
+        """Give no lease and check no health until `let_go`. The replica must be idle and ready."""
         self.state = EngineState.SNAPSHOTTING
         self._unwatch()
-        try:
-            yield self.engine
-        except BaseException:
+
+    def let_go(self, *, damaged: bool = False) -> None:
+        """Be ready again. If the engine may be damaged, no lease is given before its health was checked."""
+        if damaged:
             self.suspect()
-            raise
-        finally:
-            if self.state is EngineState.SNAPSHOTTING and self._engine is not None:
-                self._become_ready(self._engine)
+        if self.state is EngineState.SNAPSHOTTING and self._engine is not None:
+            self._become_ready(self._engine)
 
     # -- waking ---------------------------------------------------------------------------------------------
 

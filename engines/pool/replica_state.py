@@ -32,7 +32,7 @@ class ReplicaState:
         self.unverified = False  # its canary has not answered yet
         self.canary_failed = False  # it broke because its canary differed
         self.broke_unverified = False  # it broke before its canary had answered
-        self.pinned = False  # it must not be put to sleep: a snapshot of it is being made
+        self.served = False  # it has had a lease: what a request left in its memory stays there
         self.retiring = False  # it is no longer trusted, and ends with its last request
 
     @property

@@ -72,7 +72,7 @@ def evictable(replicas: Iterable[StateT], min_hot: int) -> list[StateT]:
         return []
     chosen = []
     for replica in sorted(replicas, key=lambda replica: replica.idle_since):
-        if not replica.idle or replica.pinned or replica.claim.reservation is None:
+        if not replica.idle or replica.claim.reservation is None:
             continue
         if replica.state is EngineState.READY:
             if spare <= 0:

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from coldstart.sandbox.namespaces import SandboxError
 from coldstart.snapshots.store import Layout, Snapshot
@@ -27,9 +28,10 @@ _logger = logging.getLogger("torpor.snapshot")
 class SnapshotKeeper:
     """Finds the snapshot of one model for its wakes, makes a missing one, and stops the use of a bad one.
 
-    ``replicas`` returns the actor's replicas. ``lend`` returns a ready one to make a snapshot of, if there is
-    one; without ``lend``, no snapshot is made. The methods are called from the actor's task. A task of the
-    keeper makes a snapshot: it pins a replica, holds it still, and lets it serve again.
+    ``replicas`` returns the actor's replicas; without ``makes``, no snapshot is made. The methods are called
+    from the actor's task. A task of the keeper makes a snapshot of an engine that has served no request,
+    since what a request leaves in the memory of an engine would be in every engine after it: it holds a
+    replica that has just started, before its first lease, or starts an engine of its own.
 
     It has more attributes than other classes because finding, inspecting and making a snapshot share what is
     known of it.
@@ -40,7 +42,8 @@ class SnapshotKeeper:
         dependencies: ReplicaDependencies,
         snapshots: EngineSnapshots,
         replicas: Callable[[], Sequence[Replica]],
-        lend: Callable[[], Replica | None] | None,
+        *,
+        makes: bool,
     ) -> None:
         self._dependencies = dependencies
         self._spec = dependencies.spec
@@ -48,7 +51,7 @@ class SnapshotKeeper:
         self._replicas = replicas
         self._inspecting: asyncio.Task[None] | None = None
         snapshots.watch(self._on_damaged)
-        self._lend = lend
+        self._makes = makes
         self._task: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._orders: list[tuple[asyncio.Future[EngineStatus], Callable[[], EngineStatus]]] = []
@@ -142,24 +145,27 @@ class SnapshotKeeper:
 
     def begin(self) -> None:
         """Begin to read every byte of a snapshot of an earlier run. Wakes do not wait for that."""
-        if self._lend is not None:
+        if self._makes:
             self._reading = asyncio.create_task(self._verify())
 
     async def _verify(self) -> None:
         if self._snapshots.known(self._spec) is not None:
             self._note(await self._snapshots.verify(self._spec))
 
-    def consider(self, replica: Replica) -> None:
-        """Make a snapshot of an engine that has become ready, if there is none."""
-        cold = replica.source is SleepTier.COLD and replica.state is EngineState.READY
-        if cold and self._lend is not None and self._task is None and self._retry is None:
-            self._task = asyncio.create_task(self._make_missing(replica))
+    def consider(self, replica: Replica) -> bool:
+        """Make a snapshot of an engine that has just started, if there is none; False if it may serve now."""
+        fresh = replica.source is SleepTier.COLD and replica.state is EngineState.READY and not replica.served
+        if not fresh or not self._makes or self._task is not None or self._retry is not None:
+            return False
+        replica.hold()
+        self._task = asyncio.create_task(self._make_missing(replica))
+        return True
 
     def order(self, done: asyncio.Future[EngineStatus], status: Callable[[], EngineStatus]) -> None:
         """Make a new snapshot; ``done`` gets the model's status, or fails."""
         self._orders.append((done, status))
         if self._task is None:
-            self._task = asyncio.create_task(self._make(self._lend() if self._lend is not None else None))
+            self._task = asyncio.create_task(self._make(self._of_own))
 
     async def close(self) -> None:
         """Give up the snapshot that is being made."""
@@ -174,16 +180,17 @@ class SnapshotKeeper:
 
     async def _make_missing(self, replica: Replica) -> None:
         if await self.find() is None or self._orders:
-            await self._make(replica)
+            await self._make(partial(self._of_replica, replica))
         else:
+            replica.let_go()  # before the task is forgotten: it is not considered again
             self._task = None
 
-    async def _make(self, replica: Replica | None) -> None:
+    async def _make(self, make: Callable[[], Awaitable[Snapshot]]) -> None:
         spec = self._spec
         failure: Exception | None = None
         began = time.perf_counter()
         try:
-            snapshot = await (self._of_replica(replica) if replica else self._of_own())
+            snapshot = await make()
         except (EngineError, SandboxError, OSError) as error:
             failure = error if isinstance(error, SnapshotFailed) else SnapshotFailed(str(error))
             _logger.warning("%s: no new snapshot: %s", spec.id, failure)
@@ -201,8 +208,8 @@ class SnapshotKeeper:
             )
         finally:
             self._task = None
-        if failure is not None and not isinstance(failure, _WentAway):
-            self._try_later(replica)
+        if failure is not None:
+            self._try_later()
         orders, self._orders = self._orders, []
         for done, status in orders:
             if failure is not None:
@@ -210,19 +217,29 @@ class SnapshotKeeper:
             elif not done.done():
                 done.set_result(status())
 
-    def _try_later(self, replica: Replica | None) -> None:
+    def _try_later(self) -> None:
         """Try again later, after a delay that doubles with each failure."""
         self._failures += 1
-        delay_s = min(_MOST_RETRY_S, self._dependencies.policy.snapshot_retry_s * 2 ** (self._failures - 1))
         self._forget_retry()
         self._retry = asyncio.get_running_loop().call_later(
-            delay_s, lambda: self._dependencies.post(lambda: self._try_again(replica))
+            self._retry_s(), lambda: self._dependencies.post(self._try_again)
         )
 
-    def _try_again(self, replica: Replica | None) -> None:
+    def _retry_s(self) -> float:
+        return min(_MOST_RETRY_S, self._dependencies.policy.snapshot_retry_s * 2.0 ** (self._failures - 1))
+
+    def _try_again(self) -> None:
+        """Make it of an engine of its own, if no other has to leave memory for that."""
         self._forget_retry()
-        if replica is not None:
-            self.consider(replica)
+        dependencies = self._dependencies
+        if self._task is not None or self.has_snapshot:
+            return
+        if dependencies.budget.fits(dependencies.footprint.cold()):
+            self._task = asyncio.create_task(self._make(self._of_own))
+        else:
+            self._retry = asyncio.get_running_loop().call_later(
+                self._retry_s(), lambda: dependencies.post(self._try_again)
+            )
 
     def _forget_retry(self) -> None:
         if self._retry is not None:
@@ -230,41 +247,22 @@ class SnapshotKeeper:
             self._retry = None
 
     async def _of_replica(self, replica: Replica) -> Snapshot:
-        """Make a snapshot of an engine that serves. It is held still for the dump, when it is idle."""
-        replica.pinned = True
+        """Make a snapshot of an engine that is held and has not served yet; it serves from the dump on."""
+        layout: Layout | None = None
+        damaged = True
         try:
-            try:
-                canary, ms = await self._warm_up(replica.engine)
-            except EngineError as error:
-                if _is_there(replica) or replica.state is EngineState.FAILED:
-                    raise  # a warm-up that kills engines must not kill each of them
-                raise _WentAway("the engine went away while it was warmed up") from error
-            patience = time.monotonic() + self._dependencies.policy.snapshot_patience_s
-            while not (replica.state is EngineState.READY and not replica.leases):
-                if not _is_there(replica):
-                    raise _WentAway("the engine went away before it could be dumped")
-                if self._orders and time.monotonic() > patience:
-                    break
-                await asyncio.sleep(_POLL_S)  # a moment without requests has no event, and is not urgent
-            else:
-                if not replica.adapters.tainted:  # the memory of an engine keeps what was in it
-                    return await self._dump_of(replica, canary, ms)
-        finally:
-            replica.pinned = False
-        return await self._of_own()  # a caller waits for it, and the engine is never idle
-
-    async def _dump_of(self, replica: Replica, canary: dict[str, object], ms: dict[str, float]) -> Snapshot:
-        """Dump an engine that is idle."""
-        layout = self._snapshots.store.draft(self._spec.id)
-        began = time.perf_counter()
-        try:
-            async with replica.held_still() as engine:
-                dumped = await self._dump(engine, layout)
+            canary, ms = await self._warm_up(replica.engine)
+            layout = self._snapshots.store.draft(self._spec.id)
+            began = time.perf_counter()
+            dumped = await self._dump(replica.engine, layout)
+            ms["dump"] = (time.perf_counter() - began) * 1000
+            damaged = False
         except BaseException:
-            shutil.rmtree(layout.folder, ignore_errors=True)
+            if layout is not None:
+                shutil.rmtree(layout.folder, ignore_errors=True)
             raise
-        ms["dump"] = (time.perf_counter() - began) * 1000
-        replica.pinned = False
+        finally:
+            replica.let_go(damaged=damaged)
         return await self._snapshots.publish(self._spec, layout, dumped, canary, ms)
 
     async def _of_own(self) -> Snapshot:
@@ -311,17 +309,3 @@ class SnapshotKeeper:
                 return await engine.dump(layout)
         except TimeoutError as error:
             raise SnapshotFailed(f"the dump took longer than {limit_s:.0f} s") from error
-
-
-class _WentAway(SnapshotFailed):
-    """The engine ended, or went to sleep: another attempt may succeed."""
-
-
-def _is_there(replica: Replica) -> bool:
-    return replica.state in (EngineState.READY, EngineState.SNAPSHOTTING)
-
-
-def dumpable(replicas: Iterable[Replica]) -> Replica | None:
-    """A ready engine that a snapshot can be made of: it started cold and has never held an adapter."""
-    ready = (r for r in replicas if r.state is EngineState.READY and r.source is SleepTier.COLD)
-    return next((replica for replica in ready if not replica.adapters.tainted), None)

@@ -38,6 +38,13 @@ def standin(spec: ModelSpec, runtime: Runtime) -> EngineProcess:
     return EngineProcess(spec, runtime, argv=standin_argv, health_timeout_s=0.3)
 
 
+def with_tests(spec: ModelSpec, runtime: Runtime) -> EngineProcess:
+    """The real engine, whose sandbox holds the tests as well, for an extension of its worker."""
+    sandboxes = runtime.sandboxes
+    sandboxes.layout = sandboxes.layout.with_binds({runtime.root.source / "tests": ROOT / "tests"})
+    return EngineProcess(spec, runtime)
+
+
 class Starts:
     """Makes stand-ins and counts them. ``options`` may be changed from one start to the next."""
 

@@ -99,7 +99,7 @@ def test_what_is_listed_is_read_ahead_and_nothing_where_it_is_there(tmp_path: Pa
     touched = WorkingSet(
         written={7: [(0x1000, PAGE)]}, read={str(file): [(4 * MB, 2 * MB)], "/seen/memory": [(0, MB)]}
     )
-    touched.write(snapshot, WorkingSet())
+    touched.write(snapshot, snapshot, WorkingSet())
     assert (snapshot / "written" / "7").read_bytes() == (0x1000).to_bytes(8, "little") + PAGE.to_bytes(
         8, "little"
     )

@@ -159,9 +159,9 @@ def test_a_kill_by_the_kernel_is_told_in_figures(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(host_memory, "total_bytes", lambda: 4 << 30)
     monkeypatch.setattr(host_memory, "available_bytes", lambda: 1 << 30)
     output = EngineOutput("m")
-    text = ending.end_text(137, 4, ModelSpec(id="m"), output)
+    text = ending.end_text(137, ModelSpec(id="m"), output, killed=True)
     assert text.startswith(
         "the engine was ended by SIGKILL: out of memory, the kernel killed it (1.00 GiB of 4.00 GiB"
     )
-    assert ending.end_text(137, 5, ModelSpec(id="m"), output) == "the engine was ended by SIGKILL"
-    assert ending.end_text(0, 4, ModelSpec(id="m"), output) == "the engine ended with exit status 0"
+    assert ending.end_text(137, ModelSpec(id="m"), output, killed=False) == "the engine was ended by SIGKILL"
+    assert ending.end_text(0, ModelSpec(id="m"), output, killed=True) == "the engine ended with exit status 0"

@@ -328,7 +328,6 @@ class Simulation:
     def sleep(self, replica: ReplicaState, tier: SleepTier) -> None:
         assert not replica.leases, "an engine in use is put to sleep"
         assert not replica.slots.changing, "an engine is put to sleep while an adapter changes"
-        assert not replica.pinned
         replica.slots.clear()
         if tier is SleepTier.PAUSED:
             assert replica.state is EngineState.READY

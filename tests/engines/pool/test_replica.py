@@ -50,7 +50,7 @@ async def test_who_waits_for_a_dump_that_fails_gets_no_engine_that_is_in_pieces(
 
     Torn.failing = asyncio.Event()
     async with snapshot_host(run_dir, make=make) as engines:
-        await engines.wake("model")
+        waking = asyncio.create_task(engines.wake("model"))
         assert await eventually(lambda: engines.status()[0].state is EngineState.SNAPSHOTTING)
         first = created[0].address
 
@@ -59,9 +59,10 @@ async def test_who_waits_for_a_dump_that_fails_gets_no_engine_that_is_in_pieces(
                 return lease.address
 
         request = asyncio.create_task(address())
-        assert await eventually(lambda: len(engines._actors["model"]._waiters) == 1)
+        assert await eventually(lambda: len(engines._actors["model"]._waiters) == 2)
         Torn.failing.set()
         assert await request != first
+        await waking
         assert len(created) == 2
 
 

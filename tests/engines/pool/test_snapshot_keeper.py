@@ -11,15 +11,19 @@ from pathlib import Path
 import pytest
 
 from coldstart.snapshots.manifest import Manifest
-from coldstart.snapshots.store import Snapshot
+from coldstart.snapshots.store import Layout, Snapshot
 from coldstart.tiers import SleepTier
 from engines.client.engine_client import EngineClient
 from engines.errors import EngineBroken, SnapshotFailed
 from engines.host import EngineHost
 from engines.lifecycle.control_calls import call
+from engines.lifecycle.engine import Dumped
+from engines.lifecycle.process import EngineProcess, Runtime
+from engines.sizing import PROCESS_BYTES
+from engines.spec import ModelSpec
 from engines.status import EngineState
 from tests.engines.snapshot_fixtures import ask, asleep, current, has_snapshot, model, snapshot_host
-from tests.engines.support import QUICK, eventually, no_trace
+from tests.engines.support import QUICK, eventually, no_trace, standin_argv
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -82,13 +86,65 @@ async def test_only_the_snapshot_that_answered_otherwise_is_condemned(run_dir: P
         assert (await ask(host))[1] is SleepTier.SNAPSHOT
 
 
-async def test_a_model_sent_to_sleep_during_its_first_snapshot_gets_one_later(run_dir: Path) -> None:
-    async with snapshot_host(run_dir, model(engine_args=("start_s=0.3",))) as host:
-        await ask(host)
+async def test_a_model_sent_to_sleep_during_its_first_snapshot_has_it_afterwards(run_dir: Path) -> None:
+    async with snapshot_host(run_dir) as host:
+        first, _ = await ask(host)
         await host.sleep("model", SleepTier.COLD)
-        assert host.snapshots is not None
-        assert host.snapshots.store.current("model") is None
-        await ask(host)
+        assert await eventually(has_snapshot(host), 20)
+        second, tier = await ask(host)
+        assert (tier, second != first) == (SleepTier.COLD, True), "as it was ordered"
+        await host.sleep("model", SleepTier.SNAPSHOT)
+        assert await ask(host) == (first, SleepTier.SNAPSHOT)
+
+
+async def test_an_engine_is_dumped_before_its_first_request(run_dir: Path) -> None:
+    """What a request leaves in an engine's memory must not be in the engines of other tenants."""
+    served: list[bool] = []
+
+    class Watched(EngineProcess):
+        async def dump(self, layout: Layout) -> Dumped:
+            served.extend(replica.served for replica in host._actors["model"]._replicas)
+            return await super().dump(layout)
+
+    def watched(spec: ModelSpec, runtime: Runtime) -> EngineProcess:
+        return Watched(spec, runtime, argv=standin_argv, health_timeout_s=0.3)
+
+    async with snapshot_host(run_dir, make=watched) as host:
+        first, _ = await ask(host)
+        assert served == [False]
+        assert await eventually(has_snapshot(host), 20)
+        before = current(host).id
+        await host.snapshot("model")  # although its engine is idle
+        assert served == [False, True], "the replica has served, so another engine was dumped"
+        await host.sleep("model", SleepTier.SNAPSHOT)
+        second, tier = await ask(host)
+        assert (tier, current(host).id != before) == (SleepTier.SNAPSHOT, True)
+        assert second != first, "it is the other engine's memory"
+
+
+async def test_a_preloaded_engine_is_dumped_while_it_has_served_nobody(run_dir: Path) -> None:
+    async with snapshot_host(run_dir, model(preload=True)) as host:
+        assert await eventually(has_snapshot(host), 20)
+        first, tier = await ask(host)
+        assert tier is SleepTier.HOT
+        await host.sleep("model", SleepTier.SNAPSHOT)
+        assert await ask(host) == (first, SleepTier.SNAPSHOT)
+
+
+async def test_a_retry_does_not_take_memory_from_others(
+    run_dir: Path, wrapped_criu: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = replace(QUICK, snapshot_retry_s=0.2)
+    size = model().kv_cache_bytes + PROCESS_BYTES
+    async with snapshot_host(run_dir, policy=policy, memory_bytes=int(1.5 * size)) as host:
+        wrapped_criu.write_text('if [ "$1" = dump ]; then exit 1; fi\n')
+        first, _ = await ask(host)
+        assert await eventually(lambda: "no new snapshot" in caplog.text, 20)
+        wrapped_criu.write_text("")
+        await asyncio.sleep(1.0)
+        assert not has_snapshot(host)()
+        assert await ask(host) == (first, SleepTier.HOT), "its engine stayed in memory"
+        await host.sleep("model", SleepTier.COLD)
         assert await eventually(has_snapshot(host), 20)
 
 
@@ -107,8 +163,7 @@ async def test_a_dump_that_failed_is_tried_again_after_a_while(
 async def test_a_snapshot_that_is_ordered_of_a_busy_model_is_made_of_an_engine_of_its_own(
     run_dir: Path,
 ) -> None:
-    policy = replace(QUICK, snapshot_patience_s=0.3)
-    async with snapshot_host(run_dir, policy=policy) as host, host.acquire("model"):
+    async with snapshot_host(run_dir) as host, host.acquire("model"):
         ordered = await asyncio.wait_for(host.snapshot("model"), 30)
         assert ordered.state is EngineState.READY
         assert has_snapshot(host)()
@@ -153,7 +208,7 @@ async def test_a_wake_that_raises_fails_its_requests_and_the_next_one_is_served(
 async def test_nobody_else_may_read_an_image(run_dir: Path) -> None:
     async with asleep(run_dir) as host:
         folder = current(host).layout.folder
-        images = [folder / "images", folder / "memory", *(folder / "images").iterdir()]
+        images = [folder, folder / "memory", *(folder / "images").iterdir()]
         assert len(images) > 2
         assert [path.name for path in images if path.stat().st_mode & 0o077] == []
 

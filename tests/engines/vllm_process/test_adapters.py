@@ -22,7 +22,7 @@ from engines.policy import HostPolicy
 from engines.spec import LoraSettings, ModelSpec
 from engines.status import EngineLease
 from loadtest.adapter_files import make_adapter
-from tests.engines.support import CRIU_DIR, ROOT, eventually
+from tests.engines.support import CRIU_DIR, ROOT, eventually, with_tests
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -88,9 +88,10 @@ class Site:
             self.host.forget(digest)
         async with self.host.acquire(MODEL.id) as lease:
             folder = Path(lease.address.uds or "").parent
-            left = folder / "adapters"
+            left = folder.parent / "adapters"
             assert await eventually(lambda: not any(left.glob("*"))), [path.name for path in left.glob("*")]
             (folder / ORDERS).write_text(json.dumps(orders))
+            (folder / ORDERS).chmod(0o666)  # the engine, which is another user, takes orders off it
         return lease
 
 
@@ -103,6 +104,7 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
         snapshot_dir=run_dir / "snapshots",
         criu_dir=CRIU_DIR,
         policy=HostPolicy(spare_sandboxes=0),
+        make=with_tests,
     )
     async with host:
         created = Site(host, tmp_path_factory.mktemp("adapters"))
