@@ -42,6 +42,7 @@ OTHERS: Mapping[str, str] = {
     "policy-sim": "keep-alive policies on simulated arrivals",
     "random-model": "makes a model with random weights",
     "set-up": "how long `make up` takes on fresh clones",
+    "wake-pairs": "wakes of two versions in turn",
     "usage-query": "usage reports over millions of entries",
 }
 """Commands of modules that have the same name, with ``_`` for ``-``."""

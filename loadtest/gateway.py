@@ -33,11 +33,12 @@ class Gateway:
     """A folder with Torpor's configuration, its data and its keys, and the process that serves it.
 
     ``text`` is the configuration; ``{port}``, ``{metrics_port}`` and ``{root}`` (the repository) are replaced
-    in it. The constructor runs `torpor setup`. Raises `NotReady`.
+    in it. The constructor runs `torpor setup`. ``source``: a checkout of another version. Raises `NotReady`.
     """
 
-    def __init__(self, folder: Path, text: str) -> None:
+    def __init__(self, folder: Path, text: str, source: Path = REPOSITORY) -> None:
         self.folder = folder
+        self._environment = {"PYTHONPATH": str(source)}
         self.port, self._metrics_port = free_port(), free_port()
         values = {"port": self.port, "metrics_port": self._metrics_port, "root": REPOSITORY}
         for name, value in values.items():
@@ -72,12 +73,18 @@ class Gateway:
 
     def torpor(self, *arguments: str) -> str:
         """Run a command of `torpor` to its end; returns its output. Raises `NotReady`."""
-        return run(python("-m", "gateway.cli", *arguments), cwd=self.folder)
+        return run(python("-m", "gateway.cli", *arguments), cwd=self.folder, environment=self._environment)
 
     def start(self) -> Running:
         """Start `torpor serve`, and wait until it is ready. Raises `NotReady`."""
         arguments = python("-m", "gateway.cli", "serve")
-        self._child = Child("torpor", arguments, log=self.folder / "serve.log", cwd=self.folder)
+        self._child = Child(
+            "torpor",
+            arguments,
+            log=self.folder / "serve.log",
+            cwd=self.folder,
+            environment=self._environment,
+        )
         ready_s = self._child.wait_for(f"{self.url}/health/ready", START_S)
         endpoint = Endpoint(port=self.port, key=self.keys[API_KEY])
         return Running("torpor", endpoint, self._child, ready_s=ready_s)

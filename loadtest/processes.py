@@ -138,13 +138,19 @@ def clean_environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(REPOSITORY), **more}
 
 
-def run(arguments: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 300.0) -> str:
+def run(
+    arguments: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    timeout_s: float = 300.0,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run a command to its end; what it printed. Raises `NotReady` where it fails."""
     try:
         done = subprocess.run(
             arguments,
             cwd=cwd,
-            env=clean_environment({}),
+            env=clean_environment(environment or {}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -221,12 +221,10 @@ class EngineProcess:
         self._patience = Patience.of_snapshot(self._spec, snapshot)
         if self._runtime.criu is None:
             raise EngineStartFailed("there is no CRIU")
-        first = chain(self._runtime.criu.files, layout.images.iterdir())
-        outside = self.layout().with_binds({SNAPSHOT: layout.folder}).outside
-        self._reading = asyncio.create_task(asyncio.to_thread(read_ahead, layout.folder, outside, first))
         try:
             sandbox, folder = await self._claim_sandbox(layout)
             furnished = time.perf_counter()
+            self._read_ahead(self._runtime.criu, layout)
             criu = self._runtime.criu.moved(self._runtime.sandboxes.layout.inside)
             code = await sandbox.help(
                 criu.restore_command(SNAPSHOT / layout.images.name, WORK, manifest.pipe),
@@ -242,29 +240,43 @@ class EngineProcess:
         self._main_pid = manifest.main_pid
         return {"sandbox": (furnished - began) * 1000, "restore": (time.perf_counter() - furnished) * 1000}
 
+    def _read_ahead(self, criu: Criu, layout: Layout) -> None:
+        """Begin to read what the wake will need. Not earlier: the sandbox is prepared in this process too."""
+        first = chain(criu.files, layout.images.iterdir())
+        outside = self.layout().with_binds({SNAPSHOT: layout.folder}).outside
+        self._reading = asyncio.create_task(asyncio.to_thread(read_ahead, layout.folder, outside, first))
+
     async def _claim_sandbox(self, layout: Layout | None = None) -> tuple[Sandbox, RunFolder]:
         """Take a spare sandbox and prepare it for an engine, with the files of a snapshot if given."""
-        self._folder = self._runtime.folders.make(self.uid)
-        folder = self._folder
+        folder = self._folder = self._runtime.folders.make(self.uid)
+        copying = None
         if layout is not None:
-            await asyncio.to_thread(copy_regular_files, layout.box, folder.box, uid=self.uid)
-        warm = await self._runtime.sandboxes.take()
-        self._sandbox, self._pipe = warm.sandbox, warm.pipe
-        self._ended = asyncio.create_task(warm.sandbox.wait())
-        warm.sandbox.limit(self._runtime.limits(self._spec))
-        await self._output.read(warm.output)
-        if self._isolated:
-            mounts, copies = self._mounts(folder), {}
-            if layout is not None:
-                mounts.append(Mount(layout.folder, SNAPSHOT))
-                copies[SHM] = SNAPSHOT / layout.shm.name
-            if self._runtime.folders.criu_cache.is_file():
-                await asyncio.to_thread(
-                    shutil.copyfile, self._runtime.folders.criu_cache, folder.work / program.PROBE_CACHE.name
-                )
-                copies[program.PROBE_CACHE] = WORK / program.PROBE_CACHE.name
-            await warm.sandbox.mount_engine(mounts, self._runtime.owners, uid=self.uid, copies=copies)
+            copying = asyncio.create_task(
+                asyncio.to_thread(copy_regular_files, layout.box, folder.box, uid=self.uid)
+            )
+        try:
+            warm = await self._runtime.sandboxes.take()
+            self._sandbox, self._pipe = warm.sandbox, warm.pipe
+            self._ended = asyncio.create_task(warm.sandbox.wait())
+            warm.sandbox.limit(self._runtime.limits(self._spec))
+            await self._output.read(warm.output)
+            if self._isolated:
+                await self._mount(warm.sandbox, folder, layout)
+        finally:
+            if copying is not None:
+                await copying
         return warm.sandbox, folder
+
+    async def _mount(self, sandbox: Sandbox, folder: RunFolder, layout: Layout | None) -> None:
+        """Show the engine's folders in the sandbox, and those of a snapshot if given."""
+        mounts, copies = self._mounts(folder), {}
+        if layout is not None:
+            mounts.append(Mount(layout.folder, SNAPSHOT))
+            copies[SHM] = SNAPSHOT / layout.shm.name
+        if self._runtime.folders.criu_cache.is_file():
+            shutil.copyfile(self._runtime.folders.criu_cache, folder.work / program.PROBE_CACHE.name)
+            copies[program.PROBE_CACHE] = WORK / program.PROBE_CACHE.name
+        await sandbox.mount_engine(mounts, self._runtime.owners, uid=self.uid, copies=copies)
 
     def _mounts(self, folder: RunFolder) -> list[Mount]:
         mounts = [

@@ -31,6 +31,7 @@ from gateway.inference.calls import (
 from gateway.inference.catalog import Model
 from gateway.inference.estimates import Estimate
 from gateway.inference.exchange import MOST_ENGINES, Exchange, Plan, UnmeteredExchange
+from gateway.inference.local_tokens import LocalExchange, local_answer
 from gateway.inference.metered import MeteredPlan, PlainExchange, StreamExchange
 from gateway.inference.model_fit import check_fit, fitted
 from gateway.inference.openai_fields import OPENAI_FIELDS
@@ -132,7 +133,10 @@ def _unmetered(path: str, kind: type[Call]) -> Endpoint:
             admissions.standings, parsed.principal, model.id, model.adapter_name
         )
         admission = admissions.admit(parsed.principal, model.id, tokens, adapter=model.adapter_name)
-        return UnmeteredExchange(parsed.services.relay, plan, parsed.record, admission, tokens)
+        relay, compute = parsed.services.relay, local_answer(model, parsed.call)
+        if compute is not None:
+            return LocalExchange(relay, plan, parsed.record, admission, tokens, compute)
+        return UnmeteredExchange(relay, plan, parsed.record, admission, tokens)
 
     return endpoint
 

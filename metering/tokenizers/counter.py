@@ -1,6 +1,6 @@
 """Counts tokens with a model's own tokenizer, without the engine. Nothing is ever fetched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -76,6 +76,29 @@ class TokenCounter:
         else:
             ids = self._by_library(text)
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
+
+    @property
+    def adds_tokens(self) -> bool:
+        """Whether the model puts tokens around every text."""
+        return bool(self._before or self._after)
+
+    def strings(self, ids: Sequence[int]) -> list[str] | None:
+        """The tokens with these ids as the vocabulary writes them; None if one is not in it."""
+        strings: list[str] = []
+        for number in ids:
+            string = self._tokenizer.id_to_token(number)
+            if string is None:
+                return None
+            strings.append(string)
+        return strings
+
+    def decode(self, ids: Sequence[int]) -> str | None:
+        """The text of these tokens, special ones included; None if one is not in the vocabulary."""
+        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        if any(not 0 <= number < size for number in ids):
+            return None
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
 
     def _by_library(self, text: str) -> list[int]:
         """A batch of one: only for batches does the library let go of the interpreter's lock."""

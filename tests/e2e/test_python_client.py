@@ -232,6 +232,11 @@ def test_timeout_then_retry(gateway: Gateway) -> None:
 
 def test_tokenize_and_detokenize(gateway: Gateway) -> None:
     with gateway.http() as http:
-        tokens = http.post("/tokenize", json={"model": CHAT_MODEL, "prompt": "Hello there"}).json()["tokens"]
-        back = http.post("/detokenize", json={"model": CHAT_MODEL, "tokens": tokens}).json()
-    assert back["prompt"] == "Hello there"
+        reply = http.post("/tokenize", json={"model": CHAT_MODEL, "prompt": "Hello there"})
+        back = http.post("/detokenize", json={"model": CHAT_MODEL, "tokens": reply.json()["tokens"]})
+        chat = http.post("/tokenize", json={"model": CHAT_MODEL, "messages": QUESTION})
+    assert back.json()["prompt"] == "Hello there"
+    assert chat.json()["count"] > len(reply.json()["tokens"])
+    assert "x-torpor-engine" in chat.headers, "the engine renders conversations"
+    for response in (reply, back):
+        assert "x-torpor-engine" not in response.headers, "the gateway answers by itself"

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from engines.host import EngineHost
 from engines.policy import HostPolicy
 from engines.spec import ModelSpec, Task, check_model, context_length
 from engines.status import EngineState
+from gateway.inference.calls import DetokenizeCall, TokenizeCall
+from gateway.inference.catalog import load_model
+from gateway.inference.local_tokens import local_answer
 from tests.engines.support import ROOT, eventually, no_trace
 from tests.process_table import processes_with
 
@@ -340,6 +344,53 @@ async def test_the_worker_extension_reports_memory(host: EngineHost, chat: Engin
     (memory,) = json.loads(reply.body)
     assert 0.9 * 2**30 < memory["kv_cache_bytes"] <= 2**30
     assert await eventually(lambda: host.status()[0].memory_bytes > memory["resident_bytes"] / 2, 10)
+
+
+TEXTS = [
+    "Hello there",
+    " ",
+    "\n\n  two  spaces\ttab\r\n",
+    "Grüße, 世界! 👩‍👩‍👧‍👦 e\u0301 \u200b\ufeff \x00\x7f",
+    "<|im_start|>user\nHi<|im_end|>\n<|endoftext|>",
+    "don't 12345 3.14e-10 https://example.com/?q=1#x",
+    "word " * 2000,
+    "a" * 5000,
+]
+
+
+@pytest.mark.parametrize("strings", [False, True])
+async def test_the_gateway_tokenizes_as_the_engine_does(
+    host: EngineHost, chat: EngineClient, strings: bool
+) -> None:
+    model = load_model(next(spec for spec in host.specs if spec.id == CHAT.id), 0)
+    for text in TEXTS:
+        call = TokenizeCall(model=CHAT.id, prompt=text, return_token_strs=strings)
+        compute = local_answer(model, call)
+        assert compute is not None
+        body = {"model": CHAT.id, "prompt": text, "return_token_strs": strings}
+        reply = await chat.request("POST", "/tokenize", json.dumps(body).encode(), timeout_s=30)
+        assert json.loads(compute() or b"null") == json.loads(reply.body), text
+        ids = json.loads(reply.body)["tokens"]
+        back = local_answer(model, DetokenizeCall(model=CHAT.id, tokens=ids))
+        assert back is not None
+        body = {"model": CHAT.id, "tokens": ids}
+        reply = await chat.request("POST", "/detokenize", json.dumps(body).encode(), timeout_s=30)
+        assert json.loads(back() or b"null") == json.loads(reply.body), text
+
+
+async def test_what_the_engine_alone_can_tell_is_asked_of_it(host: EngineHost) -> None:
+    model = load_model(next(spec for spec in host.specs if spec.id == CHAT.id), 0)
+    for prompt in (None, ""):
+        assert local_answer(model, TokenizeCall(model=CHAT.id, prompt=prompt)) is None
+    other = replace(model, spec=replace(model.spec, engine_args=("--tokenizer=/somewhere",)))
+    assert local_answer(other, TokenizeCall(model=CHAT.id, prompt="Hi")) is None
+    for call in (
+        TokenizeCall(model=CHAT.id, prompt="a lone \ud800"),
+        DetokenizeCall(model=CHAT.id, tokens=[1, 2**31 - 1]),
+    ):
+        compute = local_answer(model, call)
+        assert compute is not None
+        assert compute() is None
 
 
 async def test_a_dead_engine_core_breaks_the_stream_and_the_engine_is_given_up(
