@@ -182,6 +182,8 @@ class EngineHost:
     async def _close_sandboxes(self) -> None:
         if self._sandboxes is not None:
             await self._sandboxes.close()
+        if self._runtime is not None:
+            self._runtime.owners.close()
         await asyncio.to_thread(self._folders.close)
 
     async def _find_criu(self) -> Criu | None:

@@ -90,21 +90,16 @@ async def outcomes(
     make: Callable[[ModelSpec, Runtime], EngineProcess],
     spec: ModelSpec,
     folder: Path,
-    *,
-    memory_bytes: int | None = None,
 ) -> Outcomes:
     """Let an engine that was started, and one that was restored from its snapshot, try everything.
 
     ``make``: makes engines that answer the orders of `loadtest.isolation_attempts`. ``folder``: an empty one.
-    ``memory_bytes``: the most that the engine may use, if not what the model's size gives.
     """
     folders = RunFolders(folder / "run")
     folders.open()
     store = SnapshotStore(folder / "snapshots")
     store.open()
-    runtime, reason = await prepare_runtime(
-        folders, program.find(ROOT / ".criu"), CpuDriver(), memory_bytes=memory_bytes
-    )
+    runtime, reason = await prepare_runtime(folders, program.find(ROOT / ".criu"), CpuDriver())
     if reason is not None or runtime.isolation.missing:
         raise SystemExit(f"this host lacks walls: {reason or missing_text(runtime.isolation)}")
     layout = runtime.sandboxes.layout

@@ -636,6 +636,15 @@ def escape_the_kernels_choice(site: EngineSite) -> str:
 
 
 @_attempt
+def allow_itself_core_dumps(site: EngineSite) -> str:
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    except ValueError as error:  # as Python says EPERM
+        raise OSError(errno.EPERM, str(error)) from error
+    return "allowed"
+
+
+@_attempt
 def type_into_a_terminal(site: EngineSite) -> str:
     return str(fcntl.ioctl(0, 0x5412, b"x"))
 

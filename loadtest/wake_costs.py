@@ -76,7 +76,7 @@ def _recorded(gateway: WakingGateway, model: str) -> Any:
 
 
 def _expect_canary(gateway: WakingGateway, canary: Any) -> None:
-    (socket,) = (gateway.folder / ".torpor/run").glob("engine-*/s")
+    (socket,) = (gateway.folder / ".torpor/run").glob("engine-*/box/s")
     transport = httpx.HTTPTransport(uds=str(socket))
     with httpx.Client(transport=transport, base_url="http://engine", timeout=TIMEOUT_S) as http:
         http.post("/torpor/wake", json=canary).raise_for_status()

@@ -54,6 +54,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -96,8 +97,8 @@ CAPABILITY_VERSION_3 = 0x20080522
 # it is there). CHOWN 0, DAC_OVERRIDE 1, FOWNER 3, KILL 5, SETGID 6, SETUID 7, SETPCAP 8, NET_ADMIN 12,
 # SYS_CHROOT 18, SYS_PTRACE 19, SYS_ADMIN 21, SYS_RESOURCE 24, SYS_TIME 25.
 HELPER_CAPABILITIES = sum(1 << number for number in (0, 1, 3, 5, 6, 7, 8, 12, 18, 19, 21, 24, 25))
-# Files of /proc that tell of the host, or act on it.
 PROC, LAST_PID = "/proc", "/sys/kernel/ns_last_pid"
+# Files of /proc that tell of the host, or act on it.
 MASKED = ("kcore", "kallsyms", "kmsg", "keys", "timer_list", "sysrq-trigger", "kpagecount", "kpageflags")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 SHM_SIZE = "512m"
@@ -316,6 +317,7 @@ def _spawn(libc: Libc, request: dict[str, Any], log: int | None = None) -> int:
 
 def _give_up_authority(libc: Libc, uid: int | None, program: str | None) -> None:
     """Become an unprivileged process, for good: the order matters, each step needs what the next gives up."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the host's handler of core dumps is not the engine's
     libc.limit_bounding_set(0)
     if uid is not None:
         os.setgroups([])

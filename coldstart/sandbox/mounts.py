@@ -5,7 +5,8 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,9 +61,10 @@ def opened(mounts: Sequence[Mount], owners: "OwnerMaps", uid: int | None) -> Ite
 
 
 class OwnerMaps:
-    """User namespaces that show one user's files as another's: made once, kept open. Not for two threads."""
+    """User namespaces that show one user's files as another's: made once, kept open."""
 
     def __init__(self) -> None:
+        self._making = threading.Lock()
         self._namespaces: dict[tuple[tuple[int, int], int], int | None] = {}
         self.mapped = True
         """False once a file system could not map owners."""
@@ -73,12 +75,24 @@ class OwnerMaps:
         None if the platform forbids such namespaces. Blocks for some 30 ms the first time.
         """
         key = (owner, uid)
-        if key not in self._namespaces:
-            try:
-                self._namespaces[key] = _user_namespace(owner, uid)
-            except (OSError, subprocess.SubprocessError):
-                self._namespaces[key] = None
-        return self._namespaces[key]
+        with self._making:
+            if key not in self._namespaces:
+                try:
+                    self._namespaces[key] = _user_namespace(owner, uid)
+                except (OSError, subprocess.SubprocessError):
+                    self._namespaces[key] = None
+            return self._namespaces[key]
+
+    def prepare(self, mounts: Iterable[Mount], uid: int | None) -> None:
+        """Make what is missing for these mounts. Blocks: call it in a thread."""
+        for mount in mounts:
+            if mount.owner is not None and uid is not None:
+                self.find(mount.owner, uid)
+
+    def has(self, mounts: Iterable[Mount], uid: int | None) -> bool:
+        """Whether `prepare` has nothing to make."""
+        owners = {mount.owner for mount in mounts if mount.owner is not None and uid is not None}
+        return all((owner, uid) in self._namespaces for owner in owners)
 
     @property
     def works(self) -> bool:

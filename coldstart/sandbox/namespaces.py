@@ -192,6 +192,8 @@ class Sandbox:
         """
         pairs = [[str(source), str(target)] for target, source in (copies or {}).items()]
         targets = [str(mount.target) for mount in mounts]
+        if not owners.has(mounts, uid):
+            await asyncio.to_thread(owners.prepare, mounts, uid)
         with opened(mounts, owners, uid) as trees:
             await self._ask(trees, do="mount_engine", targets=targets, copies=pairs)
 

@@ -81,13 +81,13 @@ class Runtime:
     def limits(self, spec: ModelSpec) -> Limits:
         """What an engine of the model may use: twice the memory that it is expected to need.
 
-        Never more than ``memory_bytes``, which all engines together may use. Of the processors it has the
-        weight of a process for each of them, which is that of the threads that compute.
+        At most ``memory_bytes``, which all engines together may use, unless it needs more and so runs alone.
+        Of the processors it has the weight of a process for each of them, as the threads that compute have.
         """
         expected = spec.weights_bytes() + spec.kv_cache_bytes + PROCESS_BYTES
         cores = len(os.sched_getaffinity(0))
         most = min(2 * expected, self.memory_bytes or 2 * expected)
-        return Limits(most, _TASKS + _TASKS_PER_CORE * cores, float(cores))
+        return Limits(max(expected, most), _TASKS + _TASKS_PER_CORE * cores, float(cores))
 
     @property
     def isolation(self) -> Isolation:

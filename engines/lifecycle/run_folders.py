@@ -103,11 +103,16 @@ class RunFolders:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder = RunFolder(path, lock)
-        for part in (folder.box, folder.work, folder.adapters):
-            part.mkdir(mode=0o700)
-        if uid is not None:
-            os.chown(folder.adapters, uid, uid)
-            mount_tmpfs(folder.box, _BOX_BYTES, uid)
+        try:
+            for part in (folder.box, folder.work, folder.adapters):
+                part.mkdir(mode=0o700)
+            if uid is not None:
+                os.chown(folder.adapters, uid, uid)
+                mount_tmpfs(folder.box, _BOX_BYTES, uid)
+        except OSError:
+            _remove(path)
+            os.close(lock)
+            raise
         return folder
 
 

@@ -12,7 +12,6 @@ from tests.engines.support import STANDIN
 from tests.engines.support import spec as standin_spec
 from tests.engines.vllm_process.test_server import CHAT
 
-_MOST_BYTES = 600 << 20
 _ORDERS = """import sys
 sys.path.insert(0, "/opt/torpor/source")
 from loadtest.isolation_watch import watch
@@ -36,7 +35,7 @@ def _successes(results: Outcomes) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.timeout(120)
 async def test_nothing_that_a_process_of_the_sandbox_tries_succeeds(run_dir: Path) -> None:
-    results = await outcomes(attacked_standin, standin_spec(), run_dir, memory_bytes=_MOST_BYTES)
+    results = await outcomes(attacked_standin, standin_spec(), run_dir)
     assert _successes(results) == {}
     assert len(results) >= 100
 
