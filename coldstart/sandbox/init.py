@@ -230,13 +230,8 @@ def _mount_devices(libc: Libc, root: str, more: list[str]) -> None:
     for path in (*(f"/dev/{name}" for name in DEVICES), *more):
         _make_place(root + path, folder=False)
         libc.mount(path, root + path, None, MS_BIND)
-    for name, text in (
-        ("fd", "self/fd"),
-        ("stdin", "self/fd/0"),
-        ("stdout", "self/fd/1"),
-        ("stderr", "self/fd/2"),
-    ):
-        os.symlink(f"/proc/{text}", f"{devices}/{name}")
+    for name, text in {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}.items():
+        os.symlink(f"/proc/self/{text}", f"{devices}/{name}")
     os.mkdir(devices + "/shm")
     libc.mount(
         "shm", devices + "/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"mode=1777,size={SHM_SIZE}"
