@@ -38,6 +38,7 @@ OTHERS: Mapping[str, str] = {
     "generator": "the load generator alone, against any server",
     "isolation": "what an engine can do to its host",
     "ledger": "how many entries a second become durable",
+    "loop-turns": "how long one request keeps the event loop",
     "noisy-neighbour": "what one tenant's requests do to another's",
     "policy-sim": "keep-alive policies on simulated arrivals",
     "random-model": "makes a model with random weights",

@@ -33,11 +33,15 @@ class Gateway:
     """A folder with Torpor's configuration, its data and its keys, and the process that serves it.
 
     ``text`` is the configuration; ``{port}``, ``{metrics_port}`` and ``{root}`` (the repository) are replaced
-    in it. The constructor runs `torpor setup`. ``source``: a checkout of another version. Raises `NotReady`.
+    in it. The constructor runs `torpor setup`. ``source``: a checkout of another version. ``module``: what is
+    run to serve. Raises `NotReady`.
     """
 
-    def __init__(self, folder: Path, text: str, source: Path = REPOSITORY) -> None:
+    def __init__(
+        self, folder: Path, text: str, source: Path = REPOSITORY, *, module: str = "gateway.cli"
+    ) -> None:
         self.folder = folder
+        self._module = module
         self._environment = {"PYTHONPATH": str(source)}
         self.port, self._metrics_port = free_port(), free_port()
         values = {"port": self.port, "metrics_port": self._metrics_port, "root": REPOSITORY}
@@ -77,7 +81,7 @@ class Gateway:
 
     def start(self) -> Running:
         """Start `torpor serve`, and wait until it is ready. Raises `NotReady`."""
-        arguments = python("-m", "gateway.cli", "serve")
+        arguments = python("-m", self._module, "serve")
         self._child = Child(
             "torpor",
             arguments,

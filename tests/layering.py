@@ -25,6 +25,7 @@ EXERCISES: dict[str, frozenset[str]] = {
     "loadtest/isolation.py": frozenset({"coldstart", "engines"}),
     "loadtest/isolation_extension.py": frozenset({"engines"}),
     "loadtest/ledger.py": frozenset({"metering"}),
+    "loadtest/timed_gateway.py": frozenset({"gateway"}),
     "loadtest/usage_query.py": frozenset({"metering"}),
 }
 """The folder that a simulation or a query benchmark exercises; the rest of loadtest/ speaks HTTP only."""

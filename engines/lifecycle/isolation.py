@@ -8,6 +8,7 @@ from pathlib import Path
 from coldstart.criu.program import Criu, CriuMissing
 from coldstart.sandbox.control_groups import ControlGroups
 from coldstart.sandbox.namespaces import Isolation, probe
+from coldstart.sandbox.root_layout import RootLayout
 from coldstart.sandbox.spares import SandboxPool
 from coldstart.sleep_drivers import CpuDriver, SleepDriver
 from engines import wire
@@ -31,7 +32,7 @@ async def prepare_runtime(
     closes the runtime's sandboxes. ``memory_bytes``: what all engines together may use.
     """
     root = sandbox_root(None if criu is None else criu.folder)
-    isolation = await probe(root.layout, call_filter=wire.on_cpu())
+    isolation = await _probed(root.layout)
     if not isolation.namespaces:
         root = host_root()
     groups = await asyncio.to_thread(ControlGroups.find)
@@ -42,11 +43,42 @@ async def prepare_runtime(
     runtime = Runtime(folders, sandboxes, None, driver, root, memory_bytes=memory_bytes)
     if criu is None:
         return runtime, "there is no CRIU"
+    earlier = _CHECKED.get(criu)
+    if earlier is not None and earlier.before == isolation:
+        sandboxes.isolation = earlier.after
+        folders.criu_cache.write_bytes(earlier.probe_cache)
+        return replace(runtime, criu=criu), None
     try:
         sandboxes.isolation = await criu_check.check(criu, runtime)
     except CriuMissing as error:
         return runtime, str(error)
+    _CHECKED[criu] = _Checked(isolation, sandboxes.isolation, folders.criu_cache.read_bytes())
     return replace(runtime, criu=criu), None
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What a check of CRIU has found: the isolation before and after it, and what it learnt of the kernel."""
+
+    before: Isolation
+    after: Isolation
+    probe_cache: bytes
+
+
+# A kernel does not change under a process: what has worked is not tried again by the same one. A start of the
+# gateway with `require_sandbox` would otherwise try everything twice.
+_CHECKED: dict[Criu, _Checked] = {}
+_PROBED: dict[bytes, Isolation] = {}
+
+
+async def _probed(layout: RootLayout) -> Isolation:
+    key = layout.description()
+    if key not in _PROBED:
+        isolation = await probe(layout, call_filter=wire.on_cpu())
+        if not isolation.namespaces:
+            return isolation
+        _PROBED[key] = isolation
+    return _PROBED[key]
 
 
 @dataclass(frozen=True, slots=True)

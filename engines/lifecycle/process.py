@@ -53,6 +53,7 @@ _WAKE_TIMEOUT_S = 30.0
 _SOCKET = "s"
 _CRIU_OUTPUT = "criu.out"
 _TOLD_LINES = 5
+_MODEL_CLASSES = Path("cache/vllm/modelinfos")
 _TASKS, _TASKS_PER_CORE = 512, 16
 ON_DUMP = "coldstart/criu/on_dump.sh"
 SHM = Path("/dev/shm")  # noqa: S108 - the sandbox's own
@@ -203,6 +204,7 @@ class EngineProcess:
             await self._answers()
         except EngineStartFailed as error:
             raise EngineStartFailed(f"{error}{await asyncio.to_thread(self._file_advice)}") from error
+        await asyncio.to_thread(self._keep_model_classes)
         self._runtime.sandboxes.refill()
         return {"sandbox": (begun - began) * 1000, "start": (time.perf_counter() - begun) * 1000}
 
@@ -240,6 +242,31 @@ class EngineProcess:
         self._main_pid = manifest.main_pid
         return {"sandbox": (furnished - began) * 1000, "restore": (time.perf_counter() - furnished) * 1000}
 
+    def _keep_model_classes(self) -> None:
+        """Keep what vLLM found out about the model's class, of an engine that has served nobody yet."""
+        if self._folder is None:
+            return
+        source, kept = self._folder.box / _MODEL_CLASSES, self._runtime.folders.model_classes(self._spec.id)
+        if kept.exists() or not source.is_dir():
+            return
+        draft = kept.with_name(f".{self._folder.path.name}")
+        try:
+            draft.mkdir(mode=0o700, parents=True)
+            copy_regular_files(source, draft)
+            draft.rename(kept)
+        except OSError:  # another engine was first, or the disk is full: the next one finds it out again
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _put_model_classes(self, folder: RunFolder) -> None:
+        kept = self._runtime.folders.model_classes(self._spec.id)
+        if kept.is_dir():
+            target = folder.box / _MODEL_CLASSES
+            target.mkdir(parents=True)
+            copy_regular_files(kept, target, uid=self.uid)
+            for part in (target, *target.relative_to(folder.box).parents):
+                if self.uid is not None:
+                    os.chown(folder.box / part, self.uid, self.uid)
+
     def _read_ahead(self, criu: Criu, layout: Layout) -> None:
         """Begin to read what the wake will need. Not earlier: the sandbox is prepared in this process too."""
         first = chain(criu.files, layout.images.iterdir())
@@ -249,8 +276,9 @@ class EngineProcess:
     async def _claim_sandbox(self, layout: Layout | None = None) -> tuple[Sandbox, RunFolder]:
         """Take a spare sandbox and prepare it for an engine, with the files of a snapshot if given."""
         folder = self._folder = self._runtime.folders.make(self.uid)
-        copying = None
-        if layout is not None:
+        if layout is None:
+            copying = asyncio.create_task(asyncio.to_thread(self._put_model_classes, folder))
+        else:
             copying = asyncio.create_task(
                 asyncio.to_thread(copy_regular_files, layout.box, folder.box, uid=self.uid)
             )
@@ -263,8 +291,7 @@ class EngineProcess:
             if self._isolated:
                 await self._mount(warm.sandbox, folder, layout)
         finally:
-            if copying is not None:
-                await copying
+            await copying
         return warm.sandbox, folder
 
     async def _mount(self, sandbox: Sandbox, folder: RunFolder, layout: Layout | None) -> None:

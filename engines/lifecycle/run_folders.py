@@ -89,6 +89,10 @@ class RunFolders:
             except OSError:
                 return
 
+    def model_classes(self, model_id: str) -> Path:
+        """What vLLM has found out about the model's class, which takes it seconds (``modelinfos``)."""
+        return self.run_dir / "model-classes" / model_id
+
     def cache_of(self, model_id: str, uid: int | None) -> Path:
         """The folder for what engines of a model keep from one start to the next. Raises OSError."""
         folder = self.run_dir / "cache" / model_id

@@ -5,7 +5,7 @@ from engines import wire
 
 
 def test_the_list_of_written_pages_is_read_where_it_is_put() -> None:
-    assert wire.WRITTEN == wire.SNAPSHOT / working_set.WRITTEN
+    assert wire.WRITTEN == wire.ENGINE_DIR / working_set.WRITTEN
 
 
 def test_an_unfit_engine_is_told_from_one_whose_canary_is_not_known() -> None:

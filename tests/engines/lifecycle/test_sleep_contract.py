@@ -40,12 +40,12 @@ class Bench:
     def __init__(self, make: EngineMaker, spec: ModelSpec, runtime: Runtime, store: SnapshotStore) -> None:
         self.spec = spec
         self._make = make
-        self._runtime = runtime
+        self.runtime = runtime
         self.snapshots = EngineSnapshots(store, "4", lambda _: self.engine())
         self.snapshot: Snapshot
 
     def engine(self) -> EngineProcess:
-        return self._make(self.spec, self._runtime)
+        return self._make(self.spec, self.runtime)
 
     async def prepare(self, store: SnapshotStore) -> None:
         engine = self.engine()
@@ -78,6 +78,13 @@ async def bench(
     yield created
     await runtime.sandboxes.close()
     folders.close()
+
+
+async def test_what_vllm_found_out_about_the_models_class_is_kept(bench: Bench) -> None:
+    """Of an engine that has served nobody; the stand-in has no such thing."""
+    kept = bench.runtime.folders.model_classes(bench.spec.id)
+    names = [path.name for path in kept.iterdir()] if kept.exists() else []
+    assert [name.endswith("LlamaForCausalLM.json") for name in names] == [True] * (bench.spec.id == CHAT.id)
 
 
 async def test_a_restored_engine_answers_as_it_did(bench: Bench) -> None:
