@@ -243,7 +243,7 @@ class EngineProcess:
         return {"sandbox": (furnished - began) * 1000, "restore": (time.perf_counter() - furnished) * 1000}
 
     def _keep_model_classes(self) -> None:
-        """Keep what vLLM found out about the model's class, of an engine that has served nobody yet."""
+        """Keep what vLLM found out about the model's class. Called before the engine serves a request."""
         if self._folder is None:
             return
         source, kept = self._folder.box / _MODEL_CLASSES, self._runtime.folders.model_classes(self._spec.id)

@@ -81,7 +81,7 @@ async def bench(
 
 
 async def test_what_vllm_found_out_about_the_models_class_is_kept(bench: Bench) -> None:
-    """Of an engine that has served nobody; the stand-in has no such thing."""
+    """The engine has served no request then; the stand-in has no such thing."""
     kept = bench.runtime.folders.model_classes(bench.spec.id)
     names = [path.name for path in kept.iterdir()] if kept.exists() else []
     assert [name.endswith("LlamaForCausalLM.json") for name in names] == [True] * (bench.spec.id == CHAT.id)
