@@ -1,9 +1,8 @@
 """How long one request keeps the event loop: ``python -m loadtest loop-turns [--write PAGE]``.
 
-Starts a gateway of its own with a clock on its event loop, with real engines, and with the stand-in engine,
-which stands for any server behind a ``url`` that takes bodies of 4 MB. Each route gets its largest legal
-body, and bodies that are refused, one at a time. What counts is the CPU time of the loop's thread in its
-longest turn: so long all other requests wait.
+Starts a gateway of its own with a clock on its event loop, in front of the stand-in engine, which stands for
+any server behind a ``url`` that takes chats of 4 MB. It gets large bodies, legal ones and others, one at a
+time. What counts is the CPU time of the loop's thread in its longest turn: so long all other requests wait.
 """
 
 import argparse
@@ -25,10 +24,10 @@ from loadtest.report import table
 from loadtest.targets import standin
 
 LIMIT_MS = 50.0
-_LOCAL, _EMBEDDING = "smollm2-135m", "all-minilm-l6-v2"
+_LOCAL = "smollm2-135m"
 _MOST = 4 * 1024 * 1024
 _ROOM = 2000  # bytes for the rest of a body
-_CHAT, _TEXT, _EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+_CHAT = "/v1/chat/completions"
 
 CONFIG = """
 [server]
@@ -47,11 +46,6 @@ url = "{url}"
 [[models]]
 id = "smollm2-135m"
 source = "{{root}}/models/smollm2-135m"
-
-[[models]]
-id = "all-minilm-l6-v2"
-source = "{{root}}/models/all-minilm-l6-v2"
-task = "embed"
 """
 
 
@@ -101,14 +95,6 @@ def _large_chat(**fields: Any) -> bytes:
     return _chat(messages=_message(_MOST - _ROOM), **fields)
 
 
-def _completion(prompt: list[Any]) -> bytes:
-    return _json({"model": _LOCAL, "max_tokens": 1, "prompt": prompt})
-
-
-def _embeddings(inputs: list[str]) -> bytes:
-    return _json({"model": _EMBEDDING, "input": inputs})
-
-
 TURNS = (
     Turn("a short chat", _CHAT, _chat),
     Turn("a chat with one message of 4 MB", _CHAT, _large_chat),
@@ -116,9 +102,6 @@ TURNS = (
     Turn("a chat with 40 tools", _CHAT, lambda: _chat(tools=_tools(40))),
     Turn("a chat with 1,000 tools", _CHAT, lambda: _chat(tools=_tools(1000)), status=400),
     Turn("a chat with a schema of 100 KB", _CHAT, lambda: _chat(response_format=_schema(2500))),
-    Turn("a completion of 128 prompts, 120 KB", _TEXT, lambda: _completion([_text(900)] * 128)),
-    Turn("a completion of 8,000 token ids", _TEXT, lambda: _completion([1234] * 8000)),
-    Turn("embeddings of 2,048 inputs, 600 KB", _EMBED, lambda: _embeddings([_text(280)] * 2048)),
     Turn(
         "130 KB to tokenize",
         "/tokenize",
